@@ -1,0 +1,1 @@
+trbert_deploy/cli.py

@@ -1,0 +1,141 @@
+"""Fixtures: a tiny seeded model with a real tokenizer, its checkpoint and its bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordPieceTrainer
+
+from trbert_deploy.bundle import SAMPLES
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, save_checkpoint
+from trbert_deploy.modeling.model import ReducedClassifier
+
+LABELS = ("bad", "good")
+GOOD = ("wonderful", "superb", "delightful", "brilliant")
+BAD = ("dreadful", "boring", "awful", "clumsy")
+FILLER = (
+    "the film tells of a sailor who returns to his village after the war and finds that the "
+    "house of his mother has been sold to a merchant from the city while nobody remembers him"
+).split()
+
+
+def make_texts(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Texts of 5 to 40 words with one telling word, and their labels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(limit: int) -> int:
+        return int(torch.randint(limit, (), generator=generator))
+
+    rows = []
+    for _ in range(count):
+        good = draw(2)
+        words = [FILLER[draw(len(FILLER))] for _ in range(5 + draw(36))]
+        words.insert(draw(len(words)), (GOOD if good else BAD)[draw(4)])
+        rows.append({"text": " ".join(words) + ".", "label": LABELS[good]})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a WordPiece tokenizer trained on the test texts."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    trainer = WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator([row["text"] for row in make_texts(400)], trainer)
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(directory / TOKENIZER_FILE))
+    config = {"tokenizer_class": "BertTokenizer", "model_max_length": 64}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def tiny_spec(**changes: object) -> EncoderSpec:
+    """A 4-layer encoder, 32 wide, 64 positions."""
+    values: dict[str, object] = {
+        "family": "bert",
+        "task": "sequence-classification",
+        "num_layers": 4,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "ffn_size": 64,
+        "vocab_size": 256,
+        "max_positions": 64,
+        "token_types": 2,
+        "layer_norm_eps": 1e-12,
+        "activation": "gelu",
+        "dropout": 0.1,
+        "pad_token_id": 0,
+        "labels": LABELS,
+    }
+    return EncoderSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def tiny_model(cuts: str = "1,2", seed: int = 0, **changes: object) -> ReducedClassifier:
+    """A seeded tiny model whose random policies decide clearly: logits far from the threshold."""
+    torch.manual_seed(seed)
+    model = ReducedClassifier(tiny_spec(**changes), ReductionConfig.parse(cuts)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+        for policy in model.policies:
+            policy.score.weight.mul_(8.0)
+    return model
+
+
+CheckpointMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(
+    tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> CheckpointMaker:
+    """Writes a checkpoint directory of a tiny model: ``make_checkpoint(cuts="1,2", seed=0)``."""
+
+    def make(cuts: str = "1,2", seed: int = 0, **changes: object) -> Path:
+        path = tmp_path_factory.mktemp("checkpoint") / "ckpt"
+        model = tiny_model(cuts, seed, **changes)
+        save_checkpoint(Checkpoint(model, tokenizer_dir, model.spec.max_positions), path)
+        lines = [json.dumps({"text": row["text"]}) for row in make_texts(6, seed=1)]
+        (path / SAMPLES).write_text("\n".join(lines) + "\n")
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(make_checkpoint: CheckpointMaker) -> Path:
+    """A checkpoint shared by tests that only read it."""
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle shared by tests that only read it."""
+    path = tmp_path_factory.mktemp("exported") / "bundle"
+    export_bundle(tiny_checkpoint, path)
+    return path
+
+
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may damage."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))

@@ -1,0 +1,239 @@
+"""The bundle on disk: all that a server needs to run a model.
+
+    bundle/
+      manifest.json         what is here, how it was made, and the SHA-256 of every file
+      weights.safetensors   every weight once; the graphs refer to it as ONNX external data
+      segment_0.onnx ...    one graph per segment
+      dense.onnx            the same weights with no token removed
+      tokenizer.json
+      samples.jsonl         a few texts for benchmarking (optional)
+      engines/              TensorRT engines, each set with a manifest of its own (optional)
+
+File and tensor names are declared here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.files import read_json, require_directory, sha256, write_json
+
+FORMAT_VERSION = 1
+DEFAULT_DIRECTORY = "bundle"
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+SAMPLES = "samples.jsonl"
+ENGINES = "engines"
+DENSE = "dense"
+
+#: Behind the name of a weight that weights.safetensors holds as [in, out].
+TRANSPOSED = ".transposed"
+
+INPUT_IDS = "input_ids"
+TOKEN_TYPE_IDS = "token_type_ids"
+ATTENTION_MASK = "attention_mask"
+HIDDEN = "hidden"  # into a later segment
+HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
+KEEP_LOGIT = "keep_logit"
+LOGITS = "logits"
+
+
+def segment_name(index: int) -> str:
+    """The name of a segment's graph and engine."""
+    return f"segment_{index}"
+
+
+@dataclass(frozen=True)
+class GraphDescription:
+    """One ONNX graph of a bundle.
+
+    Attributes:
+        name: ``segment_0`` ... or ``dense``; its file is ``<name>.onnx``.
+        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order.
+    """
+
+    name: str
+    inputs: tuple[TensorDescription, ...]
+    outputs: tuple[TensorDescription, ...]
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.onnx"
+
+
+@dataclass(frozen=True)
+class TensorDescription:
+    """Name, numpy dtype and shape of a tensor; dynamic axes are named B, S."""
+
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        encoder: shape of the model and its labels.
+        reduction: the cuts and their rules.
+        max_length: most tokens of a row, special tokens included.
+        graphs: the segments' graphs in order, then the dense one.
+        files: SHA-256 of every file beside the manifest.
+        parity: the largest differences found against PyTorch when the bundle was made.
+        training: figures of the training.
+        made_by: versions of the packages that made it.
+    """
+
+    encoder: EncoderSpec
+    reduction: ReductionConfig
+    max_length: int
+    graphs: tuple[GraphDescription, ...]
+    files: Mapping[str, str]
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return self.encoder.task
+
+    def graph(self, name: str) -> GraphDescription:
+        """The graph called ``name``."""
+        return next(graph for graph in self.graphs if graph.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "task": self.task,
+            "labels": list(self.encoder.labels),
+            "encoder": self.encoder.to_json(),
+            "reduction": self.reduction.to_json(),
+            "max_length": self.max_length,
+            "graphs": [asdict(graph) for graph in self.graphs],
+            "files": dict(self.files),
+            "parity": dict(self.parity),
+            "training": dict(self.training),
+            "made_by": dict(self.made_by),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            BundleError: another format version, or entries that are missing or of a wrong kind.
+        """
+        version = data.get("format_version")
+        if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "upgrade trbert-deploy" if newer else "export the checkpoint again"
+            raise BundleError(
+                f"bundle has format version {version}: this release reads {FORMAT_VERSION}; {advice}"
+            )
+        try:
+            return cls(
+                encoder=EncoderSpec.from_json(data["encoder"]),
+                reduction=ReductionConfig.from_json(data["reduction"]),
+                max_length=int(data["max_length"]),
+                graphs=tuple(_graph(entry) for entry in data["graphs"]),
+                files={str(name): str(digest) for name, digest in data["files"].items()},
+                parity=dict(data["parity"]),
+                training=dict(data["training"]),
+                made_by=dict(data["made_by"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
+            raise BundleError(
+                f"bundle manifest is damaged ({type(problem).__name__}: {problem}); "
+                "export the checkpoint again"
+            ) from None
+
+
+def _graph(entry: Mapping[str, Any]) -> GraphDescription:
+    def tensors(key: str) -> tuple[TensorDescription, ...]:
+        return tuple(
+            TensorDescription(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
+            for tensor in entry[key]
+        )
+
+    return GraphDescription(entry["name"], tensors("inputs"), tensors("outputs"))
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+        """Open a bundle directory.
+
+        Args:
+            path: the directory.
+            verify: compare every file's SHA-256 with the manifest (reads the files once).
+
+        Raises:
+            StorageError: no such directory.
+            BundleError: not a bundle, or a file is missing, altered, truncated or unknown.
+        """
+        path = Path(path)
+        require_directory(path, "bundle")
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                f"{path} is not a bundle: it has no {MANIFEST}; make one with trbert-deploy export"
+            )
+        bundle = cls(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)))
+        required = {WEIGHTS, TOKENIZER, *(graph.file for graph in bundle.manifest.graphs)}
+        undeclared = sorted(required - set(bundle.manifest.files))
+        if undeclared:
+            raise BundleError(f"{path / MANIFEST} lists no digest of {', '.join(undeclared)}")
+        for name, digest in bundle.manifest.files.items():
+            file = path / name
+            if Path(name).name != name:
+                raise BundleError(f"{path / MANIFEST} names {name!r}: expected a plain file name")
+            if not file.is_file():
+                raise BundleError(f"{file} is missing; export the checkpoint again")
+            if verify and sha256(file) != digest:
+                raise BundleError(
+                    f"{file} was altered or truncated: its SHA-256 is not the one in {MANIFEST}; "
+                    "export the checkpoint again"
+                )
+        return bundle
+
+    def graph_path(self, name: str) -> Path:
+        """The ONNX file of the graph called ``name``."""
+        return self.path / self.manifest.graph(name).file
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / WEIGHTS
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER
+
+    @property
+    def engines_path(self) -> Path:
+        return self.path / ENGINES
+
+    def samples(self) -> list[str]:
+        """Sample texts for benchmarking; none when exported with ``--no-samples``."""
+        if SAMPLES not in self.manifest.files:
+            return []
+        lines = (self.path / SAMPLES).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["text"] for line in lines]
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest into a bundle directory that holds every other file."""
+    write_json(directory / MANIFEST, manifest.to_json())

@@ -1,0 +1,235 @@
+"""Frozen descriptions of a model and of where it drops tokens, saved as versioned JSON.
+
+Cuts stand here and nowhere else: policies, FLOPs, export, runtime and benchmark all read
+``ReductionConfig``. Positions count encoder layers from 0: ``3`` is before layer 3, ``0.5``
+is inside layer 0, between its attention and its feed-forward. Inside the code a position is
+a whole number of half layers (steps): step 2l is the attention of layer l, 2l+1 its
+feed-forward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.selection import SelectionRule
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The shape of an encoder and of its task, whatever its family.
+
+    Attributes:
+        family: backbone family, a key of ``modeling.families``.
+        task: what the head answers ("sequence-classification").
+        num_layers: L.
+        hidden_size: H.
+        num_heads: N; divides H.
+        ffn_size: F.
+        vocab_size, max_positions, token_types: rows of the embedding tables.
+        layer_norm_eps: epsilon of every LayerNorm.
+        activation: feed-forward activation.
+        dropout: probability while fine-tuning; 0 at inference.
+        pad_token_id: id that fills padded places.
+        labels: class names, in the order of the logits.
+    """
+
+    family: str
+    task: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    ffn_size: int
+    vocab_size: int
+    max_positions: int
+    token_types: int
+    layer_norm_eps: float
+    activation: str
+    dropout: float
+    pad_token_id: int
+    labels: tuple[str, ...]
+
+    @property
+    def num_steps(self) -> int:
+        """Half layers in the encoder."""
+        return 2 * self.num_layers
+
+    def with_positions(self, max_positions: int) -> EncoderSpec:
+        """The same encoder with another number of positions."""
+        return replace(self, max_positions=max_positions)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
+        values = _known_fields(cls, data, "encoder")
+        return cls(**{**values, "labels": tuple(values["labels"])})
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where tokens are selected.
+
+    Attributes:
+        position: layers passed before the selection, a multiple of 0.5 (see module).
+        rule: turns the keep logits of this cut into survivors.
+    """
+
+    position: float
+    rule: SelectionRule = SelectionRule()
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.position) or self.position < 0 or (2 * self.position) % 1:
+            raise ConfigError(
+                f"cut {self.position:g}: expected a layer number (3: before layer 3) or a half "
+                "(0.5: inside layer 0, between attention and feed-forward)"
+            )
+
+    @property
+    def step(self) -> int:
+        """The position in half layers."""
+        return int(2 * self.position)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Half layers ``start`` to ``stop`` that run between two cuts.
+
+    The first segment begins with the embeddings; every other begins with survivors. The
+    last ends with the head; every other ends with the policy of ``cut``.
+    """
+
+    index: int
+    start: int
+    stop: int
+    cut: Cut | None
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.cut is None
+
+
+@dataclass(frozen=True)
+class ReductionConfig:
+    """Where an encoder drops tokens; no cuts at all is the dense model.
+
+    Raises:
+        ConfigError: cuts are repeated or not in ascending order.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+
+    def __post_init__(self) -> None:
+        positions = [cut.position for cut in self.cuts]
+        for earlier, later in zip(positions, positions[1:], strict=False):
+            if later <= earlier:
+                problem = "repeated" if later == earlier else "out of order"
+                raise ConfigError(
+                    f"cuts {_join(positions)}: {later:g} is {problem}; "
+                    "expected each place once, in ascending order"
+                )
+
+    @classmethod
+    def parse(cls, text: str, rule: SelectionRule = SelectionRule()) -> ReductionConfig:
+        """Read cuts as they are written on a command line, such as ``1,3`` or ``0.5,3``.
+
+        An empty string or ``none`` means no cut.
+        """
+        if text.strip().lower() in ("", "none"):
+            return cls()
+        cuts = []
+        for part in text.split(","):
+            try:
+                position = float(part)
+            except ValueError:
+                raise ConfigError(
+                    f"cuts {text!r}: {part!r} is not a number; expected something like 1,3 or 0.5,3"
+                ) from None
+            cuts.append(Cut(position, rule))
+        return cls(tuple(cuts))
+
+    @classmethod
+    def default_for(cls, num_layers: int) -> ReductionConfig:
+        """TR-BERT's places: before layer 1 and before layer L//2."""
+        positions = sorted({1, num_layers // 2} - {0, num_layers})
+        return cls(tuple(Cut(float(position)) for position in positions))
+
+    def with_rules(self, rules: tuple[SelectionRule, ...]) -> ReductionConfig:
+        """The same places with other rules, one per cut."""
+        if len(rules) != len(self.cuts):
+            raise ConfigError(
+                f"{len(rules)} selection rules for {len(self.cuts)} cuts: expected one for each"
+            )
+        pairs = zip(self.cuts, rules, strict=True)
+        return ReductionConfig(tuple(Cut(cut.position, rule) for cut, rule in pairs))
+
+    def at_threshold(self, threshold: float) -> ReductionConfig:
+        """The same places, keeping tokens from another keep probability on."""
+        return self.with_rules(
+            tuple(SelectionRule("threshold", threshold, cut.rule.round_to) for cut in self.cuts)
+        )
+
+    def segments(self, num_layers: int) -> tuple[Segment, ...]:
+        """The segments between the cuts: C cuts make C+1 of them.
+
+        Raises:
+            ConfigError: a cut lies at or behind the end of the encoder.
+        """
+        end = 2 * num_layers
+        for cut in self.cuts:
+            if cut.step >= end:
+                raise ConfigError(
+                    f"cut {cut.position:g} is out of range: the encoder has {num_layers} layers, "
+                    f"so the last possible cut is {num_layers - 0.5:g}"
+                )
+        bounds = [0, *(cut.step for cut in self.cuts), end]
+        cuts = (*self.cuts, None)
+        return tuple(
+            Segment(index, bounds[index], bounds[index + 1], cut) for index, cut in enumerate(cuts)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": CONFIG_VERSION, "cuts": [asdict(cut) for cut in self.cuts]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ReductionConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ConfigError: an unknown version, or fields that are missing or unknown.
+        """
+        version = data.get("version")
+        if version != CONFIG_VERSION:
+            raise ConfigError(
+                f"reduction configuration has version {version}: this release reads version "
+                f"{CONFIG_VERSION}; upgrade trbert-deploy or make the file again"
+            )
+        cuts = []
+        for entry in data.get("cuts", ()):
+            values = _known_fields(Cut, entry, "cut")
+            rule = SelectionRule(**_known_fields(SelectionRule, values["rule"], "selection rule"))
+            cuts.append(Cut(values["position"], rule))
+        return cls(tuple(cuts))
+
+
+def _known_fields(cls: type, data: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """``data`` as a dict, provided that it has exactly the fields of dataclass ``cls``."""
+    expected = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    if not isinstance(data, Mapping) or set(data) != expected:
+        received = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        raise ConfigError(f"{what} has the fields {received}: expected {sorted(expected)}")
+    return dict(data)
+
+
+def _join(positions: list[float]) -> str:
+    return ",".join(f"{position:g}" for position in positions)

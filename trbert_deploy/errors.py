@@ -1,0 +1,82 @@
+"""Every error the toolkit raises on purpose.
+
+Each message is one line that says what was wrong, what was received, what was
+expected and what to do. The command line prints it and exits with code 1; any
+other exception is a bug and keeps its traceback.
+
+    TrbertError
+    ├── ConfigError             an option or a configuration value breaks a rule
+    ├── DataError               training or input data cannot be used
+    ├── FileFormatError         a file is missing, damaged, altered or of an unknown version
+    │   ├── CheckpointError     a PyTorch checkpoint directory
+    │   ├── BundleError         an exported bundle
+    │   └── EngineError         a TensorRT engine or its manifest
+    ├── LengthError             a text or a shape is longer than what was built
+    ├── ParityError             an exported graph does not reproduce PyTorch
+    ├── DeviceError             an accelerator is needed and none answers
+    ├── StorageError            the disk refused to read or write
+    └── MissingDependencyError  an optional package is not installed
+"""
+
+from __future__ import annotations
+
+
+class TrbertError(Exception):
+    """Base class; ``str(error)`` is the one line a user reads."""
+
+
+class ConfigError(TrbertError, ValueError):
+    """An option or a configuration value breaks a rule."""
+
+
+class DataError(TrbertError, ValueError):
+    """Training or input data cannot be used."""
+
+
+class FileFormatError(TrbertError):
+    """A file is missing, damaged, altered or of an unknown version."""
+
+
+class CheckpointError(FileFormatError):
+    """A checkpoint directory cannot be read."""
+
+
+class BundleError(FileFormatError):
+    """A bundle cannot be read."""
+
+
+class EngineError(FileFormatError):
+    """An engine cannot be built, read or used."""
+
+
+class LengthError(TrbertError, ValueError):
+    """A text or a shape is longer than what was built."""
+
+
+class ParityError(TrbertError):
+    """An exported graph does not reproduce PyTorch."""
+
+
+class DeviceError(TrbertError):
+    """An accelerator is needed and none answers."""
+
+
+class StorageError(TrbertError):
+    """The disk refused to read or write."""
+
+
+class MissingDependencyError(TrbertError, ImportError):
+    """An optional package is not installed.
+
+    Args:
+        what: what needs the package, in the user's words.
+        package: the package that is missing.
+        extra: the extra of this distribution that brings it.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed: "
+            f"run pip install 'trbert-deploy[{extra}]'"
+        )
+        self.extra = extra

@@ -1,0 +1,152 @@
+"""Checkpoint to bundle: trace, share weights, check against PyTorch, put in place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from trbert_deploy.bundle import (
+    DEFAULT_DIRECTORY,
+    MANIFEST,
+    SAMPLES,
+    TOKENIZER,
+    Bundle,
+    Manifest,
+    write_manifest,
+)
+from trbert_deploy.errors import BundleError
+from trbert_deploy.exporters.onnx import TRACED_LENGTH, export_graphs
+from trbert_deploy.exporters.parity import (
+    ChainParity,
+    GraphParity,
+    RowMaker,
+    check_shapes,
+    compare_chains,
+    compare_graphs,
+)
+from trbert_deploy.files import sha256, staged_directory
+from trbert_deploy.modeling.checkpoint import Checkpoint, copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.torch_backend import TorchBackend
+from trbert_deploy.runtime.backend import BackendOptions
+from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+
+#: Told what is being done: (step, done, total).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export made.
+
+    Attributes:
+        path: the bundle.
+        graphs: parity of every graph.
+        chain: parity of the whole chain.
+    """
+
+    path: Path
+    graphs: tuple[GraphParity, ...]
+    chain: ChainParity
+
+
+def export_bundle(
+    checkpoint_path: Path,
+    output: Path = Path(DEFAULT_DIRECTORY),
+    *,
+    samples: bool = True,
+    progress: Progress = lambda step, done, total: None,
+) -> ExportReport:
+    """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
+
+    Args:
+        checkpoint_path: directory that ``trbert-deploy train`` wrote.
+        output: bundle directory to make.
+        samples: put the checkpoint's sample texts into the bundle, for benchmarks.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        BundleError: ``output`` is something else than a bundle.
+        ParityError: a graph, or the chain, does not reproduce PyTorch; ``output`` is untouched.
+    """
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise BundleError(
+            f"{output} exists and is not a bundle: choose another --output, or remove it"
+        )
+    checkpoint = load_checkpoint(checkpoint_path)
+    model = checkpoint.model
+    texts = _sample_texts(checkpoint_path)
+    with staged_directory(output) as staging:
+        copy_tokenizer(checkpoint.tokenizer_dir, staging)
+        for path in staging.iterdir():
+            if path.name != TOKENIZER:
+                path.unlink()
+        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
+        graphs = []
+        for graph in export_graphs(model, staging):
+            graphs.append(graph)
+            progress(f"trace {graph.name}", len(graphs), steps)
+        if samples and texts:
+            shutil.copyfile(checkpoint_path / SAMPLES, staging / SAMPLES)
+        manifest = Manifest(
+            encoder=model.spec,
+            reduction=model.reduction,
+            max_length=checkpoint.max_length,
+            graphs=tuple(graphs),
+            files={path.name: sha256(path) for path in sorted(staging.iterdir())},
+            training=checkpoint.training,
+            made_by={
+                name: version(name) for name in ("trbert-deploy", "torch", "transformers", "onnx")
+            },
+        )
+        reference = TorchBackend(model)
+        candidate = OnnxRuntimeBackend(Bundle(staging, manifest), BackendOptions())
+        rows_of = _row_maker(checkpoint, staging / TOKENIZER, texts)
+        shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
+        parities = []
+        for parity in compare_graphs(
+            reference, candidate, model.spec, model.reduction, rows_of, shapes
+        ):
+            parities.append(parity)
+            progress(f"check {parity.graph}", len(graphs) + len(parities), steps)
+        chain = compare_chains(
+            Chain(reference, model.reduction, model.spec.num_layers),
+            Chain(candidate, model.reduction, model.spec.num_layers),
+            [row for batch, length in shapes for row in rows_of(length, batch)],
+        )
+        progress("check chain", steps, steps)
+        described = {
+            "graphs": [parity.to_json() for parity in parities],
+            "chain": chain.to_json(),
+        }
+        write_manifest(staging, replace(manifest, parity=described))
+    return ExportReport(output, tuple(parities), chain)
+
+
+def _sample_texts(checkpoint_path: Path) -> list[str]:
+    """The texts that training left for benchmarks, if any."""
+    path = checkpoint_path / SAMPLES
+    if not path.is_file():
+        return []
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _row_maker(checkpoint: Checkpoint, tokenizer_path: Path, texts: list[str]) -> RowMaker:
+    """Makes rows of sample texts, or of random tokens where there are none."""
+    if texts:
+        tokenizer = TextTokenizer(tokenizer_path, checkpoint.max_length)
+        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+    rng = np.random.default_rng(0)
+
+    def random_rows(length: int, count: int) -> list[TokenRow]:
+        ids = rng.integers(0, checkpoint.model.spec.vocab_size, (count, length))
+        return [TokenRow(row, np.zeros_like(row)) for row in ids]
+
+    return random_rows

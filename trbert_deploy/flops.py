@@ -1,0 +1,59 @@
+"""Counts the floating-point operations of an encoder (a multiplication and an addition are two).
+
+The count is the one of TR-BERT's paper: one layer over n tokens costs 8 n H^2 + 4 n^2 H for
+attention and 4 n H F for the feed-forward, a policy 2 n (32 H + 32). Embeddings, LayerNorm and
+activations are left out, on both sides of every comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+
+POLICY_WIDTH = 32
+
+
+def dense_flops(encoder: EncoderSpec, length: int) -> float:
+    """Operations of the dense model on one row of ``length`` tokens."""
+    return _steps(encoder, 0, encoder.num_steps, length) + _head(encoder)
+
+
+def reduced_flops(
+    encoder: EncoderSpec, reduction: ReductionConfig, lengths: Sequence[int]
+) -> float:
+    """Operations of the chain on one row.
+
+    Args:
+        lengths: tokens of the row in each segment: all, then the survivors of every cut.
+    """
+    total = _head(encoder)
+    for segment, length in zip(reduction.segments(encoder.num_layers), lengths, strict=True):
+        total += _steps(encoder, segment.start, segment.stop, length)
+        if segment.cut is not None:
+            total += 2 * length * (POLICY_WIDTH * encoder.hidden_size + POLICY_WIDTH)
+    return total
+
+
+def speedup(
+    encoder: EncoderSpec, reduction: ReductionConfig, rows: Sequence[Sequence[int]]
+) -> float:
+    """FLOPs of the dense model over those of the chain, summed over rows.
+
+    Args:
+        rows: for each row its tokens in each segment, as ``reduced_flops`` takes them.
+    """
+    dense = sum(dense_flops(encoder, lengths[0]) for lengths in rows)
+    return dense / sum(reduced_flops(encoder, reduction, lengths) for lengths in rows)
+
+
+def _steps(encoder: EncoderSpec, start: int, stop: int, length: int) -> float:
+    width = encoder.hidden_size
+    attention = 8 * length * width**2 + 4 * length**2 * width
+    feed_forward = 4 * length * width * encoder.ffn_size
+    return sum(feed_forward if step % 2 else attention for step in range(start, stop))
+
+
+def _head(encoder: EncoderSpec) -> float:
+    width = encoder.hidden_size
+    return 2 * width**2 + 2 * width * len(encoder.labels)

@@ -1,0 +1,202 @@
+"""The checkpoint directory: what training writes, and export and PyTorch read.
+
+It is a Hugging Face checkpoint (config.json, model.safetensors, the tokenizer) that
+``AutoModelForSequenceClassification`` loads as the dense model, with the policies as further
+tensors and reduction.json beside it: the cuts, the maximum length, the training figures.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
+
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.files import read_json, require_directory, staged_directory, write_json
+from trbert_deploy.modeling.families import FAMILIES, family_module
+from trbert_deploy.modeling.model import ReducedClassifier
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+REDUCTION_FILE = "reduction.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+CHECKPOINT_VERSION = 1
+
+
+@dataclass
+class Checkpoint:
+    """A model with what belongs to it.
+
+    Attributes:
+        model: encoder, policies and head.
+        tokenizer_dir: directory with the tokenizer's files.
+        max_length: longest row of tokens that the model was made for, special tokens included.
+        training: figures and options of the training that led here (JSON values).
+    """
+
+    model: ReducedClassifier
+    tokenizer_dir: Path
+    max_length: int
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint directory, whole or not at all; one that is there is replaced."""
+    model = checkpoint.model
+    family = FAMILIES[model.spec.family]
+    names = family.parameter_names(model.spec.num_layers)
+    tensors = {
+        names.get(name, name): tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    with staged_directory(path) as staging:
+        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+        (staging / WEIGHTS_FILE).chmod(0o644)  # the library makes it readable for its owner alone
+        write_json(staging / CONFIG_FILE, family.hf_config(model.spec))
+        write_json(
+            staging / REDUCTION_FILE,
+            {
+                "version": CHECKPOINT_VERSION,
+                "max_length": checkpoint.max_length,
+                "reduction": model.reduction.to_json(),
+                "training": checkpoint.training,
+            },
+        )
+        copy_tokenizer(checkpoint.tokenizer_dir, staging)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files; tokenizer.json must be among them."""
+    if not (source / TOKENIZER_FILE).is_file():
+        raise CheckpointError(
+            f"{source} has no {TOKENIZER_FILE}: the runtime reads that format; save the tokenizer "
+            "again with a fast tokenizer of transformers"
+        )
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint directory that ``save_checkpoint`` wrote.
+
+    Raises:
+        StorageError: no such directory.
+        CheckpointError: no checkpoint, an unsupported family, missing or damaged files.
+    """
+    require_directory(path, "checkpoint")
+    if not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {CONFIG_FILE}")
+    config = load_hf_config(str(path))
+    if not (path / REDUCTION_FILE).is_file():
+        raise CheckpointError(
+            f"{path} has no {REDUCTION_FILE}, so no policies: make it with "
+            f"trbert-deploy train --model {path}"
+        )
+    described = read_json(path / REDUCTION_FILE, CheckpointError)
+    if described.get("version") != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"{path / REDUCTION_FILE} has version {described.get('version')}: this release reads "
+            f"version {CHECKPOINT_VERSION}; upgrade trbert-deploy or train again"
+        )
+    family = family_module(config.model_type, str(path))
+    labels = labels_of(config)
+    try:
+        reduction = ReductionConfig.from_json(described["reduction"])
+        max_length = int(described["max_length"])
+        training = dict(described.get("training", {}))
+    except (KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"{path / REDUCTION_FILE} is damaged: {problem}") from None
+    model = ReducedClassifier(family.encoder_spec(config, labels), reduction)
+    load_parameters(model, read_safetensors(path / WEIGHTS_FILE), str(path))
+    return Checkpoint(model.eval(), path, max_length, training)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as problem:
+        raise CheckpointError(f"{path} is damaged or truncated: {problem}") from None
+
+
+def load_parameters(model: ReducedClassifier, tensors: dict[str, Tensor], where: str) -> None:
+    """Load tensors under Hugging Face names into ``model``.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    names = FAMILIES[model.spec.family].parameter_names(model.spec.num_layers)
+    for ours, parameter in model.state_dict().items():
+        theirs = names.get(ours, ours)
+        tensor = tensors.get(theirs)
+        if tensor is None:
+            raise CheckpointError(f"{where} has no tensor {theirs}")
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{where}: tensor {theirs} has the shape {list(tensor.shape)}, "
+                f"expected {list(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(tensor)
+
+
+def load_hf_config(model: str) -> Any:
+    """The Hugging Face configuration of a directory or hub name.
+
+    Raises:
+        CheckpointError: there is none, or its family is not supported.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, local_files_only=os.path.isdir(model))
+    except (OSError, ValueError, KeyError) as problem:
+        model_type = None
+        if os.path.isdir(model):
+            model_type = read_json(Path(model) / CONFIG_FILE, CheckpointError).get("model_type")
+            family_module(model_type, model)
+        raise CheckpointError(f"{model} cannot be loaded: {first_line(problem)}") from None
+    family_module(config.model_type, model)
+    return config
+
+
+def tokenizer_directory(model: str, scratch: Path) -> Path:
+    """A directory with the tokenizer's files of ``model``, a directory or hub name."""
+    if (Path(model) / TOKENIZER_FILE).is_file():
+        return Path(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=os.path.isdir(model))
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{model} has no usable tokenizer: {first_line(problem)}") from None
+    tokenizer.save_pretrained(scratch)
+    return scratch
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """Class names in the order of the logits."""
+    return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of another library's message."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

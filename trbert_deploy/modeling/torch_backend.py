@@ -1,0 +1,70 @@
+"""Runs a bundle with PyTorch: the reference that every other backend is compared with."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import nn
+
+from trbert_deploy.bundle import DENSE, HIDDEN_OUT, KEEP_LOGIT, LOGITS, TRANSPOSED, Bundle
+from trbert_deploy.modeling.checkpoint import read_safetensors
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.segments import FirstSegment, segment_module
+from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
+
+
+class TorchGraph:
+    """A segment's module, called with named numpy arrays."""
+
+    def __init__(self, module: nn.Module, outputs: tuple[str, str]) -> None:
+        self._module = module
+        self._outputs = outputs
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Tensors) -> Tensors:
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
+        values = self._module(**tensors)
+        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+
+
+class TorchBackend:
+    """PyTorch on the CPU in float32."""
+
+    def __init__(self, model: ReducedClassifier) -> None:
+        self._model = model.eval()
+        self.graph = cache(self._open)
+        self.description = {
+            "backend": "torch",
+            "version": torch.__version__,
+            "provider": "cpu",
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def _open(self, name: str) -> Graph:
+        if name == DENSE:
+            return TorchGraph(FirstSegment(self._model, dense=True), (HIDDEN_OUT, LOGITS))
+        index = int(name.rpartition("_")[2])
+        last = self._model.segments[index].is_last
+        return TorchGraph(
+            segment_module(self._model, index), (HIDDEN_OUT, LOGITS if last else KEEP_LOGIT)
+        )
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
+    """Open ``bundle`` with PyTorch, from the weights that its graphs share."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    manifest = bundle.manifest
+    model = ReducedClassifier(manifest.encoder, manifest.reduction)
+    stored = read_safetensors(bundle.weights_path)
+    model.load_state_dict(
+        {
+            name.removesuffix(TRANSPOSED): tensor.T if name.endswith(TRANSPOSED) else tensor
+            for name, tensor in stored.items()
+        }
+    )
+    return TorchBackend(model)
+
+

@@ -1,0 +1,178 @@
+"""Texts in, labels out: what a user of a bundle holds in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.bundle import Bundle
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.backend import DEFAULT_BACKEND, BackendOptions, open_backend
+from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
+from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """The survivors of one cut.
+
+    Attributes:
+        cut: position of the cut in encoder layers.
+        positions: their places in the row of tokens, ascending.
+        tokens: the tokens themselves.
+    """
+
+    cut: float
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one text.
+
+    Attributes:
+        label: the most probable label.
+        scores: label -> probability; they sum to 1.
+        num_tokens: tokens of the text, special tokens included.
+        kept: survivors of every cut, or None unless asked for.
+    """
+
+    label: str
+    scores: dict[str, float]
+    num_tokens: int
+    kept: tuple[KeptTokens, ...] | None = None
+
+
+class Pipeline:
+    """A bundle ready to answer; made by ``trbert_deploy.load``.
+
+    Attributes:
+        bundle: what it runs.
+        tokenizer: counts truncated texts.
+        chain: for callers that have tokens already.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: TextTokenizer, chain: Chain) -> None:
+        self.bundle = bundle
+        self.tokenizer = tokenizer
+        self.chain = chain
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.bundle.manifest.encoder.labels
+
+    def __call__(
+        self, texts: Sequence[Text], *, return_kept: bool = False, dense: bool = False
+    ) -> list[Prediction]:
+        """Classify texts.
+
+        Args:
+            texts: strings, or pairs of strings.
+            return_kept: report the survivors of every cut.
+            dense: remove no token.
+
+        Returns:
+            One prediction per text, in order; none depends on the others.
+
+        Raises:
+            DataError: an empty text.
+            LengthError: a text over the maximum length, with truncation off.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        encodings = self.tokenizer.encode(texts)
+        rows = self.tokenizer.rows(encodings)
+        results = self.run(rows, dense=dense)
+        predictions = []
+        for encoding, result in zip(encodings, results, strict=True):
+            probabilities = _softmax(result.logits)
+            scores = dict(zip(self.labels, map(float, probabilities), strict=True))
+            kept = self._kept(encoding.tokens, result) if return_kept else None
+            label = self.labels[int(np.argmax(probabilities))]
+            predictions.append(Prediction(label, scores, len(encoding.ids), kept))
+        return predictions
+
+    def stream(
+        self,
+        texts: Iterable[Text],
+        *,
+        batch_size: int = 32,
+        return_kept: bool = False,
+        dense: bool = False,
+    ) -> Iterator[Prediction]:
+        """Classify any number of texts, ``batch_size`` at a time, in order."""
+        remaining = iter(texts)
+        while batch := list(islice(remaining, batch_size)):
+            yield from self(batch, return_kept=return_kept, dense=dense)
+
+    def run(
+        self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
+    ) -> list[RowResult]:
+        """Classify rows of tokens (see Chain)."""
+        return self.chain.run_dense(rows, timing) if dense else self.chain.run(rows, timing)
+
+    def _kept(self, tokens: Sequence[str], result: RowResult) -> tuple[KeptTokens, ...]:
+        cuts = (segment.cut for segment in self.chain.segments if segment.cut is not None)
+        return tuple(
+            KeptTokens(
+                cut.position,
+                tuple(int(position) for position in positions),
+                tuple(tokens[position] for position in positions),
+            )
+            for cut, positions in zip(cuts, result.kept, strict=False)
+        )
+
+
+def load(
+    path: str | Path = "bundle",
+    backend: str = DEFAULT_BACKEND,
+    *,
+    threads: int = 0,
+    truncate: bool = True,
+    max_length: int | None = None,
+    threshold: float | None = None,
+    verify: bool = True,
+) -> Pipeline:
+    """Open a bundle.
+
+    Args:
+        path: the bundle directory.
+        backend: onnxruntime, torch or tensorrt.
+        threads: threads of one graph; 0 lets the backend choose.
+        truncate: cut texts over the maximum length, or else refuse them.
+        max_length: most tokens of a row; the bundle's own maximum by default.
+        threshold: keep probability from which a token survives, instead of the bundle's rules.
+        verify: compare the files' SHA-256 with the manifest.
+
+    Raises:
+        StorageError, BundleError: the directory is missing, no bundle, or damaged.
+        ConfigError: unknown backend, or an option out of range.
+        MissingDependencyError: the backend's package is not installed.
+    """
+    bundle = Bundle.open(path, verify=verify)
+    manifest = bundle.manifest
+    limit = manifest.max_length if max_length is None else max_length
+    if not 1 <= limit <= manifest.max_length:
+        raise ConfigError(
+            f"maximum length is {limit}: the bundle {path} takes 1 to {manifest.max_length} tokens"
+        )
+    reduction = manifest.reduction
+    if threshold is not None:
+        reduction = reduction.at_threshold(threshold)
+    runner = open_backend(backend, bundle, BackendOptions(threads=threads))
+    chain = Chain(runner, reduction, manifest.encoder.num_layers)
+    return Pipeline(bundle, TextTokenizer(bundle.tokenizer_path, limit, truncate), chain)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities [C] of logits [C]."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    return shifted / shifted.sum()
+
+

@@ -1,0 +1,120 @@
+"""The selection rule: turns keep logits into the survivors of a row.
+
+Pure functions over arrays that run unchanged on numpy arrays and torch tensors
+(neither is a dependency of the other here: the array's own library is used), so
+that training, the PyTorch reference and the numpy runtime cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from trbert_deploy.errors import ConfigError
+
+RULE_KINDS = ("threshold", "ratio", "budget")
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """How many tokens a row keeps at a cut, and so which ones.
+
+    A row keeps its best tokens by keep logit; the rule says how many:
+
+    - ``threshold``: those whose keep probability is at least ``value`` (TR-BERT, 0.5);
+    - ``ratio``: ``ceil(value * length)``;
+    - ``budget``: at most ``value`` tokens.
+
+    Protected tokens come first and always survive. ``round_to`` rounds the number of
+    survivors up to a multiple, filled with the row's own next-best tokens (never more
+    than the row has).
+
+    Raises:
+        ConfigError: unknown kind, or a value outside the kind's range.
+    """
+
+    kind: str = "threshold"
+    value: float = 0.5
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in RULE_KINDS:
+            raise ConfigError(
+                f"unknown selection rule {self.kind!r}: expected one of {', '.join(RULE_KINDS)}"
+            )
+        if self.kind == "threshold" and not 0.0 <= self.value <= 1.0:
+            raise ConfigError(f"threshold is {self.value}: expected a probability from 0 to 1")
+        if self.kind == "ratio" and not 0.0 < self.value <= 1.0:
+            raise ConfigError(f"ratio is {self.value}: expected a share above 0, at most 1")
+        if self.kind == "budget" and (self.value < 1 or self.value != int(self.value)):
+            raise ConfigError(f"budget is {self.value}: expected a whole number of tokens, 1 or more")
+        if self.round_to < 1:
+            raise ConfigError(f"round_to is {self.round_to}: expected 1 or more")
+
+    def with_value(self, value: float) -> SelectionRule:
+        """The same rule at another operating point."""
+        return replace(self, value=value)
+
+
+def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = None) -> Any:
+    """The survivors of every row (design contract: selection).
+
+    A row's result depends on nothing but its own first ``lengths[b]`` logits: not on
+    other rows, padding or the array library. Ties go to the earlier token.
+
+    Args:
+        keep_logit: [B, S] float32; what stands behind a row's length is ignored.
+        lengths: [B] integer, tokens per row, each from 1 to S.
+        rule: the rule of this cut.
+        protected: [B, S] bool, tokens that must survive, or None for the first token
+            of every row alone (the first token is protected in any case).
+
+    Returns:
+        keep: [B, S] bool; False behind a row's length.
+    """
+    xp = _array_library(keep_logit)
+    position = _positions_like(keep_logit, xp)  # [1, S]
+    valid = position < lengths[:, None]  # [B, S]
+    first = (position == 0) & valid
+    protected = first if protected is None else (protected | first) & valid
+
+    # Priority: protected tokens, then by logit, then (stable sort) by position; padding last.
+    score = xp.where(protected, math.inf, xp.where(valid, keep_logit, -math.inf))
+    order = xp.argsort(-score, stable=True)
+    rank = xp.argsort(order, stable=True)
+
+    if rule.kind == "threshold":
+        wanted = (protected | (valid & (keep_logit >= _logit(rule.value)))).sum(axis=1)
+    elif rule.kind == "ratio":
+        # The small term keeps 0.1 * 30 from becoming 4 through rounding.
+        wanted = xp.ceil(rule.value * xp.asarray(lengths, dtype=xp.float64) - 1e-9)
+    else:
+        wanted = xp.full_like(lengths, int(rule.value))
+    wanted = xp.maximum(xp.asarray(wanted, dtype=xp.int64), protected.sum(axis=1))
+    wanted = (wanted + rule.round_to - 1) // rule.round_to * rule.round_to
+    wanted = xp.minimum(wanted, xp.asarray(lengths, dtype=xp.int64))
+    return rank < wanted[:, None]
+
+
+def _logit(probability: float) -> float:
+    """The float32 logit at which the sigmoid reaches ``probability``."""
+    if probability <= 0.0:
+        return -math.inf
+    if probability >= 1.0:
+        return math.inf
+    return float(np.float32(math.log(probability) - math.log1p(-probability)))
+
+
+def _array_library(array: Any) -> ModuleType:
+    """numpy or torch, whichever made ``array``."""
+    return sys.modules[type(array).__module__.partition(".")[0]]
+
+
+def _positions_like(keep_logit: Any, xp: ModuleType) -> Any:
+    """[1, S] token positions on the device of ``keep_logit``."""
+    return xp.arange(keep_logit.shape[1], device=keep_logit.device)[None, :]
