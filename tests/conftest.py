@@ -16,7 +16,6 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import WordPieceTrainer
 
-from trbert_deploy.bundle import SAMPLES
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, save_checkpoint
@@ -113,9 +112,9 @@ def make_checkpoint(
     def make(cuts: str = "1,2", seed: int = 0, **changes: object) -> Path:
         path = tmp_path_factory.mktemp("checkpoint") / "ckpt"
         model = tiny_model(cuts, seed, **changes)
-        save_checkpoint(Checkpoint(model, tokenizer_dir, model.spec.max_positions), path)
-        lines = [json.dumps({"text": row["text"]}) for row in make_texts(6, seed=1)]
-        (path / SAMPLES).write_text("\n".join(lines) + "\n")
+        samples = tuple(row["text"] for row in make_texts(6, seed=1))
+        length = model.spec.max_positions
+        save_checkpoint(Checkpoint(model, tokenizer_dir, length, samples=samples), path)
         return path
 
     return make

@@ -14,6 +14,7 @@ File and tensor names are declared here and nowhere else.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,12 +23,13 @@ from typing import Any
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.files import read_json, require_directory, sha256, write_json
+from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
 
 FORMAT_VERSION = 1
 DEFAULT_DIRECTORY = "bundle"
 
 MANIFEST = "manifest.json"
+DIGEST = "sha256"  # of the manifest's other entries
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
@@ -111,7 +113,8 @@ class Manifest:
         return next(graph for graph in self.graphs if graph.name == name)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        """The manifest with its own digest, so that a changed one is refused like any file."""
+        data = {
             "format_version": FORMAT_VERSION,
             "task": self.task,
             "labels": list(self.encoder.labels),
@@ -124,13 +127,15 @@ class Manifest:
             "training": dict(self.training),
             "made_by": dict(self.made_by),
         }
+        return {**data, DIGEST: _digest(data)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
         """Read what ``to_json`` wrote.
 
         Raises:
-            BundleError: another format version, or entries that are missing or of a wrong kind.
+            BundleError: another format version, altered, or entries that are missing or of a
+                wrong kind.
         """
         version = data.get("format_version")
         if version != FORMAT_VERSION:
@@ -138,6 +143,12 @@ class Manifest:
             advice = "upgrade trbert-deploy" if newer else "export the checkpoint again"
             raise BundleError(
                 f"bundle has format version {version}: this release reads {FORMAT_VERSION}; {advice}"
+            )
+        content = {key: value for key, value in data.items() if key != DIGEST}
+        if data.get(DIGEST) != _digest(content):
+            raise BundleError(
+                f"{MANIFEST} was altered: its content does not match its own {DIGEST}; export the "
+                "checkpoint again"
             )
         try:
             return cls(
@@ -155,6 +166,12 @@ class Manifest:
                 f"bundle manifest is damaged ({type(problem).__name__}: {problem}); "
                 "export the checkpoint again"
             ) from None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever its layout in the file."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _graph(entry: Mapping[str, Any]) -> GraphDescription:
@@ -230,8 +247,7 @@ class Bundle:
         """Sample texts for benchmarking; none when exported with ``--no-samples``."""
         if SAMPLES not in self.manifest.files:
             return []
-        lines = (self.path / SAMPLES).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["text"] for line in lines]
+        return [row["text"] for row in read_json_lines(self.path / SAMPLES, BundleError)]
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

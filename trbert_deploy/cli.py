@@ -27,9 +27,28 @@ _EXTRAS = {
 bundle_argument = click.argument(
     "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
 )
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0,
+    help="Threads of one graph [default: the backend chooses].",
+)
 json_option = click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures to this file."
 )
+
+
+def _numbers(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Whole numbers from 1 with commas between them, such as 512,2048."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{value!r}: expected whole numbers from 1, such as 512,2048")
+    return numbers
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,6 +113,100 @@ def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None
 
         report = export_bundle(checkpoint, output, samples=samples, progress=progress)
     print_parity(report)
+
+
+@cli.command()
+@bundle_argument
+@click.option(
+    "--lengths", callback=_numbers,
+    help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
+)
+@click.option("--batch", "batches", callback=_numbers, default="1", show_default=True,
+              help="Rows per call, such as 1,8.")
+@click.option("--backend", type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+              help="[default: onnxruntime, and tensorrt where the bundle has engines]")
+@threads_option
+@click.option("--rounds", type=click.IntRange(min=1),
+              help="Measured repetitions [default: 8 or more, for about 5 seconds a point].")
+@click.option("--data", type=click.Path(path_type=Path, dir_okay=False),
+              help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.')
+@json_option
+def bench(
+    bundle: Path, lengths: tuple[int, ...] | None, batches: tuple[int, ...], backend: str | None,
+    threads: int, rounds: int | None, data: Path | None, json_path: Path | None,
+) -> None:
+    """Measure how much faster BUNDLE is than the same model with no token removed."""
+    from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+    from trbert_deploy.bench.report import print_report
+    from trbert_deploy.bench.timing import Rounds
+    from trbert_deploy.files import write_json
+
+    effort = Rounds() if rounds is None else Rounds.exactly(rounds)
+    options = BenchOptions(lengths, batches, backend, threads, effort, data)
+    with console.progress() as progress:
+        report = bench_bundle(bundle, options, progress)
+    print_report(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())
+
+
+@cli.command()
+@bundle_argument
+@click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option("--input", "source", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+              help='JSON lines with "text" and optionally "text_pair", plain or .gz; - for stdin.')
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write to this file, whole or not at all, instead of stdout.")
+@click.option("--backend", type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+              default="onnxruntime", show_default=True)
+@threads_option
+@click.option("--threshold", type=float,
+              help="Keep probability from which a token survives [default: the bundle's rules].")
+@click.option("--dense", is_flag=True, help="Remove no token.")
+@click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True,
+              help="Texts per call.")
+@click.option("--max-length", type=click.IntRange(min=1),
+              help="Most tokens of a text [default: what the bundle takes].")
+@click.option("--truncate/--no-truncate", default=True,
+              help="Cut longer texts (the default), or refuse them.")
+def predict(
+    bundle: Path, texts: tuple[str, ...], source: Path | None, output: Path | None, backend: str,
+    threads: int, threshold: float | None, dense: bool, kept: bool, batch_size: int,
+    max_length: int | None, truncate: bool,
+) -> None:
+    """Classify texts with BUNDLE: one JSON object a line, in the order of the texts."""
+    from trbert_deploy.files import staged_file
+    from trbert_deploy.runtime.pipeline import load
+    from trbert_deploy.runtime.predicting import name_texts, predict_lines
+    from trbert_deploy.runtime.reading import count_texts, read_texts
+
+    if bool(texts) == (source is not None):
+        raise click.UsageError("give texts either with --text or with --input FILE")
+    pipeline = load(
+        bundle, backend, threads=threads, truncate=truncate, max_length=max_length,
+        threshold=threshold,
+    )
+    named = name_texts(texts) if source is None else read_texts(source)
+    lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
+    if output is None:
+        console.write_lines(lines)
+    else:
+        total = len(texts) if source is None else count_texts(source)
+        with (
+            staged_file(output) as staging,
+            staging.open("w", encoding="utf-8") as file,
+            console.progress() as progress,
+        ):
+            for done, line in enumerate(lines, start=1):
+                file.write(line + "\n")
+                progress("predict", done, total)
+    tokenizer = pipeline.tokenizer
+    if tokenizer.truncated:
+        console.notes.print(
+            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to "
+            f"{tokenizer.max_length} tokens"
+        )
 
 
 if __name__ == "__main__":

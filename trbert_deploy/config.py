@@ -214,8 +214,11 @@ class ReductionConfig:
                 f"reduction configuration has version {version}: this release reads version "
                 f"{CONFIG_VERSION}; upgrade trbert-deploy or make the file again"
             )
+        entries = data.get("cuts")
+        if not isinstance(entries, list):
+            raise ConfigError(f"reduction configuration has the cuts {entries}: expected a list")
         cuts = []
-        for entry in data.get("cuts", ()):
+        for entry in entries:
             values = _known_fields(Cut, entry, "cut")
             rule = SelectionRule(**_known_fields(SelectionRule, values["rule"], "selection rule"))
             cuts.append(Cut(values["position"], rule))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,19 @@ def staged_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def staged_files(target: Path) -> Iterator[Path]:
+    """A temporary directory whose files go into directory ``target`` when the block ends well.
+
+    Other files in ``target`` stay.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".staged.", dir=target) as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir()):
+            os.replace(path, target / path.name)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -80,11 +93,40 @@ def read_json(path: Path, error: type[FileFormatError] = FileFormatError) -> dic
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise error(f"{path} cannot be read as JSON: {problem}") from None
     if not isinstance(data, dict):
         raise error(f"{path} holds a JSON {type(data).__name__}: expected an object")
     return data
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line to ``path``, whole or not at all."""
+    with staged_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_json_lines(
+    path: Path, error: type[FileFormatError] = FileFormatError
+) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line.
+
+    Raises:
+        error: the file is missing, unreadable, or a line is no JSON object.
+    """
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                rows.append(json.loads(line))
+                if not isinstance(rows[-1], dict):
+                    raise error(f"{path}, line {number}: expected a JSON object")
+    except FileNotFoundError:
+        raise error(f"{path} is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise error(f"{path} cannot be read as JSON lines: {problem}") from None
+    return rows
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from trbert_deploy.errors import ConfigError
 
+_LARGEST = float(np.finfo(np.float32).max)
 RULE_KINDS = ("threshold", "ratio", "budget")
 
 
@@ -51,10 +52,10 @@ class SelectionRule:
             raise ConfigError(f"threshold is {self.value}: expected a probability from 0 to 1")
         if self.kind == "ratio" and not 0.0 < self.value <= 1.0:
             raise ConfigError(f"ratio is {self.value}: expected a share above 0, at most 1")
-        if self.kind == "budget" and (self.value < 1 or self.value != int(self.value)):
+        if self.kind == "budget" and (self.value < 1 or self.value % 1 != 0):
             raise ConfigError(f"budget is {self.value}: expected a whole number of tokens, 1 or more")
-        if self.round_to < 1:
-            raise ConfigError(f"round_to is {self.round_to}: expected 1 or more")
+        if self.round_to < 1 or self.round_to % 1 != 0:
+            raise ConfigError(f"round_to is {self.round_to}: expected a whole number, 1 or more")
 
     def with_value(self, value: float) -> SelectionRule:
         """The same rule at another operating point."""
@@ -78,16 +79,8 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = 
         keep: [B, S] bool; False behind a row's length.
     """
     xp = _array_library(keep_logit)
-    position = _positions_like(keep_logit, xp)  # [1, S]
-    valid = position < lengths[:, None]  # [B, S]
-    first = (position == 0) & valid
-    protected = first if protected is None else (protected | first) & valid
-
-    # Priority: protected tokens, then by logit, then (stable sort) by position; padding last.
-    score = xp.where(protected, math.inf, xp.where(valid, keep_logit, -math.inf))
-    order = xp.argsort(-score, stable=True)
-    rank = xp.argsort(order, stable=True)
-
+    lengths = xp.asarray(lengths, dtype=xp.int64)
+    valid, protected = _valid_and_protected(keep_logit, lengths, protected)
     if rule.kind == "threshold":
         wanted = (protected | (valid & (keep_logit >= _logit(rule.value)))).sum(axis=1)
     elif rule.kind == "ratio":
@@ -97,8 +90,38 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = 
         wanted = xp.full_like(lengths, int(rule.value))
     wanted = xp.maximum(xp.asarray(wanted, dtype=xp.int64), protected.sum(axis=1))
     wanted = (wanted + rule.round_to - 1) // rule.round_to * rule.round_to
-    wanted = xp.minimum(wanted, xp.asarray(lengths, dtype=xp.int64))
+    return keep_best(keep_logit, lengths, wanted, protected)
+
+
+def keep_best(score: Any, lengths: Any, wanted: Any, protected: Any = None) -> Any:
+    """The ``wanted`` best tokens of every row, protected ones first, ties to the earlier token.
+
+    Args:
+        score: [B, S] float32; what stands behind a row's length is ignored.
+        lengths: [B] int64, tokens per row.
+        wanted: [B] int64; at least the protected tokens and at most the whole row survive.
+        protected: as ``select`` takes it.
+
+    Returns:
+        keep: [B, S] bool; False behind a row's length.
+    """
+    xp = _array_library(score)
+    valid, protected = _valid_and_protected(score, lengths, protected)
+    # Finite, so that no score (NaN comes last) ranks with protected tokens or with padding.
+    score = xp.nan_to_num(score, nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
+    priority = xp.where(protected, math.inf, xp.where(valid, score, -math.inf))
+    rank = xp.argsort(xp.argsort(-priority, stable=True), stable=True)
+    wanted = xp.minimum(xp.maximum(wanted, protected.sum(axis=1)), lengths)
     return rank < wanted[:, None]
+
+
+def _valid_and_protected(score: Any, lengths: Any, protected: Any) -> tuple[Any, Any]:
+    """Which places hold a token, and which tokens must survive: [B, S] bool each."""
+    xp = _array_library(score)
+    position = xp.arange(score.shape[1], device=score.device)[None, :]
+    valid = position < lengths[:, None]
+    first = (position == 0) & valid
+    return valid, first if protected is None else (protected | first) & valid
 
 
 def _logit(probability: float) -> float:
@@ -114,7 +137,3 @@ def _array_library(array: Any) -> ModuleType:
     """numpy or torch, whichever made ``array``."""
     return sys.modules[type(array).__module__.partition(".")[0]]
 
-
-def _positions_like(keep_logit: Any, xp: ModuleType) -> Any:
-    """[1, S] token positions on the device of ``keep_logit``."""
-    return xp.arange(keep_logit.shape[1], device=keep_logit.device)[None, :]

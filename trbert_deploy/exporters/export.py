@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,17 +28,14 @@ from trbert_deploy.exporters.parity import (
     compare_chains,
     compare_graphs,
 )
-from trbert_deploy.files import sha256, staged_directory
+from trbert_deploy.files import sha256, staged_directory, write_json_lines
 from trbert_deploy.modeling.checkpoint import Checkpoint, copy_tokenizer, load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import BackendOptions
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from trbert_deploy.runtime.tokenizing import TextTokenizer
-
-#: Told what is being done: (step, done, total).
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -62,7 +57,7 @@ def export_bundle(
     output: Path = Path(DEFAULT_DIRECTORY),
     *,
     samples: bool = True,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = no_progress,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
 
@@ -82,7 +77,7 @@ def export_bundle(
         )
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
-    texts = _sample_texts(checkpoint_path)
+    texts = checkpoint.samples
     with staged_directory(output) as staging:
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         for path in staging.iterdir():
@@ -94,7 +89,7 @@ def export_bundle(
             graphs.append(graph)
             progress(f"trace {graph.name}", len(graphs), steps)
         if samples and texts:
-            shutil.copyfile(checkpoint_path / SAMPLES, staging / SAMPLES)
+            write_json_lines(staging / SAMPLES, [{"text": text} for text in texts])
         manifest = Manifest(
             encoder=model.spec,
             reduction=model.reduction,
@@ -130,15 +125,7 @@ def export_bundle(
     return ExportReport(output, tuple(parities), chain)
 
 
-def _sample_texts(checkpoint_path: Path) -> list[str]:
-    """The texts that training left for benchmarks, if any."""
-    path = checkpoint_path / SAMPLES
-    if not path.is_file():
-        return []
-    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _row_maker(checkpoint: Checkpoint, tokenizer_path: Path, texts: list[str]) -> RowMaker:
+def _row_maker(checkpoint: Checkpoint, tokenizer_path: Path, texts: Sequence[str]) -> RowMaker:
     """Makes rows of sample texts, or of random tokens where there are none."""
     if texts:
         tokenizer = TextTokenizer(tokenizer_path, checkpoint.max_length)

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
+from trbert_deploy.bundle import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.files import read_json, require_directory, staged_directory, write_json
+from trbert_deploy.errors import CheckpointError
+from trbert_deploy.files import read_json, read_json_lines, require_directory, staged_files, write_json, write_json_lines
 from trbert_deploy.modeling.families import FAMILIES, family_module
 from trbert_deploy.modeling.model import ReducedClassifier
 
@@ -47,16 +48,18 @@ class Checkpoint:
         tokenizer_dir: directory with the tokenizer's files.
         max_length: longest row of tokens that the model was made for, special tokens included.
         training: figures and options of the training that led here (JSON values).
+        samples: a few texts of the task, for benchmarks.
     """
 
     model: ReducedClassifier
     tokenizer_dir: Path
     max_length: int
     training: dict[str, Any] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint directory, whole or not at all; one that is there is replaced."""
+    """Write a checkpoint into a directory, beside what else is there, whole or not at all."""
     model = checkpoint.model
     family = FAMILIES[model.spec.family]
     names = family.parameter_names(model.spec.num_layers)
@@ -64,7 +67,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         names.get(name, name): tensor.detach().cpu().contiguous()
         for name, tensor in model.state_dict().items()
     }
-    with staged_directory(path) as staging:
+    with staged_files(path) as staging:
         save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
         (staging / WEIGHTS_FILE).chmod(0o644)  # the library makes it readable for its owner alone
         write_json(staging / CONFIG_FILE, family.hf_config(model.spec))
@@ -78,6 +81,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             },
         )
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
+        write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -124,7 +128,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / REDUCTION_FILE} is damaged: {problem}") from None
     model = ReducedClassifier(family.encoder_spec(config, labels), reduction)
     load_parameters(model, read_safetensors(path / WEIGHTS_FILE), str(path))
-    return Checkpoint(model.eval(), path, max_length, training)
+    samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
+    return Checkpoint(model.eval(), path, max_length, training, samples)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

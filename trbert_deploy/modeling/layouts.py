@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -71,40 +72,65 @@ class PackedLayout:
     Args:
         lengths: tokens per row, in packed order; T is their sum.
         device: where the token states live.
-        max_tokens: slots of the largest attention group.
+
+    Attributes:
+        starts: [B] int64, where each row begins.
+        row_of_token: [T] int64, the row that each token belongs to.
     """
 
+    MAX_GROUP_TOKENS = 16384
     MAX_PADDING = 0.1
 
-    def __init__(
-        self, lengths: np.ndarray, device: torch.device | str = "cpu", max_tokens: int = 16384
-    ) -> None:
-        self.lengths = np.asarray(lengths, dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        self.device = torch.device(device)
-        self._groups = []
-        order = []
-        for rows in group_by_length(self.lengths, max_tokens, self.MAX_PADDING):
-            longest = int(self.lengths[rows].max())
-            place = np.arange(longest)
-            valid = place < self.lengths[rows, None]  # [b, S]
-            # Padded slots read their row's first token; the mask keeps them out of attention.
-            source = self.starts[rows, None] + np.where(valid, place, 0)  # [b, S]
-            order.append(source[valid])
-            padded = None if valid.all() else torch.from_numpy(valid).to(self.device)
-            self._groups.append((torch.from_numpy(source).to(self.device), padded))
-        # Where packed token t stands once the groups' tokens are put one behind the other.
-        inverse = np.argsort(np.concatenate(order)) if order else np.zeros(0, np.int64)
-        self._back = torch.from_numpy(inverse).to(self.device)
+    def __init__(self, lengths: NDArray[np.int64], device: torch.device | str = "cpu") -> None:
+        self.lengths = lengths
+        starts = np.cumsum(lengths) - lengths
+        slots, self._groups = [], []
+        back = np.empty(int(lengths.sum()), np.int64)  # the slot of every token
+        used = 0
+        for rows in group_by_length(lengths, self.MAX_GROUP_TOKENS, self.MAX_PADDING):
+            place = np.arange(int(lengths[rows].max()))
+            valid = place < lengths[rows, None]  # [b, S]
+            # A padded slot reads its row's first token; the mask keeps it out of attention.
+            source = starts[rows, None] + np.where(valid, place, 0)  # [b, S]
+            back[source[valid]] = used + np.flatnonzero(valid)
+            used += source.size
+            slots.append(source.ravel())
+            mask = None if valid.all() else torch.from_numpy(valid).to(device)[:, None, None, :]
+            self._groups.append((valid.shape, mask))
+        self._slots = torch.from_numpy(np.concatenate(slots)).to(device)
+        self._back = torch.from_numpy(back).to(device)
+        self.starts = torch.from_numpy(starts).to(device)
+        rows_of = np.repeat(np.arange(len(lengths)), lengths)
+        self.row_of_token = torch.from_numpy(rows_of).to(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-        contexts = []
-        for source, valid in self._groups:
-            mask = None if valid is None else valid[:, None, None, :]
-            context = _attend(query[source], key[source], value[source], num_heads, mask)
-            contexts.append(context.flatten(0, 1) if valid is None else context[valid])
-        return torch.cat(contexts)[self._back]
+        sizes = [batch * length for (batch, length), _ in self._groups]
+        # index_select, unlike indexing, adds gradients up in a fixed order.
+        parts = zip(
+            *(states.index_select(0, self._slots).split(sizes) for states in (query, key, value)),
+            strict=True,
+        )
+        contexts = [
+            _attend(*(part.unflatten(0, shape) for part in group), num_heads, mask).flatten(0, 1)
+            for group, (shape, mask) in zip(parts, self._groups, strict=True)
+        ]
+        return torch.cat(contexts).index_select(0, self._back)
 
-    def first_tokens(self) -> Tensor:
-        """[B] int64: where each row begins."""
-        return torch.from_numpy(self.starts).to(self.device)
+    def pad(self, values: Tensor) -> Tensor:
+        """Packed values [T] -> [B, S], zero behind a row's length."""
+        longest = int(self.lengths.max())
+        padded = values.new_zeros(len(self.lengths), longest)
+        return padded.masked_scatter(self._valid(longest), values)
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """Values [B, S] -> packed [T]."""
+        return values[self._valid(values.shape[1])]
+
+    def row_sums(self, values: Tensor) -> Tensor:
+        """Sum of packed values [..., T] over each row: [..., B]."""
+        sums = values.new_zeros(*values.shape[:-1], len(self.lengths))
+        return sums.index_add(-1, self.row_of_token, values)
+
+    def _valid(self, longest: int) -> Tensor:
+        lengths = torch.from_numpy(self.lengths).to(self.starts.device)
+        return torch.arange(longest, device=lengths.device) < lengths[:, None]

@@ -68,7 +68,12 @@ class Pipeline:
         return self.bundle.manifest.encoder.labels
 
     def __call__(
-        self, texts: Sequence[Text], *, return_kept: bool = False, dense: bool = False
+        self,
+        texts: Sequence[Text],
+        *,
+        return_kept: bool = False,
+        dense: bool = False,
+        names: Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Classify texts.
 
@@ -76,6 +81,7 @@ class Pipeline:
             texts: strings, or pairs of strings.
             return_kept: report the survivors of every cut.
             dense: remove no token.
+            names: what errors call each text; ``text 1`` and so on by default.
 
         Returns:
             One prediction per text, in order; none depends on the others.
@@ -86,7 +92,7 @@ class Pipeline:
         """
         if isinstance(texts, str):
             texts = [texts]
-        encodings = self.tokenizer.encode(texts)
+        encodings = self.tokenizer.encode(texts, names)
         rows = self.tokenizer.rows(encodings)
         results = self.run(rows, dense=dense)
         predictions = []
@@ -108,8 +114,11 @@ class Pipeline:
     ) -> Iterator[Prediction]:
         """Classify any number of texts, ``batch_size`` at a time, in order."""
         remaining = iter(texts)
+        seen = 0
         while batch := list(islice(remaining, batch_size)):
-            yield from self(batch, return_kept=return_kept, dense=dense)
+            names = [f"text {seen + place + 1}" for place in range(len(batch))]
+            yield from self(batch, return_kept=return_kept, dense=dense, names=names)
+            seen += len(batch)
 
     def run(
         self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
@@ -174,5 +183,3 @@ def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities [C] of logits [C]."""
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     return shifted / shifted.sum()
-
-

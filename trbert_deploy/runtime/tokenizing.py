@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
-from trbert_deploy.errors import DataError, FileFormatError, LengthError
+from trbert_deploy.errors import ConfigError, DataError, FileFormatError, LengthError
 from trbert_deploy.runtime.chain import TokenRow
 
 Text = str | tuple[str, str]
@@ -28,8 +28,12 @@ class TextTokenizer:
         truncate: cut longer texts (``truncated`` counts them, and the first one warns);
             otherwise refuse them.
 
+    Attributes:
+        encoded, truncated: texts so far, and those of them that were cut.
+
     Raises:
         FileFormatError: the file cannot be read.
+        ConfigError: ``max_length`` leaves no room beside the special tokens.
     """
 
     def __init__(self, path: Path, max_length: int, truncate: bool = True) -> None:
@@ -39,10 +43,17 @@ class TextTokenizer:
             raise FileFormatError(f"{path} is not a readable tokenizer: {problem}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        least = self._tokenizer.num_special_tokens_to_add(is_pair=True) + 1
+        if max_length < least:  # the library would cut nothing, without a word
+            raise ConfigError(
+                f"maximum length is {max_length}: expected at least {least}, for the special "
+                "tokens of a pair of texts and one token"
+            )
         if truncate:
             self._tokenizer.enable_truncation(max_length)
         self.max_length = max_length
         self.truncate = truncate
+        self.encoded = 0
         self.truncated = 0
 
     def __call__(self, texts: Sequence[Text]) -> list[TokenRow]:
@@ -62,25 +73,35 @@ class TextTokenizer:
             for encoding in encodings
         ]
 
-    def encode(self, texts: Sequence[Text]) -> list[Encoding]:
-        """The tokenizer's own encodings, with token strings and offsets in the text."""
-        for place, text in enumerate(texts):
-            for part in (text,) if isinstance(text, str) else text:
-                if not isinstance(part, str):
-                    raise DataError(
-                        f"text {place + 1} is of type {type(part).__name__}: expected a string"
-                    )
-                if not part.strip():
-                    raise DataError(f"text {place + 1} is empty: expected at least one word")
-        encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-        for place, encoding in enumerate(encodings):
+    def encode(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[Encoding]:
+        """The tokenizer's own encodings, with token strings and offsets in the text.
+
+        Args:
+            names: what errors call each text; ``text 1`` and so on by default.
+        """
+        names = names or [f"text {place + 1}" for place in range(len(texts))]
+        encodings = self._encode(texts, names)
+        self.encoded += len(encodings)
+        for name, encoding in zip(names, encodings, strict=True):
             if encoding.overflowing:
                 self._count_truncated()
             elif len(encoding.ids) > self.max_length:
                 raise LengthError(
-                    f"text {place + 1} has {len(encoding.ids)} tokens: the model takes at most "
+                    f"{name} has {len(encoding.ids)} tokens: the model takes at most "
                     f"{self.max_length}; shorten it, or allow truncation"
                 )
+        return encodings
+
+    def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[Encoding]:
+        for name, text in zip(names, texts, strict=True):
+            for part in (text,) if isinstance(text, str) else text:
+                if not isinstance(part, str):
+                    raise DataError(f"{name} is of type {type(part).__name__}: expected a string")
+                if not part.strip():
+                    raise DataError(f"{name} is empty: expected at least one word")
+                if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
+                    raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
+        encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
         return encodings
 
     def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
@@ -93,7 +114,7 @@ class TextTokenizer:
 
         Raises:
             LengthError: a length out of range.
-            DataError: no texts, or an empty one.
+            DataError: no texts, an empty one, or no token in any of them.
         """
         if not 1 <= length <= self.max_length:
             raise LengthError(
@@ -101,11 +122,15 @@ class TextTokenizer:
             )
         if not texts:
             raise DataError("no texts to make rows of: expected at least one")
-        encodings = self.encode(texts)
-        special = np.array(encodings[0].special_tokens_mask, dtype=bool)
-        before = int(np.argmin(special))  # special tokens that open a row
-        after = int(np.argmin(special[::-1]))
-        ids = [np.array(encoding.ids, np.int64) for encoding in encodings]
+        # A text may be longer than a row: that is no truncation to warn of.
+        encodings = self._encode(texts, [f"text {place + 1}" for place in range(len(texts))])
+        masks = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
+        full = [place for place, special in enumerate(masks) if not special.all()]
+        if not full:
+            raise DataError("the texts have no token that the tokenizer knows how to keep")
+        ids = [np.array(encodings[place].ids, np.int64) for place in full]
+        before = int(np.argmin(masks[full[0]]))  # special tokens that open a row
+        after = int(np.argmin(masks[full[0]][::-1]))
         opening, closing = ids[0][:before], ids[0][len(ids[0]) - after :]
         bodies = [row[before : len(row) - after] for row in ids]
         rows = []
@@ -128,4 +153,3 @@ class TextTokenizer:
                 stacklevel=3,
             )
         self.truncated += 1
-

@@ -1,0 +1,81 @@
+"""A benchmark as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
+
+#: Points side by side: what 80 columns hold.
+_POINTS_PER_TABLE = 4
+
+
+def print_report(report: BenchReport, console: Console) -> None:
+    """Print the figures of every backend, and below them what they mean."""
+    machine, bundle = report.machine, report.bundle
+    cuts = ", ".join(f"{cut['position']:g}" for cut in bundle["cuts"]) or "none"
+    console.print(f"{machine['processor']}, {machine['cores']} cores")
+    console.print(
+        f"{bundle['path']}: {bundle['family']}, {bundle['num_layers']} layers, "
+        f"{bundle['hidden_size']} wide, cuts {cuts}"
+    )
+    for backend in report.backends:
+        facts = backend.description
+        console.print(
+            f"\n[bold]{facts['backend']} {facts['version']}[/bold], {facts['provider']}, "
+            f"threads: {facts['threads']}"
+        )
+        for first in range(0, len(backend.points), _POINTS_PER_TABLE):
+            console.print(_table(backend.points[first : first + _POINTS_PER_TABLE]))
+        for line in dense_wins(backend):
+            console.print(line)
+    console.print(
+        "\nTimed: rows of tokens to logits, with batching, selection and compaction,\nwithout "
+        "tokenizing; both models in turns on the same real texts."
+    )
+    for note in report.notes:
+        console.print(note)
+
+
+def dense_wins(backend: BackendBench) -> Iterator[str]:
+    """A line in words for every point at which removing tokens does not pay."""
+    for point in backend.points:
+        if point.measured_speedup < 1.0:
+            yield (
+                f"The dense model is faster at {point.length} tokens, batch {point.batch}: "
+                f"{point.dense.p50_ms:.2f} ms against {point.reduced.p50_ms:.2f} ms."
+            )
+
+
+def _table(points: tuple[BenchPoint, ...]) -> Table:
+    """One column per point."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("")
+    for point in points:
+        table.add_column(f"{point.length} tokens\nbatch {point.batch}", justify="right")
+
+    def row(group: str, name: str, figure: Callable[[BenchPoint], str]) -> None:
+        table.add_row(group, name, *map(figure, points))
+
+    def speed(group: str, timing: Callable[[BenchPoint], ModelTiming]) -> None:
+        row(group, "p50 ms", lambda point: f"{timing(point).p50_ms:.2f}")
+        row("", "p95 ms", lambda point: f"{timing(point).p95_ms:.2f}")
+        row("", "texts per s", lambda point: f"{timing(point).texts_per_s:.1f}")
+        row("", "tokens per s", lambda point: f"{timing(point).tokens_per_s:.0f}")
+        row("", "outside graphs", lambda point: f"{timing(point).outside_share:.1%}")
+
+    speed("dense", lambda point: point.dense)
+    speed("reduced", lambda point: point.reduced)
+    row("", "tokens kept", _kept)
+    row("speed-up", "by FLOPs", lambda point: f"{point.flops_speedup:.2f}")
+    row("", "measured", lambda point: f"{point.measured_speedup:.2f}")
+    row("", "measured / FLOPs", lambda point: f"{point.efficiency:.2f}")
+    return table
+
+
+def _kept(point: BenchPoint) -> str:
+    return ", ".join(f"{mean:.0f}" for mean in point.kept) or "all"

@@ -1,0 +1,273 @@
+"""Times the chain against the dense model: same process, same backend, same rows, in turns.
+
+Timed is the way from rows of tokens to logits, with batching, selection and compaction;
+tokenizing is not in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from trbert_deploy.bench.machine import describe_machine
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.flops import speedup
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.chain import Timing, TokenRow
+from trbert_deploy.runtime.pipeline import Pipeline
+
+#: Different rows that the rounds of a point take turns with, at most.
+MAX_ROWS = 64
+_WARM_UP_ROUNDS = 2
+_PROGRESS_PER_POINT = 100
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often a point is measured: until ``seconds`` are over, within ``least`` and ``most``.
+
+    Raises:
+        ConfigError: fewer than one round, or the least above the most.
+    """
+
+    least: int = 8
+    most: int = 64
+    seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ConfigError(
+                f"rounds are {self.least} to {self.most}: expected 1 or more, and the least first"
+            )
+
+    @classmethod
+    def exactly(cls, count: int) -> Rounds:
+        """Always ``count`` rounds."""
+        return cls(count, count)
+
+    def share_done(self, done: int, elapsed: float) -> float:
+        """How far a point is, from 0 to 1."""
+        return max(min(done / self.least, elapsed / self.seconds), done / self.most)
+
+
+@dataclass(frozen=True)
+class ModelTiming:
+    """How fast one model (dense, or reduced) answered.
+
+    Attributes:
+        p50_ms, p95_ms: latency of a batch.
+        texts_per_s, tokens_per_s: over all rounds; tokens are those that went in.
+        outside_share: share of the time spent outside the graphs.
+    """
+
+    p50_ms: float
+    p95_ms: float
+    texts_per_s: float
+    tokens_per_s: float
+    outside_share: float
+
+
+@dataclass(frozen=True)
+class BenchPoint:
+    """Both models at one length and batch.
+
+    Attributes:
+        length: tokens per row.
+        batch: rows per call.
+        rounds: measured calls of each model.
+        different_rows: different rows among them.
+        kept: mean tokens per row behind each cut.
+        flops_speedup: operations of the dense model over those of the chain, with the tokens
+            that were in fact kept.
+    """
+
+    length: int
+    batch: int
+    rounds: int
+    different_rows: int
+    dense: ModelTiming
+    reduced: ModelTiming
+    kept: tuple[float, ...]
+    flops_speedup: float
+
+    @property
+    def measured_speedup(self) -> float:
+        """Ratio of the median latencies."""
+        return self.dense.p50_ms / self.reduced.p50_ms
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the FLOPs speed-up that is measured."""
+        return self.measured_speedup / self.flops_speedup
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "measured_speedup": self.measured_speedup,
+            "efficiency": self.efficiency,
+        }
+
+
+@dataclass(frozen=True)
+class BackendBench:
+    """All points on one backend; ``description`` says what that is (see Backend)."""
+
+    description: dict[str, str]
+    points: tuple[BenchPoint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.description, "points": [point.to_json() for point in self.points]}
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What a benchmark found.
+
+    Attributes:
+        machine: processor, cores, versions.
+        bundle: what was measured: shape of the encoder, cuts with their rules.
+        backends: one entry per backend.
+        notes: what a reader should know besides.
+    """
+
+    machine: dict[str, str | int]
+    bundle: dict[str, Any]
+    backends: tuple[BackendBench, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine,
+            "bundle": self.bundle,
+            "backends": [backend.to_json() for backend in self.backends],
+            "notes": list(self.notes),
+        }
+
+
+def run_bench(
+    pipelines: Sequence[Pipeline],
+    lengths: Sequence[int],
+    batches: Sequence[int],
+    texts: Sequence[str],
+    *,
+    rounds: Rounds = Rounds(),
+    notes: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> BenchReport:
+    """Measure a bundle, opened with one backend or with several, at every length and batch.
+
+    Args:
+        pipelines: the same bundle on each backend, at least one.
+        lengths: tokens per row; texts are joined or cut to exactly that many.
+        batches: rows per call.
+        texts: real texts, at least one.
+        notes: passed on to the report.
+
+    Raises:
+        LengthError: a length above what the bundle takes.
+        DataError: no texts, or an empty one.
+    """
+    total = len(pipelines) * len(lengths) * len(batches) * _PROGRESS_PER_POINT
+    finished = 0
+    backends = []
+    for pipeline in pipelines:
+        points = []
+        for length in lengths:
+            rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
+            for batch in batches:
+                name = pipeline.chain.backend.description["backend"]
+                step = f"{name}, {length} tokens, batch {batch}"
+
+                def tell(share: float, step: str = step, before: int = finished) -> None:
+                    progress(step, before + int(share * _PROGRESS_PER_POINT), total)
+
+                points.append(measure_point(pipeline, rows, batch, rounds, tell))
+                finished += _PROGRESS_PER_POINT
+        backends.append(BackendBench(dict(pipeline.chain.backend.description), tuple(points)))
+    return BenchReport(
+        describe_machine(), _describe_bundle(pipelines[0]), tuple(backends), tuple(notes)
+    )
+
+
+def measure_point(
+    pipeline: Pipeline,
+    rows: Sequence[TokenRow],
+    batch: int,
+    rounds: Rounds,
+    tell: Callable[[float], None] = lambda share: None,
+) -> BenchPoint:
+    """Time both models, in turns, on batches drawn from ``rows`` one after the other.
+
+    Args:
+        rows: different rows of one length.
+        tell: told how far the point is, from 0 to 1.
+    """
+    supply = cycle(rows)
+    for _ in range(_WARM_UP_ROUNDS):
+        members = list(islice(supply, batch))
+        pipeline.run(members, dense=True)
+        pipeline.run(members)
+    tell(0.0)
+    timings: dict[bool, list[Timing]] = {True: [], False: []}  # by dense
+    tokens: list[tuple[int, ...]] = []  # of every row, in each segment
+    share = 0.0
+    start = time.perf_counter()
+    while share < 1.0:
+        members = list(islice(supply, batch))
+        done = len(tokens) // batch
+        # The first of a pair may find colder or warmer caches: each model has its turn.
+        for dense in (True, False) if done % 2 == 0 else (False, True):
+            timing = Timing()
+            results = pipeline.run(members, dense=dense, timing=timing)
+            timings[dense].append(timing)
+            if not dense:
+                tokens += [
+                    (len(row), *map(len, result.kept))
+                    for row, result in zip(members, results, strict=True)
+                ]
+        share = rounds.share_done(done + 1, time.perf_counter() - start)
+        tell(min(share, 1.0))
+    manifest = pipeline.bundle.manifest
+    length = len(rows[0])
+    return BenchPoint(
+        length=length,
+        batch=batch,
+        rounds=len(timings[True]),
+        different_rows=min(len(rows), len(tokens)),
+        dense=_summary(timings[True], batch, length),
+        reduced=_summary(timings[False], batch, length),
+        kept=tuple(float(mean) for mean in np.mean(tokens, axis=0)[1:]),
+        flops_speedup=speedup(manifest.encoder, manifest.reduction, tokens),
+    )
+
+
+def _summary(timings: Sequence[Timing], batch: int, length: int) -> ModelTiming:
+    seconds = np.array([timing.total_seconds for timing in timings])
+    inside = sum(sum(timing.graph_seconds.values()) for timing in timings)
+    texts_per_s = batch * len(timings) / float(seconds.sum())
+    return ModelTiming(
+        p50_ms=float(np.percentile(seconds, 50)) * 1e3,
+        p95_ms=float(np.percentile(seconds, 95)) * 1e3,
+        texts_per_s=texts_per_s,
+        tokens_per_s=texts_per_s * length,
+        outside_share=1.0 - inside / float(seconds.sum()),
+    )
+
+
+def _describe_bundle(pipeline: Pipeline) -> dict[str, Any]:
+    encoder = pipeline.bundle.manifest.encoder
+    return {
+        "path": str(pipeline.bundle.path),
+        "family": encoder.family,
+        "num_layers": encoder.num_layers,
+        "hidden_size": encoder.hidden_size,
+        "max_length": pipeline.bundle.manifest.max_length,
+        "cuts": [
+            asdict(segment.cut) for segment in pipeline.chain.segments if segment.cut is not None
+        ],
+    }

@@ -1,0 +1,48 @@
+"""Any number of named texts to JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+
+from trbert_deploy.runtime.pipeline import Pipeline, Prediction
+from trbert_deploy.runtime.reading import NamedText
+
+
+def predict_lines(
+    pipeline: Pipeline,
+    texts: Iterable[NamedText],
+    *,
+    batch_size: int = 32,
+    return_kept: bool = False,
+    dense: bool = False,
+) -> Iterator[str]:
+    """One JSON object per text, in order, without a line end; ``batch_size`` texts at a time.
+
+    Raises:
+        DataError, LengthError: a text that the model cannot take, by its name.
+    """
+    remaining = iter(texts)
+    while batch := list(islice(remaining, batch_size)):
+        predictions = pipeline(
+            [named.text for named in batch],
+            names=[named.name for named in batch],
+            return_kept=return_kept,
+            dense=dense,
+        )
+        yield from map(to_json_line, predictions)
+
+
+def name_texts(texts: Iterable[str]) -> Iterator[NamedText]:
+    """Texts without names of their own, as ``text 1`` and so on."""
+    return (NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1))
+
+
+def to_json_line(prediction: Prediction) -> str:
+    """A prediction as JSON; survivors are there only where they were asked for."""
+    fields = asdict(prediction)
+    if prediction.kept is None:
+        del fields["kept"]
+    return json.dumps(fields, ensure_ascii=False)

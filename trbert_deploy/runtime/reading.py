@@ -1,0 +1,102 @@
+"""Reads texts from JSON lines: what ``predict`` and ``bench --data`` take in."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from trbert_deploy.errors import DataError, StorageError
+from trbert_deploy.runtime.tokenizing import Text
+
+#: The path that stands for standard input.
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class NamedText:
+    """A text and what errors call it, such as ``reviews.jsonl, line 7``."""
+
+    name: str
+    text: Text
+
+
+def read_texts(path: Path) -> Iterator[NamedText]:
+    """The texts of a JSON-lines file, one at a time; empty lines are passed over.
+
+    Args:
+        path: objects with ``text`` and optionally ``text_pair``, one a line, UTF-8; compressed
+            with gzip where the name ends in .gz; ``-`` for standard input.
+
+    Raises:
+        StorageError: the file cannot be opened.
+        DataError: a line is no such object, the file is damaged, or it holds no text at all.
+    """
+    shown = "standard input" if path == STDIN else path.name
+    found = False
+    with _open(path, shown) as file:
+        for number, line in enumerate(_lines(file, shown), start=1):
+            if line.strip():
+                found = True
+                name = f"{shown}, line {number}"
+                yield NamedText(name, _text(line, name))
+    if not found:
+        raise DataError(f'{shown} is empty: expected lines such as {{"text": "..."}}')
+
+
+def count_texts(path: Path) -> int | None:
+    """How many texts ``read_texts`` will find, or None for standard input."""
+    if path == STDIN:
+        return None
+    with _open(path, path.name) as file:
+        return sum(1 for line in _lines(file, path.name) if line.strip())
+
+
+@contextmanager
+def _open(path: Path, shown: str) -> Iterator[BinaryIO]:
+    if path == STDIN:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = path.open("rb")
+    except OSError as problem:
+        raise StorageError(f"{path} cannot be read: {problem.strerror}") from None
+    with file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked  # type: ignore[misc]  # reads lines as any binary file does
+        else:
+            yield file
+
+
+def _lines(file: BinaryIO, shown: str) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise DataError(f"{shown} is no intact gzip file: {problem}") from None
+
+
+def _text(line: bytes, name: str) -> Text:
+    """The text, or the pair of texts, that one line holds."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise DataError(f"{name}: not UTF-8") from None
+    except (ValueError, RecursionError) as problem:
+        raise DataError(f"{name}: not JSON ({problem})") from None
+    if not isinstance(row, dict) or "text" not in row:
+        raise DataError(f'{name}: expected a JSON object with a field "text"')
+    parts = (row["text"],) if row.get("text_pair") is None else (row["text"], row["text_pair"])
+    for field, part in zip(("text", "text_pair"), parts, strict=False):
+        if not isinstance(part, str):
+            kind = type(part).__name__
+            raise DataError(f'{name}: the field "{field}" is of type {kind}, expected a string')
+        if not part.strip():
+            raise DataError(f'{name}: the field "{field}" is empty')
+    return parts if len(parts) == 2 else parts[0]

@@ -1,0 +1,95 @@
+"""Packed batches of rows: about equally many tokens each, without padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.training.data import LabelledRow
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows of one step, packed one behind the other.
+
+    Attributes:
+        rows: [B] int64, indices of the rows in their data set.
+        input_ids, token_type_ids, positions: [T] int64.
+        labels: [B] int64.
+        layout: where the rows lie.
+    """
+
+    rows: np.ndarray
+    input_ids: Tensor
+    token_type_ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    layout: PackedLayout
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, epochs: float = 1.0, seed: int | None = None
+) -> list[list[int]]:
+    """Row indices of every batch of a training run, in order.
+
+    Args:
+        lengths: tokens per row.
+        batch_tokens: a batch closes when one more row would exceed this; a longer row is a
+            batch of its own.
+        epochs: passes over the rows; a part of one ends after that share of its batches.
+        seed: each epoch takes the rows in another random order; None keeps them as they are.
+    """
+    plan: list[list[int]] = []
+    for epoch in range(math.ceil(epochs)):
+        order = np.arange(len(lengths))
+        if seed is not None:
+            np.random.default_rng([seed, epoch]).shuffle(order)
+        batches: list[list[int]] = []
+        used = batch_tokens
+        for row in order.tolist():
+            if used + lengths[row] > batch_tokens:
+                batches.append([])
+                used = 0
+            batches[-1].append(row)
+            used += lengths[row]
+        share = min(1.0, epochs - epoch)
+        plan += batches[: max(1, round(share * len(batches)))]
+    return plan
+
+
+class _Rows(torch.utils.data.Dataset[tuple[int, LabelledRow]]):
+    def __init__(self, rows: Sequence[LabelledRow]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: int) -> tuple[int, LabelledRow]:
+        return index, self.rows[index]
+
+
+def load_batches(
+    rows: Sequence[LabelledRow], plan: Sequence[list[int]], device: torch.device
+) -> DataLoader[PackedBatch]:
+    """The batches of ``plan``, packed."""
+
+    def collate(members: list[tuple[int, LabelledRow]]) -> PackedBatch:
+        lengths = np.array([len(row) for _, row in members], np.int64)
+
+        def packed(parts: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts)).to(device)
+
+        return PackedBatch(
+            rows=np.array([index for index, _ in members], np.int64),
+            input_ids=packed([row.tokens.input_ids for _, row in members]),
+            token_type_ids=packed([row.tokens.token_type_ids for _, row in members]),
+            positions=packed([np.arange(length) for length in lengths]),
+            labels=torch.tensor([row.label for _, row in members], device=device),
+            layout=PackedLayout(lengths, device),
+        )
+
+    return DataLoader(_Rows(rows), batch_sampler=list(plan), collate_fn=collate)

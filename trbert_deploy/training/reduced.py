@@ -1,0 +1,104 @@
+"""The chain over packed rows: what training and validation run.
+
+Tokens are really dropped here: behind every cut the packed tensor is shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.selection import select
+from trbert_deploy.training.batches import PackedBatch
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Packed tokens on their way through the segments.
+
+    Attributes:
+        hidden: [T, H] their states.
+        layout: the rows that they form; rollouts of one text are rows of their own.
+        token: [T] int64, which token of the batch each one is.
+    """
+
+    hidden: Tensor
+    layout: PackedLayout
+    token: Tensor
+
+    def compact(self, keep: Tensor) -> Survivors:
+        """The survivors of one or several choices, in order.
+
+        Args:
+            keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
+        """
+        kept = torch.nonzero(keep.flatten()).squeeze(1) % len(self.hidden)
+        counts = self.layout.row_sums(keep.float()).flatten().round().long()
+        layout = PackedLayout(counts.cpu().numpy(), self.hidden.device)
+        return Survivors(self.hidden.index_select(0, kept), layout, self.token[kept])
+
+
+def first_segment(model: ReducedClassifier, batch: PackedBatch) -> Survivors:
+    """Embeddings and the layers before the first cut, on every token of the batch."""
+    hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+    hidden = model.run_segment(0, hidden, batch.layout)
+    return Survivors(hidden, batch.layout, torch.arange(len(hidden), device=hidden.device))
+
+
+def dense_logits(model: ReducedClassifier, batch: PackedBatch) -> Tensor:
+    """Logits [B, C] of the dense model."""
+    hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+    hidden = model.encoder.run_steps(hidden, batch.layout, 0, model.spec.num_steps)
+    return head_logits(model, hidden, batch.layout)
+
+
+def head_logits(model: ReducedClassifier, hidden: Tensor, layout: PackedLayout) -> Tensor:
+    """Logits [B, C] float32 from last states [T, H]."""
+    return model.head(hidden.index_select(0, layout.starts)).float()  # type: ignore[no-any-return]
+
+
+#: (cut index, keep logits [T], survivors so far) -> keep [P, T] bool, one or several choices.
+Chooser = Callable[[int, Tensor, Survivors], Tensor]
+
+
+def later_segments(
+    model: ReducedClassifier, survivors: Survivors, choose: Chooser
+) -> tuple[Tensor, list[Tensor]]:
+    """Select at every cut and run what follows it.
+
+    Args:
+        survivors: the first segment's output.
+        choose: decides at every cut; it may note what it needs.
+
+    Returns:
+        Logits [B, C] (P * B rows where a choice makes P), and the tokens left in each row
+        behind every cut, int64.
+    """
+    kept = []
+    for segment in model.segments:
+        if segment.cut is None:
+            break
+        # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
+        logit = model.keep_logit(segment.index, survivors.hidden.detach())
+        survivors = survivors.compact(choose(segment.index, logit, survivors))
+        kept.append(torch.from_numpy(survivors.layout.lengths))
+        hidden = model.run_segment(segment.index + 1, survivors.hidden, survivors.layout)
+        survivors = Survivors(hidden, survivors.layout, survivors.token)
+    return head_logits(model, survivors.hidden, survivors.layout), kept
+
+
+def choose_by_rule(model: ReducedClassifier) -> Chooser:
+    """Select as the runtime does, by the rule of each cut."""
+
+    def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:
+        layout = survivors.layout
+        lengths = torch.from_numpy(layout.lengths).to(logit.device)
+        rule = model.reduction.cuts[index].rule
+        return layout.unpad(select(layout.pad(logit), lengths, rule))[None]
+
+    return choose

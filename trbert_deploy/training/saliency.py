@@ -1,0 +1,124 @@
+"""The saliency guide: which tokens the teacher's answer hangs on (TR-BERT, section 3.3).
+
+For a cut with states h_c, and a later reference layer with states h_r, token i scores
+
+    | grad_{h_r,i}(loss) . (h_r,i - h_c,i) |
+
+so that tokens whose state still changes behind the cut in a direction that matters score high.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from numpy.typing import NDArray
+
+from trbert_deploy.files import staged_file
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.progress import Progress
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.loop import autocast
+from trbert_deploy.training.reduced import head_logits
+
+GUIDE_FILE = "guide.safetensors"
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The teacher's view of the training rows.
+
+    Attributes:
+        teacher_logits: [N, C] float32.
+        starts: [N + 1] int64, where each row's tokens begin in ``saliency``.
+        saliency: for each cut [total tokens] float32.
+    """
+
+    teacher_logits: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    saliency: tuple[NDArray[np.float32], ...]
+
+    def logits_of(self, batch: PackedBatch) -> Tensor:
+        """The teacher's logits [B, C] on a batch."""
+        return torch.from_numpy(self.teacher_logits[batch.rows]).to(batch.labels.device)
+
+    def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
+        """For each cut the scores [T] of a batch's tokens."""
+        places = [np.arange(self.starts[row], self.starts[row + 1]) for row in batch.rows]
+        tokens = np.concatenate(places)
+        return [torch.from_numpy(scores[tokens]).to(batch.labels.device) for scores in self.saliency]
+
+    def save(self, path: Path) -> None:
+        """Write the guide, whole or not at all."""
+        tensors = {"teacher_logits": self.teacher_logits, "starts": self.starts}
+        tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
+        with staged_file(path) as staging:
+            save_file(tensors, staging)
+
+    @classmethod
+    def load(cls, path: Path) -> Guide:
+        """Read what ``save`` wrote."""
+        tensors = load_file(path)
+        saliency = tuple(tensors[f"saliency.{index}"] for index in range(len(tensors) - 2))
+        return cls(tensors["teacher_logits"], tensors["starts"], saliency)
+
+
+def reference_step(model: ReducedClassifier) -> int:
+    """Half layers before the reference states: behind layer 2L//3, or one layer behind the last cut."""
+    layers = model.spec.num_layers
+    last_cut = max((cut.step for cut in model.reduction.cuts), default=0)
+    return min(2 * layers, max(2 * (2 * layers // 3 + 1), last_cut + 2))
+
+
+def make_guide(
+    model: ReducedClassifier,
+    rows: Sequence[LabelledRow],
+    batch_tokens: int,
+    device: torch.device,
+    progress: Progress,
+) -> Guide:
+    """One pass of the teacher over the training rows."""
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    logits = np.empty((len(rows), len(model.spec.labels)), np.float32)
+    saliency = tuple(np.empty(starts[-1], np.float32) for _ in model.reduction.cuts)
+    plan = plan_batches([len(row) for row in rows], batch_tokens)
+    model.eval()
+    for number, batch in enumerate(load_batches(rows, plan, device), start=1):
+        scores, batch_logits = batch_saliency(model, batch)
+        span = slice(starts[batch.rows[0]], starts[batch.rows[-1] + 1])
+        for cut_scores, values in zip(saliency, scores, strict=True):
+            cut_scores[span] = values.cpu().numpy()
+        logits[batch.rows] = batch_logits.cpu().numpy()
+        progress("guide", number, len(plan))
+    return Guide(logits, starts, saliency)
+
+
+def batch_saliency(model: ReducedClassifier, batch: PackedBatch) -> tuple[list[Tensor], Tensor]:
+    """Scores [T] of a batch's tokens for each cut, and the logits [B, C]."""
+    reference = reference_step(model)
+    at_cuts = []
+    with autocast(batch.labels.device):
+        with torch.no_grad():
+            hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            step = 0
+            for cut in model.reduction.cuts:
+                hidden = model.encoder.run_steps(hidden, batch.layout, step, cut.step)
+                at_cuts.append(hidden.float())
+                step = cut.step
+            hidden = model.encoder.run_steps(hidden, batch.layout, step, reference)
+        hidden = hidden.detach().requires_grad_()
+        last = model.encoder.run_steps(hidden, batch.layout, reference, model.spec.num_steps)
+        logits = head_logits(model, last, batch.layout)
+        # Summed, so that a row's scores do not depend on how many others stand beside it.
+        loss = cross_entropy(logits, batch.labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    changes = [hidden.detach().float() - at_cut for at_cut in at_cuts]
+    scores = [(gradient.float() * change).sum(-1).abs() for change in changes]
+    return scores, logits.detach()
