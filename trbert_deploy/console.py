@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,39 +23,35 @@ notes = Console(stderr=True, highlight=False)
 
 
 @contextmanager
-def progress_bars() -> Iterator[Progress]:
-    """Progress bars with count, elapsed and remaining time, on stderr."""
+def progress(title: str = "") -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar from the first step on, driven by the callback that library functions take.
+
+    A total of None stands for an unknown one. Another total, or fewer steps done than before,
+    begins another bar, so that the time left is estimated from like steps alone.
+    """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=notes) as progress:
-        yield progress
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar from the first step on, driven by the callback that library functions take.
-
-    A total of None stands for an unknown one.
-    """
-    with progress_bars() as bars:
+    with Progress(*columns, console=notes) as bars:
 
         def tell(step: str, done: int, total: int | None) -> None:
-            task = bars.task_ids[0] if bars.task_ids else bars.add_task(step, figures="")
-            bars.update(task, description=step, completed=done, total=total)
+            step = f"{title}  {step}" if title else step
+            last = bars.tasks[-1] if bars.tasks else None
+            if last is None or total != last.total or done < last.completed:
+                bars.add_task(step, total=total, completed=done)
+            bars.update(bars.task_ids[-1], description=step, completed=done)
 
         yield tell
 
 
 def write_lines(lines: Iterable[str]) -> None:
     """Write lines to stdout, in UTF-8; a reader that has enough (``| head``) ends it quietly."""
-    stream = click.get_binary_stream("stdout")
+    stream = sys.stdout.buffer
     try:
         for line in lines:
             stream.write(line.encode() + b"\n")

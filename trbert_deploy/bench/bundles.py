@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
-from trbert_deploy.bundle import MANIFEST, Bundle
+from trbert_deploy.bundle import Bundle
 from trbert_deploy.errors import (
     DataError,
     DeviceError,
@@ -17,6 +17,7 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.engines import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
 
@@ -59,37 +60,44 @@ def bench_bundle(
         DataError: there are no texts, or they cannot be used.
         DeviceError, EngineError, MissingDependencyError: ``options.backend`` cannot run here.
     """
-    pipelines = [load(path, options.backend or DEFAULT_BACKEND, threads=options.threads)]
-    bundle = pipelines[0].bundle
+    pipeline = load(path, options.backend or DEFAULT_BACKEND, threads=options.threads)
+    bundle = pipeline.bundle
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
-    notes = []
-    engines = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{MANIFEST}"))
-    if engines and options.backend is None:
-        second = _tensorrt(bundle)
-        if isinstance(second, Pipeline):
-            pipelines.append(second)
-        else:
-            notes.append(f"TensorRT engines present ({', '.join(engines)}), not timed: {second}")
-    return run_bench(
-        pipelines,
-        lengths,
-        options.batches,
-        texts,
-        rounds=options.rounds,
-        notes=notes,
-        progress=progress,
-    )
+    engines, note = None, None
+    if options.backend is None:
+        engines, note = _open_engines(bundle)
+    sections = 1 if engines is None else 2
+
+    def measure(opened: Pipeline, section: int) -> BenchReport:
+        def tell(step: str, done: int, total: int) -> None:
+            progress(step, section * total + done, sections * total)
+
+        return run_bench(
+            opened, lengths, options.batches, texts, rounds=options.rounds, progress=tell
+        )
+
+    report = measure(pipeline, 0)
+    if engines is not None:
+        try:
+            report = replace(report, backends=report.backends + measure(engines, 1).backends)
+        except LengthError as problem:  # engines may be built for fewer tokens than the bundle
+            note = f"TensorRT engines not timed: {problem}"
+    return report if note is None else replace(report, notes=(note,))
 
 
-def _tensorrt(bundle: Bundle) -> Pipeline | str:
-    """The bundle on its engines, or why that cannot be here."""
+def _open_engines(bundle: Bundle) -> tuple[Pipeline | None, str | None]:
+    """The bundle on its engines, if it has any, or else a line that says why not."""
+    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{MANIFEST}"))
+    if not sets:
+        return None, None
     try:
-        return load(bundle.path, "tensorrt", verify=False)
+        return load(bundle.path, "tensorrt", verify=False), None
     except DeviceError:
-        return "no NVIDIA GPU here"
+        reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:
-        return str(problem)
+        reason = str(problem)
+    return None, f"TensorRT engines present ({', '.join(sets)}), not timed: {reason}"
 
 
 def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:

@@ -150,48 +150,40 @@ class BenchReport:
 
 
 def run_bench(
-    pipelines: Sequence[Pipeline],
+    pipeline: Pipeline,
     lengths: Sequence[int],
     batches: Sequence[int],
     texts: Sequence[str],
     *,
     rounds: Rounds = Rounds(),
-    notes: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> BenchReport:
-    """Measure a bundle, opened with one backend or with several, at every length and batch.
+    """Measure an opened bundle at every length and batch.
 
     Args:
-        pipelines: the same bundle on each backend, at least one.
         lengths: tokens per row; texts are joined or cut to exactly that many.
         batches: rows per call.
         texts: real texts, at least one.
-        notes: passed on to the report.
 
     Raises:
         LengthError: a length above what the bundle takes.
         DataError: no texts, or an empty one.
     """
-    total = len(pipelines) * len(lengths) * len(batches) * _PROGRESS_PER_POINT
-    finished = 0
-    backends = []
-    for pipeline in pipelines:
-        points = []
-        for length in lengths:
-            rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
-            for batch in batches:
-                name = pipeline.chain.backend.description["backend"]
-                step = f"{name}, {length} tokens, batch {batch}"
+    total = len(lengths) * len(batches) * _PROGRESS_PER_POINT
+    description = dict(pipeline.chain.backend.description)
+    points: list[BenchPoint] = []
+    for length in lengths:
+        rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
+        for batch in batches:
+            step = f"{description['backend']}, {length} tokens, batch {batch}"
+            before = len(points) * _PROGRESS_PER_POINT
 
-                def tell(share: float, step: str = step, before: int = finished) -> None:
-                    progress(step, before + int(share * _PROGRESS_PER_POINT), total)
+            def tell(share: float, step: str = step, before: int = before) -> None:
+                progress(step, before + int(share * _PROGRESS_PER_POINT), total)
 
-                points.append(measure_point(pipeline, rows, batch, rounds, tell))
-                finished += _PROGRESS_PER_POINT
-        backends.append(BackendBench(dict(pipeline.chain.backend.description), tuple(points)))
-    return BenchReport(
-        describe_machine(), _describe_bundle(pipelines[0]), tuple(backends), tuple(notes)
-    )
+            points.append(measure_point(pipeline, rows, batch, rounds, tell))
+    measured = BackendBench(description, tuple(points))
+    return BenchReport(describe_machine(), _describe_bundle(pipeline), (measured,))
 
 
 def measure_point(

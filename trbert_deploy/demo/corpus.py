@@ -6,10 +6,10 @@ The choices that make it a fair exercise in dropping tokens:
 - A page is a run of consecutive paragraphs, with the headings that a reference manual prints: a
   title over each module, dotted names over classes and functions, bare names over methods. Pages
   start at any paragraph, so what tells the library stands anywhere in them: in headings, in
-  imports of examples, in terms such as ``digraph`` or ``ndarray``. Reading the first words only
-  costs accuracy; reading the telling words costs none.
-- Names are left in the text, and mislead too: a Transformers page speaks of torch more often than
-  of itself, and about half of the Python pages never say Python.
+  imports of examples, in terms such as ``digraph`` or ``ndarray``. The first words alone do not
+  always tell, and no single word always does.
+- Names are left in the text, and mislead too: more than half of the Transformers pages also name
+  torch, and half of the Python pages never say Python.
 - All text of one unit of source files is on one side of the split, and a paragraph that nearly
   repeats an earlier one, of any library, is left out, so no test page has a twin in training.
 - Pages have the same range of lengths for every label, and each label is equally frequent.
@@ -28,13 +28,13 @@ from pathlib import Path
 from trbert_deploy.demo.docstrings import LIBRARIES, Library, Unit, find_units, read_sections
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.files import staged_file
+from trbert_deploy.progress import Progress, no_progress
 
 LABELS = tuple(library.label for library in LIBRARIES)
 SPLITS = ("train", "validation", "test")
 
 #: Number of tokens of a text, without special tokens; ``approximate_tokens`` or a tokenizer's.
 TokenCount = Callable[[str], int]
-Progress = Callable[[str, int, int], None]
 
 _SHINGLE = 8  # words
 _PIECES = re.compile(r"[A-Za-z]{1,6}|[0-9]{1,3}|[^\sA-Za-z0-9]")
@@ -101,7 +101,7 @@ def approximate_tokens(text: str) -> int:
 def build_corpus(
     options: CorpusOptions,
     count_tokens: TokenCount = approximate_tokens,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Corpus:
     """Make the corpus; the same for the same options and the same installed versions.
 
@@ -114,8 +114,7 @@ def build_corpus(
     wanted = {split: getattr(options, split) // len(LABELS) for split in SPLITS}
     total = sum(wanted.values())
     for done, library in enumerate(LIBRARIES):
-        if progress:
-            progress("read documentation", done, len(LIBRARIES))
+        progress("read documentation", done, len(LIBRARIES))
         units = find_units(library)
         random.Random(f"{options.seed} {library.label}").shuffle(units)
         remaining = iter(units)
@@ -133,8 +132,7 @@ def build_corpus(
                     f"ask for fewer pages, shorter pages or more pages_per_unit"
                 )
             splits[split] += pages[: wanted[split]]
-    if progress:
-        progress("read documentation", len(LIBRARIES), len(LIBRARIES))
+    progress("read documentation", len(LIBRARIES), len(LIBRARIES))
     for split, pages in splits.items():
         random.Random(f"{options.seed} {split}").shuffle(pages)
     return Corpus(**{split: tuple(pages) for split, pages in splits.items()})
@@ -178,30 +176,30 @@ def _pages(
 ) -> list[Page]:
     """Up to ``pages_per_unit`` pages, from anywhere in the unit."""
     generator = random.Random(f"{options.seed} {library.label} {unit.name}")
-    bounds = math.log(options.min_tokens), math.log(options.max_tokens)
     paragraphs = [(text, count_tokens(text)) for text in _paragraphs(unit, library, originals)]
-    pages: list[Page] = []
+    texts = list(_runs(paragraphs, options, generator))
+    chosen = generator.sample(texts, min(options.pages_per_unit, len(texts)))
+    return [Page(text, library.label, unit.name) for text in chosen]
+
+
+def _runs(
+    paragraphs: list[tuple[str, int]], options: CorpusOptions, generator: random.Random
+) -> Iterator[str]:
+    """Cut (paragraph, tokens) into consecutive texts, each of a length drawn log-uniformly."""
+    bounds = math.log(options.min_tokens), math.log(options.max_tokens)
     run: list[str] = []
     length, target = 0, math.exp(generator.uniform(*bounds))
-
-    def close() -> None:
-        nonlocal length, target
-        if length >= options.min_tokens:
-            pages.append(Page("\n".join(run), library.label, unit.name))
-        run.clear()
-        length, target = 0, math.exp(generator.uniform(*bounds))
-
     for text, tokens in paragraphs:
         if tokens > options.max_tokens:
             continue
-        if length + tokens > options.max_tokens:
-            close()
+        if length >= target or length + tokens > options.max_tokens:
+            if length >= options.min_tokens:
+                yield "\n".join(run)
+            run, length, target = [], 0, math.exp(generator.uniform(*bounds))
         run.append(text)
         length += tokens
-        if length >= target:
-            close()
-    close()
-    return generator.sample(pages, min(options.pages_per_unit, len(pages)))
+    if length >= options.min_tokens:
+        yield "\n".join(run)
 
 
 def _paragraphs(unit: Unit, library: Library, originals: _Originals) -> Iterator[str]:

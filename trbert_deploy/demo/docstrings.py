@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import sysconfig
 import warnings
@@ -72,7 +73,7 @@ class Section:
 
 
 def find_units(library: Library) -> list[Unit]:
-    """All units of an installed library, sorted by path.
+    """All units of an installed library, in the order of their directories and files.
 
     Raises:
         MissingDependencyError: the library is not installed.
@@ -80,10 +81,8 @@ def find_units(library: Library) -> list[Unit]:
     """
     root = _root(library)
     folders: dict[Path, list[Path]] = {}
-    for path in sorted(root.rglob("*.py")):
+    for path in _sources(root):
         parts = path.relative_to(root).parts
-        if any(map(_SKIPPED.fullmatch, parts[:-1])) or path.name.startswith("test_"):
-            continue
         whole = library.whole and parts[0] == library.whole and len(parts) > 2
         folders.setdefault(root.joinpath(*parts[:2]) if whole else path.parent, []).append(path)
     if not folders:
@@ -107,7 +106,7 @@ def read_sections(unit: Unit, library: Library) -> list[Section]:
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings
             try:
                 tree = ast.parse(path.read_bytes())
-            except SyntaxError:  # a template or a file for another version of Python
+            except (SyntaxError, ValueError):  # a template, or a file for another Python
                 continue
         found = [(title, ast.get_docstring(tree) or ""), *_members(tree, f"{module}.")]
         sections += [Section(heading, _paragraphs(text)) for heading, text in found if text]
@@ -123,6 +122,14 @@ def _root(library: Library) -> Path:
             f"the documentation corpus ({library.title})", library.package, library.extra
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not _SKIPPED.fullmatch(name))
+        for name in sorted(names):
+            if name.endswith(".py") and not name.startswith("test_"):
+                yield Path(folder, name)
 
 
 def _neighbours(paths: list[Path]) -> Iterator[list[Path]]:

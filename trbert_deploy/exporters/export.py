@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from trbert_deploy.bundle import (
     DEFAULT_DIRECTORY,
@@ -23,19 +22,18 @@ from trbert_deploy.exporters.onnx import TRACED_LENGTH, export_graphs
 from trbert_deploy.exporters.parity import (
     ChainParity,
     GraphParity,
-    RowMaker,
     check_shapes,
     compare_chains,
     compare_graphs,
+    row_maker,
 )
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
-from trbert_deploy.modeling.checkpoint import Checkpoint, copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.checkpoint import copy_tokenizer, load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import BackendOptions
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from trbert_deploy.runtime.tokenizing import TextTokenizer
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -50,6 +48,16 @@ class ExportReport:
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bundle": str(self.path), "parity": self.parity_json()}
+
+    def parity_json(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        return {
+            "graphs": [parity.to_json() for parity in self.graphs],
+            "chain": self.chain.to_json(),
+        }
 
 
 def export_bundle(
@@ -103,7 +111,9 @@ def export_bundle(
         )
         reference = TorchBackend(model)
         candidate = OnnxRuntimeBackend(Bundle(staging, manifest), BackendOptions())
-        rows_of = _row_maker(checkpoint, staging / TOKENIZER, texts)
+        rows_of = row_maker(
+            staging / TOKENIZER, checkpoint.max_length, model.spec.vocab_size, texts
+        )
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         for parity in compare_graphs(
@@ -117,23 +127,6 @@ def export_bundle(
             [row for batch, length in shapes for row in rows_of(length, batch)],
         )
         progress("check chain", steps, steps)
-        described = {
-            "graphs": [parity.to_json() for parity in parities],
-            "chain": chain.to_json(),
-        }
-        write_manifest(staging, replace(manifest, parity=described))
-    return ExportReport(output, tuple(parities), chain)
-
-
-def _row_maker(checkpoint: Checkpoint, tokenizer_path: Path, texts: Sequence[str]) -> RowMaker:
-    """Makes rows of sample texts, or of random tokens where there are none."""
-    if texts:
-        tokenizer = TextTokenizer(tokenizer_path, checkpoint.max_length)
-        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
-    rng = np.random.default_rng(0)
-
-    def random_rows(length: int, count: int) -> list[TokenRow]:
-        ids = rng.integers(0, checkpoint.model.spec.vocab_size, (count, length))
-        return [TokenRow(row, np.zeros_like(row)) for row in ids]
-
-    return random_rows
+        report = ExportReport(output, tuple(parities), chain)
+        write_manifest(staging, replace(manifest, parity=report.parity_json()))
+    return report

@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trbert_deploy.bundle import (
@@ -35,6 +34,7 @@ from trbert_deploy.bundle import (
     segment_name,
 )
 from trbert_deploy.errors import ParityError
+from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
 
@@ -167,8 +167,7 @@ class SharedWeights:
             tensors[name + TRANSPOSED if turned else name] = tensor.T.contiguous() if turned else tensor
             if name in self._used and name + TRANSPOSED in self._used:
                 tensors[name + TRANSPOSED] = tensor.T.contiguous()
-        save_file(tensors, path)
-        path.chmod(0o644)  # the library makes it readable for its owner alone
+        write_safetensors(path, tensors)
         with path.open("rb") as file:
             (header_length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(header_length))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
 from trbert_deploy.runtime.backend import Backend, Tensors
 from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection import select
 
 #: (length, count) -> that many rows of exactly that length.
@@ -82,6 +84,22 @@ class ChainParity:
         return asdict(self)
 
 
+def row_maker(
+    tokenizer_path: Path, max_length: int, vocab_size: int, texts: Sequence[str]
+) -> RowMaker:
+    """Makes rows of sample texts, or of random tokens where there are none."""
+    if texts:
+        tokenizer = TextTokenizer(tokenizer_path, max_length)
+        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+    rng = np.random.default_rng(0)
+
+    def random_rows(length: int, count: int) -> list[TokenRow]:
+        ids = rng.integers(0, vocab_size, (count, length))
+        return [TokenRow(row, np.zeros_like(row)) for row in ids]
+
+    return random_rows
+
+
 def check_shapes(traced: int, maximum: int) -> tuple[tuple[int, int], ...]:
     """(batch, length) to compare: 1 and 3; 1, 2, the traced length +- 1 and the maximum."""
     lengths = {1, 2, traced - 1, traced, traced + 1, maximum}
@@ -100,6 +118,7 @@ def compare_graphs(
     rows_of: RowMaker,
     shapes: Sequence[tuple[int, int]],
     tolerance: float = FP32_TOLERANCE,
+    reference_name: str = "PyTorch",
 ) -> Iterator[GraphParity]:
     """Run every graph on both backends over padded batches and compare all outputs.
 
@@ -107,6 +126,8 @@ def compare_graphs(
         reference, candidate: backends that open the same graphs.
         rows_of: (length, count) -> that many rows of exactly that length.
         shapes: (batch, length) pairs.
+        tolerance: largest relative difference allowed.
+        reference_name: what errors call the reference.
 
     Yields:
         One result per graph.
@@ -132,7 +153,7 @@ def compare_graphs(
                 if not difference <= tolerance:  # so that NaN fails, too
                     raise ParityError(
                         f"graph {name}, batch {batch}, length {length}: {output} differs from "
-                        f"PyTorch by {difference:.2g}, more than the tolerance {tolerance:g}"
+                        f"{reference_name} by {difference:.2g}, more than the tolerance {tolerance:g}"
                     )
                 worst[output] = max(worst.get(output, 0.0), difference)
             if cut is not None:

@@ -2,8 +2,8 @@
 
 TensorRT 11 and TensorRT for RTX know no "allow half precision" flag: they build the types that
 the graph has. So the graph is rewritten: matrix products, attention and activations in the
-half type, residual sums, LayerNorm, the policy and the head in float32, with casts between. The libraries
-that do this know float16 alone (onnxruntime.transformers.float16) or clamp silently
+half type; residual sums, LayerNorm, the policy and the head in float32; casts between. The
+libraries that do this know float16 alone (onnxruntime.transformers.float16) or clamp silently
 (onnxconverter-common); one pass serves float16 and bfloat16 alike.
 """
 
@@ -26,9 +26,6 @@ HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _FLOAT32_OPERATORS = frozenset(
     {"LayerNormalization", "Softmax", "Cast", "Constant", "ConstantOfShape", "RandomNormal"}
 )
-
-#: Behind the name of a tensor's copy in the half type.
-_HALF = ".half"
 
 
 def half_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
@@ -112,7 +109,7 @@ class _Rewriter:
         self._graph = graph
         self._half = half
         self._rounds = rounds
-        self._types = {
+        self._types: dict[str, int] = {
             value.name: value.type.tensor_type.elem_type
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
@@ -151,18 +148,15 @@ class _Rewriter:
         copy.CopyFrom(node)
         del copy.input[:], copy.output[:]
         copy.input.extend(self._as(name, self._target(name, wanted)) for name in node.input)
+        self._nodes.append(copy)
         for name in node.output:
             target = self._target(name, wanted)
-            # A tensor keeps its name in its original type, so that outputs keep theirs.
-            same = not name or target == self._types[name]
-            self._names[name, target] = name if same else name + _HALF
-            copy.output.append(self._names[name, target])
-        self._nodes.append(copy)
-        if self._rounds:
-            for place, name in enumerate(copy.output):
-                if name.endswith(_HALF):
-                    copy.output[place] = f"{name}.exact"
-                    self._cast(copy.output[place], name, self._half)
+            made = self._names[name, target] = self._name_in(name, target)
+            if self._rounds and target == self._half:
+                copy.output.append(f"{made}.exact")
+                self._cast(f"{made}.exact", made, target)
+            else:
+                copy.output.append(made)
 
     def _target(self, name: str, wanted: int) -> int:
         """The type in which a node that works in ``wanted`` reads or writes a tensor."""
@@ -172,14 +166,19 @@ class _Rewriter:
             raise EngineError(
                 f"graph {self._graph.name}: tensor {name} has no type; export the checkpoint again"
             )
-        return wanted if self._types[name] == TensorProto.FLOAT else self._types[name]
+        kind: int = self._types[name]
+        return wanted if kind == TensorProto.FLOAT else kind
+
+    def _name_in(self, name: str, target: int) -> str:
+        """A tensor keeps its name in its original type, so that inputs and outputs keep theirs."""
+        return name if not name or target == self._types[name] else f"{name}.half"
 
     def _as(self, name: str, target: int) -> str:
         """The name under which a tensor stands in type ``target``, made where it is not yet."""
         if not name:
             return name
         if (name, target) not in self._names:
-            made = name if target == self._types[name] else name + _HALF
+            made = self._name_in(name, target)
             if name in self._weights:
                 self._initializers.append(self._weight(name, made, target))
             else:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from trbert_deploy.bundle import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError
+from trbert_deploy.errors import CheckpointError, StorageError
 from trbert_deploy.files import read_json, read_json_lines, require_directory, staged_files, write_json, write_json_lines
 from trbert_deploy.modeling.families import FAMILIES, family_module
 from trbert_deploy.modeling.model import ReducedClassifier
@@ -68,8 +68,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         for name, tensor in model.state_dict().items()
     }
     with staged_files(path) as staging:
-        save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
-        (staging / WEIGHTS_FILE).chmod(0o644)  # the library makes it readable for its owner alone
+        write_safetensors(staging / WEIGHTS_FILE, tensors, {"format": "pt"})
         write_json(staging / CONFIG_FILE, family.hf_config(model.spec))
         write_json(
             staging / REDUCTION_FILE,
@@ -91,6 +90,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             f"{source} has no {TOKENIZER_FILE}: the runtime reads that format; save the tokenizer "
             "again with a fast tokenizer of transformers"
         )
+    target.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -130,6 +130,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     load_parameters(model, read_safetensors(path / WEIGHTS_FILE), str(path))
     samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
     return Checkpoint(model.eval(), path, max_length, training, samples)
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as problem:  # so it calls a full disk, too
+        raise StorageError(f"{path.name} cannot be written: {problem}") from None
+    path.chmod(0o644)  # the library makes it readable for its owner alone
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

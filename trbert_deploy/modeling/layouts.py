@@ -66,8 +66,8 @@ class PaddedLayout:
 class PackedLayout:
     """Rows packed one behind the other in a tensor [T, H], without padding between them.
 
-    Everything but attention runs on the packed tokens. For attention, rows of similar
-    length are gathered into padded groups.
+    Everything but attention runs on the packed tokens. Attention runs once for all rows of
+    one length, so that it needs neither padding nor mask.
 
     Args:
         lengths: tokens per row, in packed order; T is their sum.
@@ -79,42 +79,38 @@ class PackedLayout:
     """
 
     MAX_GROUP_TOKENS = 16384
-    MAX_PADDING = 0.1
 
     def __init__(self, lengths: NDArray[np.int64], device: torch.device | str = "cpu") -> None:
         self.lengths = lengths
+        groups = group_by_length(lengths, self.MAX_GROUP_TOKENS, max_padding=0.0)
+        self._shapes = [(len(rows), int(lengths[rows[0]])) for rows in groups]
         starts = np.cumsum(lengths) - lengths
-        slots, self._groups = [], []
-        back = np.empty(int(lengths.sum()), np.int64)  # the slot of every token
-        used = 0
-        for rows in group_by_length(lengths, self.MAX_GROUP_TOKENS, self.MAX_PADDING):
-            place = np.arange(int(lengths[rows].max()))
-            valid = place < lengths[rows, None]  # [b, S]
-            # A padded slot reads its row's first token; the mask keeps it out of attention.
-            source = starts[rows, None] + np.where(valid, place, 0)  # [b, S]
-            back[source[valid]] = used + np.flatnonzero(valid)
-            used += source.size
-            slots.append(source.ravel())
-            mask = None if valid.all() else torch.from_numpy(valid).to(device)[:, None, None, :]
-            self._groups.append((valid.shape, mask))
-        self._slots = torch.from_numpy(np.concatenate(slots)).to(device)
-        self._back = torch.from_numpy(back).to(device)
+        order = np.concatenate(
+            [
+                (starts[rows, None] + np.arange(length)).ravel()
+                for rows, (_, length) in zip(groups, self._shapes, strict=True)
+            ]
+        )
+        # Rows that come sorted by length lie as attention wants them: nothing to gather.
+        self._order = self._back = None
+        if (order[1:] < order[:-1]).any():
+            self._order = torch.from_numpy(order).to(device)
+            self._back = torch.argsort(self._order)
         self.starts = torch.from_numpy(starts).to(device)
         rows_of = np.repeat(np.arange(len(lengths)), lengths)
         self.row_of_token = torch.from_numpy(rows_of).to(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-        sizes = [batch * length for (batch, length), _ in self._groups]
-        # index_select, unlike indexing, adds gradients up in a fixed order.
+        sizes = [batch * length for batch, length in self._shapes]
         parts = zip(
-            *(states.index_select(0, self._slots).split(sizes) for states in (query, key, value)),
+            *(_gather(states, self._order).split(sizes) for states in (query, key, value)),
             strict=True,
         )
         contexts = [
-            _attend(*(part.unflatten(0, shape) for part in group), num_heads, mask).flatten(0, 1)
-            for group, (shape, mask) in zip(parts, self._groups, strict=True)
+            _attend(*(part.unflatten(0, shape) for part in group), num_heads, None).flatten(0, 1)
+            for group, shape in zip(parts, self._shapes, strict=True)
         ]
-        return torch.cat(contexts).index_select(0, self._back)
+        return _gather(torch.cat(contexts), self._back)
 
     def pad(self, values: Tensor) -> Tensor:
         """Packed values [T] -> [B, S], zero behind a row's length."""
@@ -134,3 +130,8 @@ class PackedLayout:
     def _valid(self, longest: int) -> Tensor:
         lengths = torch.from_numpy(self.lengths).to(self.starts.device)
         return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def _gather(states: Tensor, order: Tensor | None) -> Tensor:
+    """states [T, H] in another order; index_select adds gradients up in a fixed order."""
+    return states if order is None else states.index_select(0, order)

@@ -58,6 +58,11 @@ class Profile:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
 
 
+def engine_file(name: str) -> str:
+    """File name of the engine of the graph called ``name``."""
+    return f"{name}.engine"
+
+
 @dataclass(frozen=True)
 class EngineFile:
     """One engine.
@@ -65,7 +70,6 @@ class EngineFile:
     Attributes:
         name: the graph's name in the bundle.
         sha256: of the engine file.
-        graph_sha256: of the ONNX graph that it was built from.
         size_bytes: of the engine file.
         scratch_bytes: GPU memory that the largest profile needs beside weights, inputs and
             outputs; None where the builder did not tell.
@@ -74,14 +78,13 @@ class EngineFile:
 
     name: str
     sha256: str
-    graph_sha256: str
     size_bytes: int
     scratch_bytes: int | None
     build_seconds: float
 
     @property
     def file(self) -> str:
-        return f"{self.name}.engine"
+        return engine_file(self.name)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,12 @@ class EngineKey:
     @property
     def directory(self) -> str:
         """Name of the set's directory in the bundle's ``engines/``."""
-        architecture = "sm" + self.compute_capability.replace(".", "")
-        return f"{self.flavour}-{self.precision}-{architecture}"
+        return set_directory(self.flavour, self.precision, self.compute_capability)
+
+
+def set_directory(flavour: str, precision: str, compute_capability: str) -> str:
+    """Name of an engine set's directory, such as ``rtx-fp16-sm86``."""
+    return f"{flavour}-{precision}-sm{compute_capability.replace('.', '')}"
 
 
 @dataclass(frozen=True)
@@ -145,13 +152,16 @@ class EngineManifest:
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "upgrade trbert-deploy" if newer else _REBUILD
             raise EngineError(
-                f"engines have format version {version}: this release reads {FORMAT_VERSION}; {advice}"
+                f"engines have format version {version}: this release reads {FORMAT_VERSION}; "
+                f"{advice}"
             )
         try:
             key = dict(data["key"])
             profiles = tuple(Profile(**profile) for profile in key.pop("profiles"))
+            if not profiles:
+                raise ValueError("no profiles")
             return cls(
-                key=EngineKey(profiles=profiles, **key),
+                key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
                 parity=dict(data["parity"]),
             )
@@ -181,7 +191,7 @@ class EngineSet:
         if manifest.key.weights_sha256 != digests[WEIGHTS]:
             raise EngineError(f"{path} was built from other weights than {bundle.path}; {_REBUILD}")
         expected = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-        built = {engine.name: engine.graph_sha256 for engine in manifest.engines}
+        built = {engine.name: manifest.key.graphs.get(engine.name) for engine in manifest.engines}
         for name in sorted(expected.keys() | built.keys()):
             if expected.get(name) != built.get(name):
                 raise EngineError(
@@ -266,14 +276,13 @@ def find_engine_set(
     names = sorted(path.parent.name for path in bundle.engines_path.glob(f"*/{MANIFEST}"))
     if not names:
         raise EngineError(f"{bundle.path} has no engines: run trbert-deploy build-engine")
-    architecture = "sm" + compute_capability.replace(".", "")
     for precision in PRECISIONS:
-        name = f"{flavour}-{precision}-{architecture}"
+        name = set_directory(flavour, precision, compute_capability)
         if name in names:
             engine_set = EngineSet.open(bundle.engines_path / name, bundle)
             engine_set.require_fit(flavour, version, compute_capability)
             return engine_set
     raise EngineError(
         f"{bundle.path} has engines {', '.join(names)}: this GPU with this TensorRT needs "
-        f"{flavour}-*-{architecture}; run trbert-deploy build-engine here"
+        f"{set_directory(flavour, '*', compute_capability)}; run trbert-deploy build-engine here"
     )

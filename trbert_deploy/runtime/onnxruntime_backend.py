@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import onnxruntime
@@ -38,7 +39,7 @@ class OnnxRuntimeBackend:
             name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
         ]
         self.graph = cache(self._open)
-        self.description = {
+        self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
             "provider": self._providers[0],

@@ -85,10 +85,13 @@ def _lines(file: BinaryIO, shown: str) -> Iterator[bytes]:
 def _text(line: bytes, name: str) -> Text:
     """The text, or the pair of texts, that one line holds."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
         raise DataError(f"{name}: not UTF-8") from None
-    except (ValueError, RecursionError) as problem:
+    except json.JSONDecodeError as problem:
+        where = f"{problem.msg} at column {problem.colno}"
+        raise DataError(f"{name}: not JSON ({where})") from None
+    except (ValueError, RecursionError) as problem:  # a number too long, nested too deep
         raise DataError(f"{name}: not JSON ({problem})") from None
     if not isinstance(row, dict) or "text" not in row:
         raise DataError(f'{name}: expected a JSON object with a field "text"')

@@ -6,7 +6,9 @@ All three have nearly one Python API; what differs is asked of ``TensorRT.flavou
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -75,6 +77,40 @@ def _import(name: str) -> ModuleType | None:
     except (ImportError, OSError):  # OSError: a shared library is missing
         return None
     return module if hasattr(module, "Builder") else None
+
+
+@cache
+def library_log(library: TensorRT) -> Any:
+    """The log of a TensorRT library, which accepts one for the whole process.
+
+    Its ``lines`` are (severity, text) pairs; ``errors()`` are the texts of errors among them.
+    """
+    interface: Any = library.module.ILogger
+    severity = interface.Severity
+
+    class Log(interface):  # type: ignore[misc]  # known only at run time
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[tuple[Any, str]] = []
+
+        def log(self, level: Any, message: str) -> None:
+            if level != severity.VERBOSE:
+                self.lines.append((level, message))
+
+        def errors(self) -> list[str]:
+            return [
+                text
+                for level, text in self.lines
+                if level in (severity.ERROR, severity.INTERNAL_ERROR)
+            ]
+
+    return Log()
+
+
+def failure(library: TensorRT, what: str, reasons: Sequence[str]) -> str:
+    """What TensorRT could not do, with all its reasons, as one line."""
+    details = " | ".join(dict.fromkeys(" ".join(reason.split()) for reason in reasons))
+    return f"TensorRT {library.version} ({library.flavour}) {what}: {details or 'no reason given'}"
 
 
 def import_cuda() -> Any:

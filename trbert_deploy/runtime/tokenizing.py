@@ -94,7 +94,7 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[Encoding]:
         for name, text in zip(names, texts, strict=True):
-            for part in (text,) if isinstance(text, str) else text:
+            for part in text if isinstance(text, tuple) else (text,):
                 if not isinstance(part, str):
                     raise DataError(f"{name} is of type {type(part).__name__}: expected a string")
                 if not part.strip():

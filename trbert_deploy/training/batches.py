@@ -78,6 +78,7 @@ def load_batches(
     """The batches of ``plan``, packed."""
 
     def collate(members: list[tuple[int, LabelledRow]]) -> PackedBatch:
+        members = sorted(members, key=lambda member: len(member[1]))  # as PackedLayout likes it
         lengths = np.array([len(row) for _, row in members], np.int64)
 
         def packed(parts: list[np.ndarray]) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -87,7 +88,7 @@ def train_stage(
     schedule = get_linear_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total
     )
-    first = _resume(settings.directory, model, optimizer, schedule)
+    first = _resume(settings.directory / RESUME_FILE, model, optimizer, schedule)
     saved = time.monotonic()
     batches = load_batches(rows, settings.plan[first:], settings.device)
     with _Figures(settings, first) as figures:
@@ -106,7 +107,7 @@ def train_stage(
             shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             progress(f"{settings.name}  {shown}", number + 1, total)
             if time.monotonic() - saved > settings.save_seconds and number + 1 < total:
-                _save(settings.directory, model, optimizer, number + 1)
+                _save(settings.directory / RESUME_FILE, model, optimizer, number + 1)
                 saved = time.monotonic()
 
 
@@ -147,28 +148,25 @@ class _Figures:
         self._board.close()
 
 
-def _save(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Save what ``_resume`` needs, whole or not at all."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for parameter, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{parameter}.{key}": value for key, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with staged_file(directory / RESUME_FILE) as staging:
+    with staged_file(path) as staging:
         save_file(tensors, staging, metadata={"step": str(step)})
 
 
 def _resume(
-    directory: Path,
+    path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
 ) -> int:
     """Load what ``_save`` wrote, if anything; the step to go on with."""
-    path = directory / RESUME_FILE
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
     tensors = load_file(path)
@@ -182,8 +180,10 @@ def _resume(
             parameter, _, key = rest.partition(".")
             state.setdefault(int(parameter), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    for _ in range(step):
-        schedule.step()
+    schedule.last_epoch = step
+    groups = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, peak, factor in groups:
+        group["lr"] = peak * factor(step)
     return step
 
 

@@ -51,8 +51,7 @@ class Guide:
 
     def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
         """For each cut the scores [T] of a batch's tokens."""
-        places = [np.arange(self.starts[row], self.starts[row + 1]) for row in batch.rows]
-        tokens = np.concatenate(places)
+        tokens = tokens_of(batch.rows, self.starts)
         return [torch.from_numpy(scores[tokens]).to(batch.labels.device) for scores in self.saliency]
 
     def save(self, path: Path) -> None:
@@ -68,6 +67,11 @@ class Guide:
         tensors = load_file(path)
         saliency = tuple(tensors[f"saliency.{index}"] for index in range(len(tensors) - 2))
         return cls(tensors["teacher_logits"], tensors["starts"], saliency)
+
+
+def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the tokens of some rows lie, given where each row starts: [T] int64."""
+    return np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
 
 
 def reference_step(model: ReducedClassifier) -> int:
@@ -92,9 +96,9 @@ def make_guide(
     model.eval()
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         scores, batch_logits = batch_saliency(model, batch)
-        span = slice(starts[batch.rows[0]], starts[batch.rows[-1] + 1])
+        tokens = tokens_of(batch.rows, starts)
         for cut_scores, values in zip(saliency, scores, strict=True):
-            cut_scores[span] = values.cpu().numpy()
+            cut_scores[tokens] = values.cpu().numpy()
         logits[batch.rows] = batch_logits.cpu().numpy()
         progress("guide", number, len(plan))
     return Guide(logits, starts, saliency)

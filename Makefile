@@ -1,0 +1,60 @@
+# Every target sets itself up: .venv is made on the first run, and brought up to date when
+# pyproject.toml or constraints.txt has changed.
+#
+#   make PYTHON=python3.12 ...     another interpreter for .venv
+#   make quickstart ARGS="--help"  arguments for the command
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,export,tensorrt-rtx,verify,demo,dev
+STAMP := $(VENV)/.installed
+TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.PHONY: help quickstart test lint clean
+
+help:
+	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
+	@echo "make test        style, types, import rules and tests"
+	@echo "make lint        style, types and import rules only"
+	@echo "make clean       remove .venv, caches and build outputs"
+
+quickstart: $(STAMP)
+	@$(BIN)/trbert-deploy quickstart $(ARGS)
+
+test: lint
+	@echo "== pytest"
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP)
+	@echo "== ruff check"
+	@$(BIN)/ruff check .
+	@echo "== ruff format"
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+	@echo "== import rules"
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(TOOL_CACHES) build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip shows its progress to a person and keeps quiet in a log.
+$(STAMP): pyproject.toml constraints.txt
+	@fail() { echo "error: $$1" >&2; exit 1; }; \
+	command -v "$(PYTHON)" >/dev/null \
+	|| fail "$(PYTHON) is not on the PATH: install Python 3.11 or newer, or name one with make PYTHON=..."; \
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| fail "$$("$(PYTHON)" --version 2>&1) is too old: expected 3.11 or newer; name one with make PYTHON=..."; \
+	"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+	|| fail "$(PYTHON) cannot make virtual environments: install its venv package (python3-venv on Debian and Ubuntu)"; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) \
+	|| fail "$(PYTHON) could not make $(VENV): see its message above"; \
+	echo "== install into $(VENV) (some minutes the first time)"; \
+	$(BIN)/python -m pip install $$([ -t 1 ] || echo -qq) --disable-pip-version-check \
+		-c constraints.txt -e '.[$(EXTRAS)]' \
+	|| fail "pip could not install the packages: see its message above, then run make again"
+	@touch $@

@@ -1,0 +1,116 @@
+"""What a text costs in the policy stage, as a multiple of plain fine-tuning on the same texts.
+
+    python benchmarks/policy_cost.py --data FILE.jsonl [--model DIR] [--rollouts 8]
+
+Both steps run on the same batches in turns, in this process, with the same precision:
+fine-tuning is forward, backward and optimizer step of the dense model; a policy step runs the
+first segment once, K rollouts on survivors, and backward and optimizer step of the policies.
+The policies are new, so they keep about half of the tokens at every cut; ``--keep`` shifts
+them to keep more or less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from trbert_deploy.demo.quickstart import packaged_encoder
+from trbert_deploy.modeling.pretrained import load_pretrained
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.data import labels_in, read_examples, tokenize
+from trbert_deploy.training.loop import autocast
+from trbert_deploy.training.reduced import dense_logits, first_segment
+from trbert_deploy.training.rollouts import run_rollouts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", default=str(packaged_encoder()))
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batches", type=int, default=6)
+    parser.add_argument("--rollouts", type=int, default=8)
+    parser.add_argument("--keep", type=float, default=0.5)
+    arguments = parser.parse_args()
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    examples = read_examples(arguments.data)
+    model = load_pretrained(arguments.model, labels_in(examples), None).model.to(device)
+    with torch.no_grad():
+        for policy in model.policies:
+            policy.score.bias.fill_(math.log(arguments.keep / (1 - arguments.keep)))
+    tokenizer = TextTokenizer(Path(arguments.model) / "tokenizer.json", arguments.max_length)
+    rows = tokenize(examples, tokenizer, model.spec.labels)
+    plan = plan_batches([len(row) for row in rows], arguments.batch_tokens, seed=0)
+    batches = list(load_batches(rows, plan[: arguments.batches + 1], device))
+    encoder = [*model.encoder.parameters(), *model.head.parameters()]
+    fine_tuner = torch.optim.AdamW(encoder, lr=1e-9)
+    policy_trainer = torch.optim.AdamW(model.policies.parameters(), lr=1e-9)
+    kept: list[tuple[float, ...]] = []
+
+    def fine_tune(batch: PackedBatch) -> None:
+        model.train()
+        with autocast(device):
+            loss = cross_entropy(dense_logits(model, batch), batch.labels)
+        fine_tuner.zero_grad()
+        loss.backward()
+        fine_tuner.step()
+
+    def teach_policy(batch: PackedBatch) -> None:
+        model.eval()
+        for parameter in encoder:
+            parameter.requires_grad_(False)
+        targets = torch.zeros(len(batch.rows), len(model.spec.labels), device=device)
+        with autocast(device):
+            rollouts = run_rollouts(
+                model, first_segment(model, batch), targets, arguments.rollouts, 1.0
+            )
+        policy_trainer.zero_grad()
+        rollouts.policy_loss.backward()
+        policy_trainer.step()
+        kept.append(rollouts.kept)
+        for parameter in encoder:
+            parameter.requires_grad_(True)
+
+    times: dict[str, list[float]] = {"fine_tune": [], "policy": []}
+    for number, batch in enumerate(batches):
+        for name, step in (("fine_tune", fine_tune), ("policy", teach_policy)):
+            elapsed = _seconds(step, batch)
+            if number:  # the first batch warms up
+                times[name].append(elapsed / len(batch.rows))
+    ratios = [policy / tune for tune, policy in zip(*times.values(), strict=True)]
+    print(
+        json.dumps(
+            {
+                "texts_per_batch": len(batches[1].rows),
+                "fine_tune_ms_per_text": 1e3 * statistics.median(times["fine_tune"]),
+                "policy_ms_per_text": 1e3 * statistics.median(times["policy"]),
+                "ratio": statistics.median(ratios),
+                "rollouts": arguments.rollouts,
+                "kept": [statistics.mean(shares) for shares in zip(*kept, strict=True)],
+            },
+            indent=2,
+        )
+    )
+
+
+def _seconds(step: Callable[[PackedBatch], None], batch: PackedBatch) -> float:
+    start = time.perf_counter()
+    step(batch)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

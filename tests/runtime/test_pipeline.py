@@ -1,0 +1,183 @@
+"""Texts in, labels out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from conftest import LABELS, make_texts
+from tokenizers import Tokenizer
+
+import trbert_deploy
+from trbert_deploy.bundle import TOKENIZER
+from trbert_deploy.errors import ConfigError, DataError, LengthError
+from trbert_deploy.runtime.pipeline import Pipeline, Prediction, load
+from trbert_deploy.runtime.tokenizing import TruncationWarning
+
+TEXTS = [row["text"] for row in make_texts(9, seed=5)]
+LONG = "the film " * 100
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return load(tiny_bundle, threads=1)
+
+
+def assert_same(ours: list[Prediction], theirs: list[Prediction]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.label, one.num_tokens, one.kept) == (other.label, other.num_tokens, other.kept)
+        assert one.scores == pytest.approx(other.scores, abs=1e-5)
+
+
+def test_an_answer_is_complete(pipeline: Pipeline) -> None:
+    for prediction in pipeline(TEXTS):
+        assert tuple(prediction.scores) == LABELS == pipeline.labels
+        assert sum(prediction.scores.values()) == pytest.approx(1.0)
+        assert prediction.label == max(prediction.scores, key=prediction.scores.__getitem__)
+        assert prediction.kept is None
+
+
+def test_a_text_is_the_same_alone_and_among_others(pipeline: Pipeline) -> None:
+    together = pipeline(TEXTS, return_kept=True)
+    assert_same(together, [pipeline([text], return_kept=True)[0] for text in TEXTS])
+    assert_same(together[::-1], pipeline(TEXTS[::-1], return_kept=True))
+    assert_same(together, list(pipeline.stream(iter(TEXTS), batch_size=4, return_kept=True)))
+
+
+def test_backends_agree(pipeline: Pipeline, tiny_bundle: Path) -> None:
+    reference = load(tiny_bundle, "torch", threads=1)
+    assert_same(pipeline(TEXTS, return_kept=True), reference(TEXTS, return_kept=True))
+    assert_same(pipeline(TEXTS, dense=True), reference(TEXTS, dense=True))
+
+
+def test_kept_positions_name_their_tokens(pipeline: Pipeline, tiny_bundle: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_bundle / TOKENIZER))
+    for text, prediction in zip(TEXTS, pipeline(TEXTS, return_kept=True), strict=True):
+        tokens = tokenizer.encode(text).tokens
+        assert prediction.num_tokens == len(tokens)
+        assert prediction.kept is not None
+        assert [kept.cut for kept in prediction.kept] == [1.0, 2.0]
+        for kept in prediction.kept:
+            assert kept.tokens[0] == "[CLS]"
+            assert kept.tokens == tuple(tokens[position] for position in kept.positions)
+
+
+def test_one_string_is_one_text(pipeline: Pipeline) -> None:
+    assert_same(pipeline(TEXTS[0]), pipeline([TEXTS[0]]))
+    assert pipeline([]) == []
+
+
+def test_pairs_are_more_than_their_parts(pipeline: Pipeline) -> None:
+    first, second = "a wonderful film", "the sailor returns"
+    pair, single = pipeline([(first, second), first + " " + second])
+    assert pair.num_tokens == single.num_tokens + 1  # a separator between the two
+    assert pair.scores != pytest.approx(single.scores, abs=1e-6)
+    assert_same([pair], pipeline([(first, second)]))
+
+
+def test_threshold_zero_is_dense_and_one_keeps_the_first_token(tiny_bundle: Path) -> None:
+    everything = load(tiny_bundle, threshold=0.0, threads=1)
+    assert_same(everything(TEXTS), everything(TEXTS, dense=True))
+    for prediction in load(tiny_bundle, threshold=1.0, threads=1)(TEXTS, return_kept=True):
+        assert prediction.kept is not None
+        assert [kept.positions for kept in prediction.kept] == [(0,), (0,)]
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", ("a film", "")])
+def test_empty_texts_are_refused_by_their_place(pipeline: Pipeline, text: str) -> None:
+    with pytest.raises(DataError, match="text 2 is empty: expected at least one word"):
+        pipeline(["a film", text])
+
+
+def test_a_text_without_any_known_character_is_answered(pipeline: Pipeline) -> None:
+    (prediction,) = pipeline(["\x00\u200b"])
+    assert prediction.num_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (5, "text 1 is of type int"),
+        (["a", "b"], "text 1 is of type list"),
+        ("a \ud800", "text 1 is no valid Unicode"),
+    ],
+)
+def test_what_is_no_text_is_refused(pipeline: Pipeline, text: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        pipeline([text])  # type: ignore[list-item]
+
+
+def test_errors_of_a_stream_count_from_its_start(pipeline: Pipeline) -> None:
+    with pytest.raises(DataError, match="text 6 is empty"):
+        list(pipeline.stream([*TEXTS[:5], ""], batch_size=2))
+
+
+def test_long_texts_are_cut_with_one_warning(tiny_bundle: Path) -> None:
+    pipeline = load(tiny_bundle, max_length=20, threads=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        predictions = pipeline([LONG, "a film", (LONG, LONG), LONG])
+    assert [prediction.num_tokens for prediction in predictions] == [20, 4, 20, 20]
+    assert [str(warning.message) for warning in caught] == [
+        "texts longer than 20 tokens are cut to that length"
+    ]
+    assert caught[0].category is TruncationWarning
+    assert (pipeline.tokenizer.encoded, pipeline.tokenizer.truncated) == (4, 3)
+
+
+def test_long_texts_are_refused_without_truncation(tiny_bundle: Path) -> None:
+    pipeline = load(tiny_bundle, truncate=False, threads=1)
+    message = "text 2 has 202 tokens: the model takes at most 64"
+    with pytest.raises(LengthError, match=message):
+        pipeline(["a film", LONG])
+
+
+@pytest.mark.parametrize("max_length", [0, -1, 65])
+def test_a_maximum_that_the_bundle_does_not_take(tiny_bundle: Path, max_length: int) -> None:
+    with pytest.raises(ConfigError, match=f"maximum length is {max_length}: .* takes 1 to 64"):
+        load(tiny_bundle, max_length=max_length)
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 3])
+def test_a_maximum_without_room_for_a_token(tiny_bundle: Path, max_length: int) -> None:
+    with pytest.raises(ConfigError, match="expected at least 4"):
+        load(tiny_bundle, max_length=max_length)
+
+
+def test_options_are_checked(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'jax': expected one of onnxruntime"):
+        load(tiny_bundle, "jax")
+    with pytest.raises(ConfigError, match=r"threshold is 1\.5"):
+        load(tiny_bundle, threshold=1.5)
+
+
+def test_rows_of_length_are_real_texts_of_one_length(pipeline: Pipeline) -> None:
+    for length in (1, 2, 3, 23, 64):
+        rows = pipeline.tokenizer.rows_of_length(TEXTS, length, 4)
+        assert [len(row) for row in rows] == [length] * 4
+        assert all(row.input_ids[0] == 2 for row in rows)  # [CLS]
+        assert length == 1 or all(row.input_ids[-1] == 3 for row in rows)  # [SEP]
+    assert len({row.input_ids.tobytes() for row in rows}) == 4
+
+
+def test_rows_of_length_neither_warn_nor_count(tiny_bundle: Path) -> None:
+    tokenizer = load(tiny_bundle, truncate=False, threads=1).tokenizer
+    assert len(tokenizer.rows_of_length([LONG], 64, 1)[0]) == 64
+    tokenizer = load(tiny_bundle, threads=1).tokenizer
+    assert len(tokenizer.rows_of_length(["\x00", LONG], 64, 1)[0]) == 64
+    assert tokenizer.truncated == 0
+
+
+def test_rows_of_length_need_a_token_and_a_length_in_range(pipeline: Pipeline) -> None:
+    with pytest.raises(DataError, match="no texts to make rows of"):
+        pipeline.tokenizer.rows_of_length([], 8, 1)
+    with pytest.raises(DataError, match="no token"):
+        pipeline.tokenizer.rows_of_length(["\x00"], 8, 1)
+    for length in (0, 65):
+        with pytest.raises(LengthError, match=f"length is {length}: the model takes 1 to 64"):
+            pipeline.tokenizer.rows_of_length(TEXTS, length, 1)
+
+
+def test_load_is_the_front_door(tiny_bundle: Path) -> None:
+    assert trbert_deploy.load(str(tiny_bundle))("a wonderful film")[0].label in LABELS

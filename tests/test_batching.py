@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trbert_deploy.batching import group_by_length
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=40)
+
+
+@given(LENGTHS, st.integers(1, 200), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_each_row_once_within_the_limits(
+    lengths: list[int], max_tokens: int, max_padding: float
+) -> None:
+    groups = group_by_length(lengths, max_tokens, max_padding)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        members = [lengths[row] for row in group]
+        slots = len(members) * max(members)
+        assert len(members) == 1 or slots <= max_tokens
+        assert sum(members) >= (1 - max_padding) * slots - 1e-9
+
+
+@given(LENGTHS)
+def test_without_padding_groups_hold_one_length(lengths: list[int]) -> None:
+    for group in group_by_length(lengths, 10**6, 0.0):
+        assert len({lengths[row] for row in group}) == 1
+
+
+def test_equal_rows_fill_one_group_in_their_order() -> None:
+    (group,) = group_by_length([7] * 5, 35, 0.0)
+    assert group.tolist() == [0, 1, 2, 3, 4]
+    assert group.dtype == np.int64
+    assert [len(group) for group in group_by_length([7] * 5, 34, 0.0)] == [4, 1]
+
+
+def test_a_row_above_the_limit_runs_alone() -> None:
+    groups = group_by_length([100, 3], max_tokens=10, max_padding=1.0)
+    assert [group.tolist() for group in groups] == [[1], [0]]
+
+
+def test_no_rows_no_groups() -> None:
+    assert group_by_length([], 100, 0.1) == []

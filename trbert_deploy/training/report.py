@@ -1,0 +1,26 @@
+"""The table at the end of training."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from trbert_deploy.training.run import TrainReport
+
+
+def print_training(report: TrainReport, console: Console) -> None:
+    """Print what each stage came to on the validation rows, and what to do next."""
+    table = Table(title="validation after each stage")
+    for heading in ("stage", "dense accuracy", "reduced accuracy", "kept per cut", "FLOPs speed-up"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage, evaluation in report.stages.items():
+        trained = stage != "teacher"  # before it the policies have learned nothing
+        table.add_row(
+            stage,
+            f"{evaluation.dense_accuracy:.2%}",
+            f"{evaluation.accuracy:.2%}" if trained else "-",
+            " / ".join(f"{share:.1%}" for share in evaluation.kept) if trained else "-",
+            f"{evaluation.flops_speedup:.2f}x" if trained else "-",
+        )
+    console.print(table)
+    console.print(f"checkpoint: {report.checkpoint}   next: trbert-deploy export {report.checkpoint}")

@@ -1,0 +1,261 @@
+"""A training run: its directory, its stages in order, and going on after an interruption.
+
+    ckpt/
+      config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
+      training.json          options, and what every finished stage came to
+      stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
+      stages/events...       TensorBoard
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.files import read_json, write_json
+from trbert_deploy.modeling.checkpoint import (
+    TOKENIZER_FILE,
+    Checkpoint,
+    copy_tokenizer,
+    load_checkpoint,
+    save_checkpoint,
+    tokenizer_directory,
+)
+from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.training.batches import plan_batches
+from trbert_deploy.training.data import (
+    Example,
+    LabelledRow,
+    labels_in,
+    read_examples,
+    split_validation,
+    tokenize,
+)
+from trbert_deploy.training.evaluate import Evaluation, evaluate
+from trbert_deploy.training.loop import RESUME_FILE, StageSettings
+from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.saliency import GUIDE_FILE, Guide, make_guide
+from trbert_deploy.training.stages import train_joint, train_policy, train_teacher
+
+RUN_FILE = "training.json"
+RUN_VERSION = 1
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: directory of the newest checkpoint.
+        stages: validation after each finished stage that trained weights.
+    """
+
+    checkpoint: Path
+    stages: dict[str, Evaluation]
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {stage: evaluation.to_json() for stage, evaluation in self.stages.items()}
+        return {"checkpoint": str(self.checkpoint), "stages": stages}
+
+
+def train(
+    options: TrainOptions,
+    output: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = no_progress,
+    note: Callable[[str], None] = lambda message: None,
+) -> TrainReport:
+    """Run the stages that ``options`` names, each from where it was interrupted.
+
+    Args:
+        output: directory of the run; the newest checkpoint lies directly in it.
+        resume: go on with the run that is there; otherwise the directory must hold none.
+        note: told what a person should know.
+
+    Raises:
+        ConfigError: options out of range, or other options than those of the run to resume.
+        CheckpointError, DataError, StorageError: the model or the data cannot be used.
+    """
+    record = _open_record(options, output, resume)
+    run = _prepare(options, output, note)
+    stages_done: dict[str, Any] = record["stages"]
+    checkpoint = run.checkpoint
+    for stage in STAGES:
+        directory = output / "stages" / stage
+        if stage in stages_done:
+            if stage != "guide":
+                trained = load_checkpoint(directory)
+                checkpoint = replace(trained, tokenizer_dir=run.checkpoint.tokenizer_dir)
+            continue
+        if stage not in options.stages:
+            continue
+        needed = [earlier for earlier in STAGES[: STAGES.index(stage)] if earlier not in stages_done]
+        if stage == "teacher" and run.fine_tuned:
+            note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
+        elif needed and not (needed == ["policy"] and stage == "joint"):
+            raise ConfigError(
+                f"stage {stage} needs the stages {', '.join(needed)}, which are not done in {output}"
+            )
+        else:
+            _run_stage(stage, checkpoint, run, options, directory, progress)
+        if stage == "guide":
+            stages_done[stage] = {}
+        else:
+            evaluation = evaluate(
+                checkpoint.model, run.validation, options.batch_tokens, run.device, progress
+            )
+            stages_done[stage] = evaluation.to_json()
+            checkpoint.training = {"options": options.to_json(), "stages": dict(stages_done)}
+            save_checkpoint(checkpoint, directory)
+            save_checkpoint(checkpoint, output)
+        write_json(output / RUN_FILE, record)
+        (directory / RESUME_FILE).unlink(missing_ok=True)
+    return TrainReport(
+        output,
+        {
+            stage: Evaluation(**{**figures, "kept": tuple(figures["kept"])})
+            for stage, figures in stages_done.items()
+            if figures
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every stage shares."""
+
+    checkpoint: Checkpoint
+    fine_tuned: bool
+    training: list[LabelledRow]
+    validation: list[LabelledRow]
+    device: torch.device
+
+
+def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
+    """The run's record: a new one, or the one to go on with."""
+    path = output / RUN_FILE
+    if not path.exists():
+        if resume:
+            raise CheckpointError(f"{output} holds no run to resume: it has no {RUN_FILE}")
+        if output.exists() and any(output.iterdir()):
+            raise ConfigError(
+                f"{output} is not empty: choose another --output, or remove what is there"
+            )
+        record = {"version": RUN_VERSION, "options": options.to_json(), "stages": {}}
+        write_json(path, record)
+        return record
+    if not resume:
+        raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")
+    record = read_json(path, CheckpointError)
+    if record.get("version") != RUN_VERSION or not isinstance(record.get("stages"), dict):
+        raise CheckpointError(f"{path} is damaged or of another version: train into a new directory")
+    changed = options.changed(record.get("options", {}))
+    if changed:
+        raise ConfigError(
+            f"{output} was trained with other options ({', '.join(changed)}): "
+            "resume with the same ones, or choose another --output"
+        )
+    return record
+
+
+def _prepare(options: TrainOptions, output: Path, note: Callable[[str], None]) -> _Run:
+    """Read the data, load the model, tokenize."""
+    training = read_examples(options.train)
+    if options.validation is None:
+        training, validation = split_validation(training, options.seed)
+        note(f"{len(validation)} of the training rows are held out for validation")
+    else:
+        validation = read_examples(options.validation, split="validation")
+    labels = labels_in(training)
+    reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
+    torch.manual_seed(options.seed)
+    pretrained = load_pretrained(options.model, labels, reduction)
+    model = pretrained.model
+    max_length = _fit_positions(pretrained, options, note)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = tokenizer_directory(options.model, Path(scratch))
+        tokenizer_dir = output / "tokenizer"
+        if not (tokenizer_dir / TOKENIZER_FILE).exists():
+            copy_tokenizer(source, tokenizer_dir)
+    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = [tokenize(part, tokenizer, model.spec.labels) for part in (training, validation)]
+    if tokenizer.truncated:
+        note(f"{tokenizer.truncated} texts were cut to {max_length} tokens")
+    return _Run(
+        checkpoint=Checkpoint(
+            model, tokenizer_dir, max_length, samples=_sample_texts(validation)
+        ),
+        fine_tuned=pretrained.fine_tuned,
+        training=rows[0],
+        validation=rows[1],
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
+
+
+def _fit_positions(
+    pretrained: Pretrained, options: TrainOptions, note: Callable[[str], None]
+) -> int:
+    """The run's maximum length; the position table is tiled where it is too short."""
+    positions = pretrained.model.spec.max_positions
+    if options.max_length is None or options.max_length <= positions:
+        return options.max_length or positions
+    pretrained.model.extend_positions(options.max_length)
+    note(f"positions extended from {positions} to {options.max_length} by tiling")
+    return options.max_length
+
+
+def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
+    """Texts for benchmarks, spread over the validation data."""
+    texts = [example.text for example in validation if isinstance(example.text, str)]
+    return tuple(texts[:: max(1, len(texts) // NUM_SAMPLES)][:NUM_SAMPLES])
+
+
+def _run_stage(
+    stage: str,
+    checkpoint: Checkpoint,
+    run: _Run,
+    options: TrainOptions,
+    directory: Path,
+    progress: Progress,
+) -> None:
+    """Run one stage on the model of ``checkpoint``, in place."""
+    model = checkpoint.model.to(run.device)
+    guide_path = directory.parent / "guide" / GUIDE_FILE
+    if stage == "guide":
+        guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)
+        guide.save(guide_path)
+        return
+    epochs = getattr(options, f"{stage}_epochs")
+    lengths = [len(row) for row in run.training]
+    seed = options.seed * len(STAGES) + STAGES.index(stage)
+    settings = StageSettings(
+        name=stage,
+        directory=directory,
+        plan=plan_batches(lengths, options.batch_tokens, epochs, seed),
+        warmup_share=options.warmup_share,
+        seed=options.seed,
+        save_seconds=options.save_seconds,
+        device=run.device,
+    )
+    if stage == "teacher":
+        train_teacher(model, run.training, options, settings, progress)
+        return
+    guide = Guide.load(guide_path)
+    train_stage = train_policy if stage == "policy" else train_joint
+    train_stage(model, run.training, guide, options, settings, progress)
+
+
