@@ -31,10 +31,15 @@ torch.set_num_threads(1)  # tiny models lose more than they gain with threads
 LABELS = ("bad", "good")
 GOOD = ("wonderful", "superb", "delightful", "brilliant")
 BAD = ("dreadful", "boring", "awful", "clumsy")
-FILLER = (
-    "the film tells of a sailor who returns to his village after the war and finds that the "
-    "house of his mother has been sold to a merchant from the city while nobody remembers him"
-).split()
+FILLER = tuple(
+    word
+    for line in (
+        "the film tells of a sailor who returns to his village after the war and finds that",
+        "the house of his mother has been sold to a merchant from the city",
+        "while nobody remembers him",
+    )
+    for word in line.split()
+)
 
 
 def make_texts(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -42,6 +42,7 @@ def run_blocked(code: str, *arguments: str | Path) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+LINT = "from importlinter.cli import lint_imports_command as lint; lint()"
 MAIN = "from trbert_deploy.cli import main; main()"
 
 
@@ -94,8 +95,7 @@ def test_a_missing_package_is_named_with_the_pip_line(
 def test_imports_point_one_way() -> None:
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
-        + ["--no-cache"],
+        [sys.executable, "-c", LINT, "--no-cache"],
         cwd=root,
         capture_output=True,
         text=True,

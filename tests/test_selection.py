@@ -138,7 +138,9 @@ def test_threshold_zero_keeps_everything_and_one_the_protected_alone() -> None:
     assert keep_of(logits, SelectionRule("threshold", 1.0), protected=protected) == [0, 2]
 
 
-@pytest.mark.parametrize(("ratio", "length", "kept"), [(0.1, 30, 3), (0.1, 31, 4), (0.3, 10, 3)])
+@pytest.mark.parametrize(
+    ("ratio", "length", "kept"), [(0.07, 100, 7), (0.55, 20, 11), (0.1, 31, 4)]
+)
 def test_ratio_rounds_up_and_no_further(ratio: float, length: int, kept: int) -> None:
     assert len(keep_of([0.0] * length, SelectionRule("ratio", ratio))) == kept
 

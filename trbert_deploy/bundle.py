@@ -142,7 +142,8 @@ class Manifest:
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "upgrade trbert-deploy" if newer else "export the checkpoint again"
             raise BundleError(
-                f"bundle has format version {version}: this release reads {FORMAT_VERSION}; {advice}"
+                f"bundle has format version {version}: this release reads {FORMAT_VERSION}; "
+                f"{advice}"
             )
         content = {key: value for key, value in data.items() if key != DIGEST}
         if data.get(DIGEST) != _digest(content):

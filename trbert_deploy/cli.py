@@ -32,11 +32,16 @@ bundle_argument = click.argument(
     "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), default=0,
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
     help="Threads of one graph [default: the backend chooses].",
 )
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures to this file."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the figures to this file.",
 )
 
 
@@ -62,7 +67,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: user errors end with one line on stderr and exit code 1; bugs keep their traceback."""
+    """Entry point: user errors end with one line and exit code 1, bugs keep their traceback."""
     warnings.showwarning = _show_warning
     try:
         cli(standalone_mode=False)
@@ -92,34 +97,75 @@ def _fail(message: str) -> None:
     sys.exit(1)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
 @cli.command()
 @click.option("--model", required=True, metavar="DIR_OR_HUB_NAME", help="Encoder to start from.")
-@click.option("--train", "train_data", required=True, metavar="FILE_OR_HUB_NAME",
-              help="Labelled texts: JSONL, CSV or Parquet (.gz too) with text, label and optionally text_pair.")
-@click.option("--validation", metavar="FILE_OR_HUB_NAME",
-              help="Held-out data [default: a tenth of the training data].")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), default=Path("ckpt"),
-              show_default=True, help="Directory of the run; the checkpoint lies in it.")
-@click.option("--cuts", metavar="PLACES",
-              help="Where tokens are dropped: 1,3 is before layers 1 and 3; 0.5 is inside layer 0 "
-              "[default: before layer 1 and half-way].")
-@click.option("--max-length", type=click.IntRange(min=2),
-              help="Most tokens of a text; beyond the encoder's positions these are tiled "
-              "[default: the encoder's positions].")
+@click.option(
+    "--train",
+    "train_data",
+    required=True,
+    metavar="FILE_OR_HUB_NAME",
+    help="Labelled texts, JSONL, CSV or Parquet (.gz too): text, label, optionally text_pair.",
+)
+@click.option(
+    "--validation",
+    metavar="FILE_OR_HUB_NAME",
+    help="Held-out data [default: a tenth of the training data].",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("ckpt"),
+    show_default=True,
+    help="Directory of the run; the checkpoint lies in it.",
+)
+@click.option(
+    "--cuts",
+    metavar="PLACES",
+    help="Where tokens are dropped: 1,3 is before layers 1 and 3; 0.5 is inside layer 0 "
+    "[default: before layer 1 and half-way].",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Most tokens of a text; beyond the encoder's positions these are tiled "
+    "[default: the encoder's positions].",
+)
 @click.option("--stages", default=",".join(_STAGES), show_default=True, help="Stages to run.")
-@click.option("--length-penalty", type=float, default=1.0, show_default=True,
-              help="Price of keeping all tokens, in units of loss, in the policy stage.")
-@click.option("--joint-length-penalty", type=float, help="The same in the joint stage [default: as above].")
-@click.option("--rollouts", type=click.IntRange(min=2), default=8, show_default=True,
-              help="Sampled paths per text in the policy stage.")
-@click.option("--joint-rollouts", type=click.IntRange(min=2), default=4, show_default=True,
-              help="The same in the joint stage.")
-@click.option("--imitation-share", type=float, default=0.5, show_default=True,
-              help="Share of the policy stage in which one path imitates the saliency guide.")
+@click.option(
+    "--length-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Price of keeping all tokens, in units of loss, in the policy stage.",
+)
+@click.option(
+    "--joint-length-penalty", type=float, help="The same in the joint stage [default: as above]."
+)
+@click.option(
+    "--rollouts",
+    type=click.IntRange(min=2),
+    default=8,
+    show_default=True,
+    help="Sampled paths per text in the policy stage.",
+)
+@click.option(
+    "--joint-rollouts",
+    type=click.IntRange(min=2),
+    default=4,
+    show_default=True,
+    help="The same in the joint stage.",
+)
+@click.option(
+    "--imitation-share",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of the policy stage in which one path imitates the saliency guide.",
+)
 @click.option("--teacher-epochs", type=float, default=3.0, show_default=True)
 @click.option("--policy-epochs", type=float, default=3.0, show_default=True)
 @click.option("--joint-epochs", type=float, default=1.0, show_default=True)
@@ -127,14 +173,24 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 @click.option("--policy-learning-rate", type=float, default=1e-3, show_default=True)
 @click.option("--joint-learning-rate", type=float, default=2e-5, show_default=True)
 @click.option("--joint-policy-learning-rate", type=float, default=1e-4, show_default=True)
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True,
-              help="Tokens of one optimizer step.")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=8192,
+    show_default=True,
+    help="Tokens of one optimizer step.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @json_option
 def train(
-    train_data: str, output: Path, stages: str, joint_length_penalty: float | None, resume: bool,
-    json_path: Path | None, **options: Any,
+    train_data: str,
+    output: Path,
+    stages: str,
+    joint_length_penalty: float | None,
+    resume: bool,
+    json_path: Path | None,
+    **options: Any,
 ) -> None:
     """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint."""
     from trbert_deploy.files import write_json
@@ -145,8 +201,10 @@ def train(
     if joint_length_penalty is None:
         joint_length_penalty = options["length_penalty"]
     chosen = TrainOptions(
-        train=train_data, stages=tuple(stages.split(",")),
-        joint_length_penalty=joint_length_penalty, **options,
+        train=train_data,
+        stages=tuple(stages.split(",")),
+        joint_length_penalty=joint_length_penalty,
+        **options,
     )
     with console.progress() as progress:
         report = run_training(
@@ -160,10 +218,15 @@ def train(
 @cli.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True,
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("bundle"),
+    show_default=True,
     help="Bundle directory to make; an older bundle there is replaced.",
 )
-@click.option("--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle.")
+@click.option(
+    "--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle."
+)
 @json_option
 def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
@@ -183,17 +246,33 @@ def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision (the default).")
 @click.option("--bf16", "precision", flag_value="bf16", help="Half precision with float32's range.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
-@click.option("--lengths", callback=_numbers,
-              help="Tokens per row, one profile up to each [default: 128,512,2048, cut to what "
-              "the bundle takes].")
-@click.option("--batch", "batches", callback=_numbers, default="1,8,32", show_default=True,
-              help="Rows per call: smallest, usual, largest.")
-@click.option("--compute-capability", metavar="X.Y",
-              help="GPU to build for, such as 8.6 [default: the one here].")
-@click.option("--flavour", type=click.Choice(["tensorrt", "rtx"]),
-              help="TensorRT, or TensorRT for RTX [default: the one installed].")
-@click.option("--verify", is_flag=True,
-              help="Compare the engines with ONNX Runtime where a GPU is present.")
+@click.option(
+    "--lengths",
+    callback=_numbers,
+    help="Tokens per row, one profile up to each [default: 128,512,2048, cut to what "
+    "the bundle takes].",
+)
+@click.option(
+    "--batch",
+    "batches",
+    callback=_numbers,
+    default="1,8,32",
+    show_default=True,
+    help="Rows per call: smallest, usual, largest.",
+)
+@click.option(
+    "--compute-capability",
+    metavar="X.Y",
+    help="GPU to build for, such as 8.6 [default: the one here].",
+)
+@click.option(
+    "--flavour",
+    type=click.Choice(["tensorrt", "rtx"]),
+    help="TensorRT, or TensorRT for RTX [default: the one installed].",
+)
+@click.option(
+    "--verify", is_flag=True, help="Compare the engines with ONNX Runtime where a GPU is present."
+)
 @click.option("--force", is_flag=True, help="Build even where the same engines are there.")
 @json_option
 def build_engine(
@@ -232,8 +311,13 @@ def build_engine(
 
 
 @cli.command()
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False),
-              default=Path("quickstart"), show_default=True, help="Directory of the example.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("quickstart"),
+    show_default=True,
+    help="Directory of the example.",
+)
 @click.option("--fresh", is_flag=True, help="Start over instead of going on where it was.")
 def quickstart(output: Path, fresh: bool) -> None:
     """Run the main job on an embedded example: train, export, build engines, measure."""
@@ -249,22 +333,44 @@ def quickstart(output: Path, fresh: bool) -> None:
 @cli.command()
 @bundle_argument
 @click.option(
-    "--lengths", callback=_numbers,
+    "--lengths",
+    callback=_numbers,
     help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
 )
-@click.option("--batch", "batches", callback=_numbers, default="1", show_default=True,
-              help="Rows per call, such as 1,8.")
-@click.option("--backend", type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-              help="[default: onnxruntime, and tensorrt where the bundle has engines]")
+@click.option(
+    "--batch",
+    "batches",
+    callback=_numbers,
+    default="1",
+    show_default=True,
+    help="Rows per call, such as 1,8.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    help="[default: onnxruntime, and tensorrt where the bundle has engines]",
+)
 @threads_option
-@click.option("--rounds", type=click.IntRange(min=1),
-              help="Measured repetitions [default: 8 or more, for about 5 seconds a point].")
-@click.option("--data", type=click.Path(path_type=Path, dir_okay=False),
-              help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.')
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Measured repetitions [default: 8 or more, for about 5 seconds a point].",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
+)
 @json_option
 def bench(
-    bundle: Path, lengths: tuple[int, ...] | None, batches: tuple[int, ...], backend: str | None,
-    threads: int, rounds: int | None, data: Path | None, json_path: Path | None,
+    bundle: Path,
+    lengths: tuple[int, ...] | None,
+    batches: tuple[int, ...],
+    backend: str | None,
+    threads: int,
+    rounds: int | None,
+    data: Path | None,
+    json_path: Path | None,
 ) -> None:
     """Measure how much faster BUNDLE is than the same model with no token removed."""
     from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
@@ -284,27 +390,59 @@ def bench(
 @cli.command()
 @bundle_argument
 @click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
-@click.option("--input", "source", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-              help='JSON lines with "text" and optionally "text_pair", plain or .gz; - for stdin.')
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False),
-              help="Write to this file, whole or not at all, instead of stdout.")
-@click.option("--backend", type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-              default="onnxruntime", show_default=True)
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help='JSON lines with "text" and optionally "text_pair", plain or .gz; - for stdin.',
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file, whole or not at all, instead of stdout.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+)
 @threads_option
-@click.option("--threshold", type=float,
-              help="Keep probability from which a token survives [default: the bundle's rules].")
+@click.option(
+    "--threshold",
+    type=float,
+    help="Keep probability from which a token survives [default: the bundle's rules].",
+)
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True,
-              help="Texts per call.")
-@click.option("--max-length", type=click.IntRange(min=1),
-              help="Most tokens of a text [default: what the bundle takes].")
-@click.option("--truncate/--no-truncate", default=True,
-              help="Cut longer texts (the default), or refuse them.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Texts per call.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Most tokens of a text [default: what the bundle takes].",
+)
+@click.option(
+    "--truncate/--no-truncate", default=True, help="Cut longer texts (the default), or refuse them."
+)
 def predict(
-    bundle: Path, texts: tuple[str, ...], source: Path | None, output: Path | None, backend: str,
-    threads: int, threshold: float | None, dense: bool, kept: bool, batch_size: int,
-    max_length: int | None, truncate: bool,
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Path | None,
+    output: Path | None,
+    backend: str,
+    threads: int,
+    threshold: float | None,
+    dense: bool,
+    kept: bool,
+    batch_size: int,
+    max_length: int | None,
+    truncate: bool,
 ) -> None:
     """Classify texts with BUNDLE: one JSON object a line, in the order of the texts."""
     from trbert_deploy.files import staged_file
@@ -315,7 +453,11 @@ def predict(
     if bool(texts) == (source is not None):
         raise click.UsageError("give texts either with --text or with --input FILE")
     pipeline = load(
-        bundle, backend, threads=threads, truncate=truncate, max_length=max_length,
+        bundle,
+        backend,
+        threads=threads,
+        truncate=truncate,
+        max_length=max_length,
         threshold=threshold,
     )
     named = name_texts(texts) if source is None else read_texts(source)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
@@ -131,7 +132,7 @@ class ReductionConfig:
 
     def __post_init__(self) -> None:
         positions = [cut.position for cut in self.cuts]
-        for earlier, later in zip(positions, positions[1:], strict=False):
+        for earlier, later in pairwise(positions):
             if later <= earlier:
                 problem = "repeated" if later == earlier else "out of order"
                 raise ConfigError(

@@ -25,7 +25,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     staging.chmod(0o666 & ~_umask())
     try:
         yield staging
-        os.replace(staging, path)
+        staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
 
@@ -44,16 +44,16 @@ def staged_directory(target: Path) -> Iterator[Path]:
         yield staging
         if target.exists():
             retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            os.replace(target, retired / "old")
+            target.replace(retired / "old")
             try:
-                os.replace(staging, target)
+                staging.replace(target)
             except OSError:
-                os.replace(retired / "old", target)
+                (retired / "old").replace(target)
                 raise
             finally:
                 shutil.rmtree(retired, ignore_errors=True)
         else:
-            os.replace(staging, target)
+            staging.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -68,7 +68,7 @@ def staged_files(target: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".staged.", dir=target) as name:
         yield Path(name)
         for path in sorted(Path(name).iterdir()):
-            os.replace(path, target / path.name)
+            path.replace(target / path.name)
 
 
 def _umask() -> int:

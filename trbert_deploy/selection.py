@@ -53,7 +53,9 @@ class SelectionRule:
         if self.kind == "ratio" and not 0.0 < self.value <= 1.0:
             raise ConfigError(f"ratio is {self.value}: expected a share above 0, at most 1")
         if self.kind == "budget" and (self.value < 1 or self.value % 1 != 0):
-            raise ConfigError(f"budget is {self.value}: expected a whole number of tokens, 1 or more")
+            raise ConfigError(
+                f"budget is {self.value}: expected a whole number of tokens, 1 or more"
+            )
         if self.round_to < 1 or self.round_to % 1 != 0:
             raise ConfigError(f"round_to is {self.round_to}: expected a whole number, 1 or more")
 
@@ -84,7 +86,7 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = 
     if rule.kind == "threshold":
         wanted = (protected | (valid & (keep_logit >= _logit(rule.value)))).sum(axis=1)
     elif rule.kind == "ratio":
-        # The small term keeps 0.1 * 30 from becoming 4 through rounding.
+        # The small term keeps 0.07 * 100 from becoming 8 through rounding.
         wanted = xp.ceil(rule.value * xp.asarray(lengths, dtype=xp.float64) - 1e-9)
     else:
         wanted = xp.full_like(lengths, int(rule.value))
@@ -136,4 +138,3 @@ def _logit(probability: float) -> float:
 def _array_library(array: Any) -> ModuleType:
     """numpy or torch, whichever made ``array``."""
     return sys.modules[type(array).__module__.partition(".")[0]]
-

@@ -213,6 +213,10 @@ def test_large_batch_runs_in_parts(host: HostBackend, bundle: Bundle) -> None:
     inputs = tokens(7, 16)
     expected = OnnxRuntimeBackend(bundle, BackendOptions()).graph("dense")(inputs)
     received = host.graph("dense")(inputs)
+    assert set(received) == {"logits"}  # the states stay on the device
+    np.testing.assert_allclose(received["logits"], expected["logits"], atol=1e-4)
+    expected = OnnxRuntimeBackend(bundle, BackendOptions()).graph("segment_0")(inputs)
+    received = host.graph("segment_0")(inputs)
     for name, value in expected.items():
         np.testing.assert_allclose(received[name], value, atol=1e-4)
 

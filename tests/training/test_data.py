@@ -58,8 +58,16 @@ def test_pairs_and_numbered_labels(tmp_path: Path) -> None:
         ("a.txt", "hello", "ends in .txt: expected one of .jsonl"),
         ("a.jsonl", '{"text": "a"}\n', "has the columns text: expected text and label"),
         ("b.jsonl", "{nonsense\n", "cannot be read"),
-        ("c.jsonl", lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]), "row 2 has no text"),
-        ("d.jsonl", lines([{"text": "a", "label": "x"}, {"text": "b", "label": None}]), "row 2 has no label"),
+        (
+            "c.jsonl",
+            lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]),
+            "row 2 has no text",
+        ),
+        (
+            "d.jsonl",
+            lines([{"text": "a", "label": "x"}, {"text": "b", "label": None}]),
+            "row 2 has no label",
+        ),
         ("e.parquet", "not parquet", "cannot be read"),
     ],
 )
@@ -72,7 +80,7 @@ def test_unusable_data_is_refused_with_the_reason(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="nothing.jsonl is not a file"):
+    with pytest.raises(StorageError, match=r"nothing\.jsonl is not a file"):
         read_examples(str(tmp_path / "nothing.jsonl"))
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import LABELS, make_texts, tiny_model
+from conftest import make_texts, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from trbert_deploy.errors import CheckpointError, ConfigError, DataError
-from trbert_deploy.modeling import _hf_bert
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
@@ -35,9 +34,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> 
     BertModel(reference.config).save_pretrained(path / "encoder")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (path / "encoder" / name).write_bytes((tokenizer_dir / name).read_bytes())
-    assert _hf_bert.hf_config(model.spec)["id2label"] == dict(
-        (str(index), label) for index, label in enumerate(LABELS)
-    )
     return path
 
 

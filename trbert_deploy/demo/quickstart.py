@@ -113,10 +113,9 @@ def run_quickstart(
             engines = build_engines(bundle, EngineOptions(), progress)
         except MissingDependencyError as problem:
             engines = str(problem)
-    with bars("5/6 evaluate") as progress:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # a few pages are longer, by design
-            quality = evaluate_pages(load(bundle), test, progress)
+    with bars("5/6 evaluate") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # a few pages are longer, by design
+        quality = evaluate_pages(load(bundle), test, progress)
     with bars("6/6 bench") as progress:
         bench_options = BenchOptions(
             lengths=options.lengths, backend="onnxruntime", rounds=options.rounds
@@ -139,9 +138,7 @@ def packaged_encoder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _corpus(
-    options: CorpusOptions, model: Path, directory: Path, progress: Progress
-) -> list[Page]:
+def _corpus(options: CorpusOptions, model: Path, directory: Path, progress: Progress) -> list[Page]:
     """The test pages; all pages are written where they are not yet."""
     made_for = directory / "options.json"
     if not made_for.exists():
@@ -158,9 +155,7 @@ def _corpus(
     return [Page(**row) for row in read_json_lines(directory / "test.jsonl")]
 
 
-def evaluate_pages(
-    pipeline: Pipeline, pages: Sequence[Page], progress: Progress
-) -> dict[str, Any]:
+def evaluate_pages(pipeline: Pipeline, pages: Sequence[Page], progress: Progress) -> dict[str, Any]:
     """Accuracy of the dense model and of the chain on the test pages, and what the chain saves."""
     right = dense_right = 0
     lengths = []
@@ -227,5 +222,3 @@ def start_over(directory: Path) -> None:
     for name in ("corpus", "ckpt", "bundle"):
         shutil.rmtree(directory / name, ignore_errors=True)
     (directory / SUMMARY_FILE).unlink(missing_ok=True)
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +33,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import BackendOptions
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
 
 @dataclass(frozen=True)
 class ExportReport:

@@ -164,7 +164,9 @@ class SharedWeights:
         tensors = {}
         for name, tensor in self._parameters.items():
             turned = name + TRANSPOSED in self._used and name not in self._used
-            tensors[name + TRANSPOSED if turned else name] = tensor.T.contiguous() if turned else tensor
+            tensors[name + TRANSPOSED if turned else name] = (
+                tensor.T.contiguous() if turned else tensor
+            )
             if name in self._used and name + TRANSPOSED in self._used:
                 tensors[name + TRANSPOSED] = tensor.T.contiguous()
         write_safetensors(path, tensors)
@@ -185,7 +187,11 @@ class SharedWeights:
                 continue
             start, stop = self._places[initializer.external_data[0].value]
             del initializer.external_data[:]
-            for key, value in {"location": self._file, "offset": start, "length": stop - start}.items():
+            for key, value in {
+                "location": self._file,
+                "offset": start,
+                "length": stop - start,
+            }.items():
                 initializer.external_data.add(key=key, value=str(value))
 
 
@@ -223,6 +229,5 @@ def _tensor(value: Any) -> TensorDescription:
 
 def _shape(value: Any) -> tuple[str | int, ...]:
     return tuple(
-        dimension.dim_param or dimension.dim_value
-        for dimension in value.type.tensor_type.shape.dim
+        dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
     )

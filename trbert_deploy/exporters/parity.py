@@ -153,12 +153,15 @@ def compare_graphs(
                 if not difference <= tolerance:  # so that NaN fails, too
                     raise ParityError(
                         f"graph {name}, batch {batch}, length {length}: {output} differs from "
-                        f"{reference_name} by {difference:.2g}, more than the tolerance {tolerance:g}"
+                        f"{reference_name} by {difference:.2g}, more than the tolerance "
+                        f"{tolerance:g}"
                     )
                 worst[output] = max(worst.get(output, 0.0), difference)
             if cut is not None:
                 lengths = mask.sum(axis=1)
-                kept = [select(side[KEEP_LOGIT], lengths, cut.rule) for side in (expected, received)]
+                kept = [
+                    select(side[KEEP_LOGIT], lengths, cut.rule) for side in (expected, received)
+                ]
                 differing += int((kept[0] != kept[1]).sum())
                 total += int(mask.sum())
         agreement = 1.0 - differing / total if total else 1.0
@@ -183,9 +186,7 @@ def compare_chains(
     """
     worst = 0.0
     differing = total = same_label = 0
-    for row, expected, received in zip(
-        rows, reference.run(rows), candidate.run(rows), strict=True
-    ):
+    for row, expected, received in zip(rows, reference.run(rows), candidate.run(rows), strict=True):
         same_label += int(np.argmax(expected.logits) == np.argmax(received.logits))
         flips = [
             len(np.setxor1d(ours, theirs, assume_unique=True))
@@ -204,7 +205,8 @@ def compare_chains(
     )
     if not worst <= tolerance:
         raise ParityError(
-            f"chain: logits differ from PyTorch by {worst:.2g}, more than the tolerance {tolerance:g}"
+            f"chain: logits differ from PyTorch by {worst:.2g}, more than the tolerance "
+            f"{tolerance:g}"
         )
     if parity.survivor_agreement < least_agreement:
         raise ParityError(

@@ -161,7 +161,7 @@ class _Rewriter:
     def _target(self, name: str, wanted: int) -> int:
         """The type in which a node that works in ``wanted`` reads or writes a tensor."""
         if not name:  # an optional input or output that is not there
-            return TensorProto.UNDEFINED
+            return int(TensorProto.UNDEFINED)
         if name not in self._types:
             raise EngineError(
                 f"graph {self._graph.name}: tensor {name} has no type; export the checkpoint again"

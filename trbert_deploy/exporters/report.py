@@ -26,8 +26,12 @@ def print_export(report: ExportReport, console: Console) -> None:
         )
     chain = report.chain
     table.add_row(
-        "chain", "-", "-", f"{chain.max_logit_difference:.1e}",
-        f"{chain.survivor_agreement:.2%}", f"{chain.tolerance:.0e}",
+        "chain",
+        "-",
+        "-",
+        f"{chain.max_logit_difference:.1e}",
+        f"{chain.survivor_agreement:.2%}",
+        f"{chain.tolerance:.0e}",
     )
     console.print(table)
     shapes = ", ".join(f"{batch}x{length}" for batch, length in report.graphs[0].shapes)

@@ -7,7 +7,6 @@ tensors and reduction.json beside it: the cuts, the maximum length, the training
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,14 @@ from transformers import AutoConfig, AutoTokenizer
 from trbert_deploy.bundle import SAMPLES
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, StorageError
-from trbert_deploy.files import read_json, read_json_lines, require_directory, staged_files, write_json, write_json_lines
+from trbert_deploy.files import (
+    read_json,
+    read_json_lines,
+    require_directory,
+    staged_files,
+    write_json,
+    write_json_lines,
+)
 from trbert_deploy.modeling.families import FAMILIES, family_module
 from trbert_deploy.modeling.model import ReducedClassifier
 
@@ -189,10 +195,10 @@ def load_hf_config(model: str) -> Any:
         CheckpointError: there is none, or its family is not supported.
     """
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=os.path.isdir(model))
+        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir())
     except (OSError, ValueError, KeyError) as problem:
         model_type = None
-        if os.path.isdir(model):
+        if Path(model).is_dir():
             model_type = read_json(Path(model) / CONFIG_FILE, CheckpointError).get("model_type")
             family_module(model_type, model)
         raise CheckpointError(f"{model} cannot be loaded: {first_line(problem)}") from None
@@ -205,7 +211,7 @@ def tokenizer_directory(model: str, scratch: Path) -> Path:
     if (Path(model) / TOKENIZER_FILE).is_file():
         return Path(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=os.path.isdir(model))
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{model} has no usable tokenizer: {first_line(problem)}") from None
     tokenizer.save_pretrained(scratch)

@@ -38,7 +38,7 @@ class Embeddings(nn.Module):
             hidden: [..., H].
         """
         hidden = self.token(input_ids) + self.token_type(token_type_ids) + self.position(positions)
-        return self.dropout(self.norm(hidden))  # type: ignore[no-any-return]
+        return self.dropout(self.norm(hidden))
 
 
 class Attention(nn.Module):
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         context = layout.attend(
             self.query(hidden), self.key(hidden), self.value(hidden), self.num_heads
         )
-        return self.norm(hidden + self.dropout(self.output(context)))  # type: ignore[no-any-return]
+        return self.norm(hidden + self.dropout(self.output(context)))
 
 
 class FeedForward(nn.Module):
@@ -77,7 +77,7 @@ class FeedForward(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., H] -> hidden [..., H]."""
         change = self.down(self.activation(self.up(hidden)))
-        return self.norm(hidden + self.dropout(change))  # type: ignore[no-any-return]
+        return self.norm(hidden + self.dropout(change))
 
 
 class EncoderLayer(nn.Module):
@@ -125,7 +125,7 @@ class ClassificationHead(nn.Module):
     def forward(self, first: Tensor) -> Tensor:
         """first-token states [B, H] -> logits [B, C] float32."""
         pooled = torch.tanh(self.pooler(first))
-        return self.classifier(self.dropout(pooled)).float()  # type: ignore[no-any-return]
+        return self.classifier(self.dropout(pooled)).float()
 
 
 class Policy(nn.Module):
@@ -145,4 +145,4 @@ class Policy(nn.Module):
         """hidden [..., H] -> keep logit [...] float32; its sigmoid is the keep probability."""
         with torch.autocast(hidden.device.type, enabled=False):
             inner = nn.functional.gelu(self.dense(hidden.float()))
-            return self.score(inner).squeeze(-1)  # type: ignore[no-any-return]
+            return self.score(inner).squeeze(-1)

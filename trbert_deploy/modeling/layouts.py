@@ -107,8 +107,10 @@ class PackedLayout:
             strict=True,
         )
         contexts = [
-            _attend(*(part.unflatten(0, shape) for part in group), num_heads, None).flatten(0, 1)
-            for group, shape in zip(parts, self._shapes, strict=True)
+            _attend(
+                q.unflatten(0, shape), k.unflatten(0, shape), v.unflatten(0, shape), num_heads, None
+            ).flatten(0, 1)
+            for (q, k, v), shape in zip(parts, self._shapes, strict=True)
         ]
         return _gather(torch.cat(contexts), self._back)
 

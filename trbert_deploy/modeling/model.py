@@ -39,7 +39,7 @@ class ReducedClassifier(nn.Module):
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         """Embeddings of tokens: int64 [...] each -> hidden [..., H]."""
-        return self.encoder.embeddings(input_ids, token_type_ids, positions)  # type: ignore[no-any-return]
+        return self.encoder.embeddings(input_ids, token_type_ids, positions)
 
     def run_segment(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
         """The layers of segment ``index``: hidden [..., H] -> hidden [..., H]."""
@@ -48,7 +48,7 @@ class ReducedClassifier(nn.Module):
 
     def keep_logit(self, index: int, hidden: Tensor) -> Tensor:
         """The policy's score at cut ``index``: hidden [..., H] -> keep logit [...] float32."""
-        return self.policies[index](hidden)  # type: ignore[no-any-return]
+        return self.policies[index](hidden)
 
     def extend_positions(self, max_positions: int) -> None:
         """Lengthen the learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).
@@ -58,7 +58,9 @@ class ReducedClassifier(nn.Module):
         """
         table = self.encoder.embeddings.position.weight
         if max_positions < len(table):
-            raise ConfigError(f"{max_positions} positions asked for: there are {len(table)} already")
+            raise ConfigError(
+                f"{max_positions} positions asked for: there are {len(table)} already"
+            )
         tiled = table.detach()[torch.arange(max_positions) % len(table)].clone()
         self.encoder.embeddings.position = nn.Embedding.from_pretrained(tiled, freeze=False)
         self.spec = self.spec.with_positions(max_positions)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoModelForSequenceClassification
@@ -81,7 +81,7 @@ def _state(auto_class: Any, source: str) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = auto_class.from_pretrained(source, local_files_only=os.path.isdir(source))
+        model = auto_class.from_pretrained(source, local_files_only=Path(source).is_dir())
     except (OSError, ValueError, RuntimeError) as problem:
         raise CheckpointError(f"{source} cannot be loaded: {first_line(problem)}") from None
     return {name: tensor.float() for name, tensor in model.state_dict().items()}

@@ -66,5 +66,3 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
         }
     )
     return TorchBackend(model)
-
-

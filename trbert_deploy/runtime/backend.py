@@ -26,13 +26,12 @@ class Graph(Protocol):
 
 
 class Backend(Protocol):
-    """Runs the graphs of one bundle.
+    """Runs the graphs of one bundle."""
 
-    Attributes:
-        description: what it runs on (versions, device, threads), for reports.
-    """
-
-    description: Mapping[str, str]
+    @property
+    def description(self) -> Mapping[str, str]:
+        """What it runs on (versions, device, threads), for reports."""
+        ...
 
     def graph(self, name: str) -> Graph:
         """The graph called ``name`` in the bundle, loaded on its first use."""

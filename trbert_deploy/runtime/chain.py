@@ -162,7 +162,9 @@ class Chain:
     ) -> None:
         """Run segment ``index`` on one batch, then what follows on regrouped survivors."""
         segment = self.segments[index]
-        outputs = self._call(DENSE if len(self.segments) == 1 else segment_name(index), inputs, timing)
+        outputs = self._call(
+            DENSE if len(self.segments) == 1 else segment_name(index), inputs, timing
+        )
         if segment.cut is None:
             for survivor, logits in zip(survivors, outputs[LOGITS], strict=True):
                 results[survivor.row] = RowResult(logits, survivor.kept)

@@ -60,5 +60,3 @@ class OnnxRuntimeBackend:
 def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
     """Open ``bundle`` with ONNX Runtime."""
     return OnnxRuntimeBackend(bundle, options)
-
-

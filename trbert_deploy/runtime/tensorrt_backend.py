@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bundle import Bundle, GraphDescription
+from trbert_deploy.bundle import LOGITS, Bundle, GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
 from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
 from trbert_deploy.runtime.engines import EngineSet, Profile, find_engine_set
@@ -85,9 +85,15 @@ class EngineGraph:
         self._engine_set = engine_set
         self._device = device
         self._context = cache(self._make_context)
+        # Behind the head nobody reads the states: copying them would cost more than the head.
+        names = [tensor.name for tensor in graph.outputs]
+        self._returned = [LOGITS] if LOGITS in names else names
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Run a batch; one with more rows than the profile takes runs in parts.
+
+        Returns:
+            The graph's outputs; of the last segment the logits alone.
 
         Raises:
             LengthError: no profile takes rows of this length, or so few of them.
@@ -99,10 +105,7 @@ class EngineGraph:
             self._run(index, {name: array[start:stop] for name, array in inputs.items()})
             for start, stop in row_ranges(batch, profile, length)
         ]
-        return {
-            output.name: np.concatenate([part[output.name] for part in parts])
-            for output in self._graph.outputs
-        }
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._returned}
 
     def _run(self, profile: int, inputs: Tensors) -> Tensors:
         context, device = self._context(profile), self._device
@@ -117,16 +120,15 @@ class EngineGraph:
             context.set_tensor_address(tensor.name, device.upload(tensor.name, array))
         outputs = {}
         for tensor in self._graph.outputs:
-            shape = tuple(context.get_tensor_shape(tensor.name))
-            outputs[tensor.name] = np.empty(shape, np.dtype(tensor.dtype))
-            address = device.reserve(tensor.name, outputs[tensor.name].nbytes)
-            context.set_tensor_address(tensor.name, address)
+            array = np.empty(tuple(context.get_tensor_shape(tensor.name)), np.dtype(tensor.dtype))
+            context.set_tensor_address(tensor.name, device.reserve(tensor.name, array.nbytes))
+            outputs[tensor.name] = array
         scratch = self._engine.get_device_memory_size_for_profile_v2(profile)
         context.set_device_memory(device.reserve("scratch", scratch), scratch)
         if not context.execute_async_v3(device.stream):
             raise EngineError(failure(self._library, "cannot run the engine", log.errors()))
-        for name, array in outputs.items():
-            device.download(name, array)
+        for name in self._returned:
+            device.download(name, outputs[name])
         device.synchronize()
         return outputs
 

@@ -39,7 +39,7 @@ class TextTokenizer:
     def __init__(self, path: Path, max_length: int, truncate: bool = True) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as problem:  # the library raises plain Exception
+        except Exception as problem:  # noqa: BLE001 - the library raises plain Exception
             raise FileFormatError(f"{path} is not a readable tokenizer: {problem}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()

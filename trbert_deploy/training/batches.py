@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,4 +94,4 @@ def load_batches(
             layout=PackedLayout(lengths, device),
         )
 
-    return DataLoader(_Rows(rows), batch_sampler=list(plan), collate_fn=collate)
+    return DataLoader[Any](_Rows(rows), batch_sampler=list(plan), collate_fn=collate)

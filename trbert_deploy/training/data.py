@@ -103,9 +103,7 @@ def _load(source: str, builder: str, **arguments: Any) -> DatasetDict:
         raise DataError(f"{source} cannot be read: {str(cause).splitlines()[0]}") from None
 
 
-def _example(
-    where: str, text: Any, pair: Any, label: Any, names: Sequence[str] | None
-) -> Example:
+def _example(where: str, text: Any, pair: Any, label: Any, names: Sequence[str] | None) -> Example:
     for part in (text,) if pair is None else (text, pair):
         if not isinstance(part, str) or not part.strip():
             raise DataError(f"{where} has no text: expected at least one word")
@@ -116,9 +114,7 @@ def _example(
     return Example(text if pair is None else (text, pair), str(label))
 
 
-def split_validation(
-    examples: Sequence[Example], seed: int
-) -> tuple[list[Example], list[Example]]:
+def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """Hold a share of the examples out, at random: (training, validation)."""
     held_out = max(1, min(LARGEST_VALIDATION, int(len(examples) * VALIDATION_SHARE)))
     if len(examples) < 2:

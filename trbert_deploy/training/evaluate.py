@@ -58,9 +58,7 @@ def evaluate(
     with evaluating(model), autocast(device):
         for number, batch in enumerate(load_batches(rows, plan, device), start=1):
             dense = dense_logits(model, batch)
-            logits, kept = later_segments(
-                model, first_segment(model, batch), choose_by_rule(model)
-            )
+            logits, kept = later_segments(model, first_segment(model, batch), choose_by_rule(model))
             right += int((logits.argmax(-1) == batch.labels).sum())
             dense_right += int((dense.argmax(-1) == batch.labels).sum())
             columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]

@@ -83,7 +83,7 @@ def train_stage(
         compute: (batch, share of the stage that is done) -> loss and figures.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW(list(groups), weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=WEIGHT_DECAY)
     total = len(settings.plan)
     schedule = get_linear_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total
@@ -97,7 +97,7 @@ def train_stage(
             with autocast(settings.device):
                 step = compute(batch, number / total)
             optimizer.zero_grad(set_to_none=True)
-            step.loss.backward()  # type: ignore[no-untyped-call]
+            step.loss.backward()
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], LARGEST_GRADIENT)
             optimizer.step()

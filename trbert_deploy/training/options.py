@@ -67,11 +67,13 @@ class TrainOptions:
         unknown = [stage for stage in self.stages if stage not in STAGES]
         if unknown or not self.stages:
             raise ConfigError(
-                f"unknown stages {', '.join(unknown) or '(none)'}: expected some of {','.join(STAGES)}"
+                f"unknown stages {', '.join(unknown) or '(none)'}: "
+                f"expected some of {','.join(STAGES)}"
             )
         if list(self.stages) != sorted(set(self.stages), key=STAGES.index):
             raise ConfigError(
-                f"stages {','.join(self.stages)}: expected each once, in the order {','.join(STAGES)}"
+                f"stages {','.join(self.stages)}: expected each once, "
+                f"in the order {','.join(STAGES)}"
             )
         for name in ("rollouts", "joint_rollouts"):
             if getattr(self, name) < 2:

@@ -59,7 +59,7 @@ def dense_logits(model: ReducedClassifier, batch: PackedBatch) -> Tensor:
 
 def head_logits(model: ReducedClassifier, hidden: Tensor, layout: PackedLayout) -> Tensor:
     """Logits [B, C] float32 from last states [T, H]."""
-    return model.head(hidden.index_select(0, layout.starts)).float()  # type: ignore[no-any-return]
+    return model.head(hidden.index_select(0, layout.starts)).float()
 
 
 #: (cut index, keep logits [T], survivors so far) -> keep [P, T] bool, one or several choices.

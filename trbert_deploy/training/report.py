@@ -11,7 +11,13 @@ from trbert_deploy.training.run import TrainReport
 def print_training(report: TrainReport, console: Console) -> None:
     """Print what each stage came to on the validation rows, and what to do next."""
     table = Table(title="validation after each stage")
-    for heading in ("stage", "dense accuracy", "reduced accuracy", "kept per cut", "FLOPs speed-up"):
+    for heading in (
+        "stage",
+        "dense accuracy",
+        "reduced accuracy",
+        "kept per cut",
+        "FLOPs speed-up",
+    ):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, evaluation in report.stages.items():
         trained = stage != "teacher"  # before it the policies have learned nothing
@@ -23,4 +29,6 @@ def print_training(report: TrainReport, console: Console) -> None:
             f"{evaluation.flops_speedup:.2f}x" if trained else "-",
         )
     console.print(table)
-    console.print(f"checkpoint: {report.checkpoint}   next: trbert-deploy export {report.checkpoint}")
+    console.print(
+        f"checkpoint: {report.checkpoint}   next: trbert-deploy export {report.checkpoint}"
+    )

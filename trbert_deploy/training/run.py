@@ -1,10 +1,10 @@
 """A training run: its directory, its stages in order, and going on after an interruption.
 
-    ckpt/
-      config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
-      training.json          options, and what every finished stage came to
-      stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
-      stages/events...       TensorBoard
+ckpt/
+  config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
+  training.json          options, and what every finished stage came to
+  stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
+  stages/events...       TensorBoard
 """
 
 from __future__ import annotations
@@ -101,12 +101,15 @@ def train(
             continue
         if stage not in options.stages:
             continue
-        needed = [earlier for earlier in STAGES[: STAGES.index(stage)] if earlier not in stages_done]
+        needed = [
+            earlier for earlier in STAGES[: STAGES.index(stage)] if earlier not in stages_done
+        ]
         if stage == "teacher" and run.fine_tuned:
             note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
         elif needed and not (needed == ["policy"] and stage == "joint"):
             raise ConfigError(
-                f"stage {stage} needs the stages {', '.join(needed)}, which are not done in {output}"
+                f"stage {stage} needs the stages {', '.join(needed)}, "
+                f"which are not done in {output}"
             )
         else:
             _run_stage(stage, checkpoint, run, options, directory, progress)
@@ -145,6 +148,7 @@ class _Run:
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
     """The run's record: a new one, or the one to go on with."""
+    record: dict[str, Any]
     path = output / RUN_FILE
     if not path.exists():
         if resume:
@@ -160,8 +164,10 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
         raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")
     record = read_json(path, CheckpointError)
     if record.get("version") != RUN_VERSION or not isinstance(record.get("stages"), dict):
-        raise CheckpointError(f"{path} is damaged or of another version: train into a new directory")
-    changed = options.changed(record.get("options", {}))
+        raise CheckpointError(
+            f"{path} is damaged or of another version: train into a new directory"
+        )
+    changed = options.changed(dict(record["options"]))
     if changed:
         raise ConfigError(
             f"{output} was trained with other options ({', '.join(changed)}): "
@@ -196,9 +202,7 @@ def _prepare(options: TrainOptions, output: Path, note: Callable[[str], None]) -
     if tokenizer.truncated:
         note(f"{tokenizer.truncated} texts were cut to {max_length} tokens")
     return _Run(
-        checkpoint=Checkpoint(
-            model, tokenizer_dir, max_length, samples=_sample_texts(validation)
-        ),
+        checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
         fine_tuned=pretrained.fine_tuned,
         training=rows[0],
         validation=rows[1],
@@ -257,5 +261,3 @@ def _run_stage(
     guide = Guide.load(guide_path)
     train_stage = train_policy if stage == "policy" else train_joint
     train_stage(model, run.training, guide, options, settings, progress)
-
-

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from numpy.typing import NDArray
 
 from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.model import ReducedClassifier
@@ -52,7 +52,9 @@ class Guide:
     def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
         """For each cut the scores [T] of a batch's tokens."""
         tokens = tokens_of(batch.rows, self.starts)
-        return [torch.from_numpy(scores[tokens]).to(batch.labels.device) for scores in self.saliency]
+        return [
+            torch.from_numpy(scores[tokens]).to(batch.labels.device) for scores in self.saliency
+        ]
 
     def save(self, path: Path) -> None:
         """Write the guide, whole or not at all."""
@@ -75,7 +77,10 @@ def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.
 
 
 def reference_step(model: ReducedClassifier) -> int:
-    """Half layers before the reference states: behind layer 2L//3, or one layer behind the last cut."""
+    """Half layers before the reference states.
+
+    They stand behind layer 2L//3, or one layer behind the last cut where that is later.
+    """
     layers = model.spec.num_layers
     last_cut = max((cut.step for cut in model.reduction.cuts), default=0)
     return min(2 * layers, max(2 * (2 * layers // 3 + 1), last_cut + 2))

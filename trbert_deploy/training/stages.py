@@ -103,5 +103,3 @@ def _figures(rollouts: Rollouts) -> dict[str, float]:
         "reward": rollouts.reward.mean().item(),
     }
     return figures | {f"kept_{cut}": share for cut, share in enumerate(rollouts.kept)}
-
-
