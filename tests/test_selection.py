@@ -26,9 +26,8 @@ RULES = st.builds(
         st.sampled_from([1, 4, 16]),
     ),
     st.builds(
-        SelectionRule,
-        st.just("budget"),
-        st.integers(1, 30).map(float),
+        lambda groups, round_to: SelectionRule("budget", float(groups * round_to), round_to),
+        st.integers(1, 30),
         st.sampled_from([1, 4, 16]),
     ),
 )
@@ -184,6 +183,7 @@ def test_arguments_stay_as_they_are(
         (("budget", 2.5), "budget is 2.5"),
         (("budget", math.inf), "budget is inf"),
         (("budget", math.nan), "budget is nan"),
+        (("budget", 10.0, 16), "budget is 10.0: expected a multiple of round_to, 16"),
         (("threshold", 0.5, 0), "round_to is 0"),
         (("threshold", 0.5, 1.5), "round_to is 1.5"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -87,6 +88,8 @@ def main() -> None:
             raise
         package, extra = _EXTRAS[root]
         _fail(str(MissingDependencyError("this command", package, extra)))
+    except BrokenPipeError:  # a reader such as head has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as problem:
         where = f" {problem.filename}" if problem.filename else ""
         _fail(f"cannot read or write{where}: {problem.strerror or problem}")

@@ -58,6 +58,11 @@ class SelectionRule:
             )
         if self.round_to < 1 or self.round_to % 1 != 0:
             raise ConfigError(f"round_to is {self.round_to}: expected a whole number, 1 or more")
+        if self.kind == "budget" and self.value % self.round_to:
+            raise ConfigError(
+                f"budget is {self.value}: expected a multiple of round_to, {self.round_to}, "
+                "since rounding up would exceed it"
+            )
 
     def with_value(self, value: float) -> SelectionRule:
         """The same rule at another operating point."""

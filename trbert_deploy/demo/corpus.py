@@ -18,7 +18,6 @@ The choices that make it a fair exercise in dropping tokens:
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -62,7 +61,8 @@ class Corpus:
 class CorpusOptions:
     """Sizes of a corpus: pages of each split over all labels, and tokens of a page.
 
-    Page lengths are drawn log-uniformly between ``min_tokens`` and ``max_tokens``.
+    Page lengths lie between ``min_tokens`` and ``max_tokens``, and have a long tail: a page
+    of at least n tokens is about half as frequent as one of at least n / 2.
 
     Raises:
         ConfigError: a size is out of range, or a count is no multiple of the number of labels.
@@ -185,21 +185,25 @@ def _pages(
 def _runs(
     paragraphs: list[tuple[str, int]], options: CorpusOptions, generator: random.Random
 ) -> Iterator[str]:
-    """Cut (paragraph, tokens) into consecutive texts, each of a length drawn log-uniformly."""
-    bounds = math.log(options.min_tokens), math.log(options.max_tokens)
+    """Cut (paragraph, tokens) into consecutive texts, each of a length drawn at random."""
     run: list[str] = []
-    length, target = 0, math.exp(generator.uniform(*bounds))
+    length, target = 0, _draw_length(options, generator)
     for text, tokens in paragraphs:
         if tokens > options.max_tokens:
             continue
         if length >= target or length + tokens > options.max_tokens:
             if length >= options.min_tokens:
                 yield "\n".join(run)
-            run, length, target = [], 0, math.exp(generator.uniform(*bounds))
+            run, length, target = [], 0, _draw_length(options, generator)
         run.append(text)
         length += tokens
     if length >= options.min_tokens:
         yield "\n".join(run)
+
+
+def _draw_length(options: CorpusOptions, generator: random.Random) -> float:
+    """Tokens of a page: the inverse of a uniform number, so twice as long is half as frequent."""
+    return 1.0 / generator.uniform(1.0 / options.max_tokens, 1.0 / options.min_tokens)
 
 
 def _paragraphs(unit: Unit, library: Library, originals: _Originals) -> Iterator[str]:

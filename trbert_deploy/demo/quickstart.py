@@ -51,14 +51,15 @@ class QuickstartOptions:
         model: encoder directory; the packaged MiniLM by default.
     """
 
-    corpus: CorpusOptions = CorpusOptions(train=360, validation=60, test=240)
+    corpus: CorpusOptions = CorpusOptions(train=480, validation=60, test=240)
     max_length: int = 2048
     training: dict[str, Any] = field(
         default_factory=lambda: {
             "teacher_epochs": 2,
             "teacher_learning_rate": 1e-4,
-            "policy_epochs": 2,
+            "policy_epochs": 1,
             "joint_epochs": 1,
+            "joint_rollouts": 2,
             "batch_tokens": 4096,
         }
     )

@@ -7,6 +7,8 @@ needs to know which tokens belong together: it asks a layout (see layouts.py).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -108,7 +110,7 @@ class Encoder(nn.Module):
             hidden: [..., H].
         """
         for step in range(start, stop):
-            layer = self.layers[step // 2]
+            layer: Any = self.layers[step // 2]
             hidden = layer.feed_forward(hidden) if step % 2 else layer.attention(hidden, layout)
         return hidden
 

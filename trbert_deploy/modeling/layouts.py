@@ -101,6 +101,14 @@ class PackedLayout:
         self.row_of_token = torch.from_numpy(rows_of).to(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+        if query.device.type == "cpu":
+            # PyTorch's attention for bfloat16 on CPUs is slower than for float32 (backward, on
+            # short rows, several times).
+            with torch.autocast("cpu", enabled=False):
+                return self._attend(query.float(), key.float(), value.float(), num_heads)
+        return self._attend(query, key, value, num_heads)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
         sizes = [batch * length for batch, length in self._shapes]
         parts = zip(
             *(_gather(states, self._order).split(sizes) for states in (query, key, value)),

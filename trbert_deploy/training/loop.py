@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import get_linear_schedule_with_warmup
 
 from trbert_deploy.files import staged_file
+from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.progress import Progress
 from trbert_deploy.training.batches import PackedBatch, load_batches
 from trbert_deploy.training.data import LabelledRow
@@ -83,7 +84,7 @@ def train_stage(
         compute: (batch, share of the stage that is done) -> loss and figures.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=WEIGHT_DECAY, fused=True)
     total = len(settings.plan)
     schedule = get_linear_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total
@@ -155,7 +156,7 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: 
         tensors |= {f"optimizer.{parameter}.{key}": value for key, value in state.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with staged_file(path) as staging:
-        save_file(tensors, staging, metadata={"step": str(step)})
+        write_safetensors(staging, tensors, {"step": str(step)})
 
 
 def _resume(

@@ -84,7 +84,11 @@ def run_rollouts(
     reward = -task_loss.detach() - length_penalty * shares.mean(0)
     advantage = reward - (reward.sum(0) - reward) / (count - 1)
     advantage = advantage / (advantage.std() + 1e-6)
-    policy_loss = -(advantage * torch.stack(log_probabilities).sum(0)).mean()
+    log_probability = torch.stack(log_probabilities).sum(0)  # [K, B]
+    policy_loss = -(advantage * log_probability).mean()
+    if saliency is not None:
+        # Beyond its reward, the imitating path is a demonstration to learn from.
+        policy_loss = policy_loss - log_probability[0].mean()
     return Rollouts(task_loss, reward, policy_loss, tuple(shares.mean((1, 2)).tolist()))
 
 

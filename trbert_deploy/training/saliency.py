@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trbert_deploy.files import staged_file
+from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
@@ -61,7 +62,9 @@ class Guide:
         tensors = {"teacher_logits": self.teacher_logits, "starts": self.starts}
         tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
         with staged_file(path) as staging:
-            save_file(tensors, staging)
+            write_safetensors(
+                staging, {name: torch.from_numpy(array) for name, array in tensors.items()}
+            )
 
     @classmethod
     def load(cls, path: Path) -> Guide:
