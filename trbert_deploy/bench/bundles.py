@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle import Bundle, require_length
 from trbert_deploy.errors import (
     DataError,
     DeviceError,
@@ -104,10 +104,7 @@ def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:
     if wanted is None:
         return tuple(dict.fromkeys(min(length, maximum) for length in DEFAULT_LENGTHS))
     for length in wanted:
-        if length > maximum:
-            raise LengthError(
-                f"length {length} is above what the bundle takes: choose --lengths up to {maximum}"
-            )
+        require_length(length, maximum)
     return tuple(dict.fromkeys(wanted))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from trbert_deploy.bundle import DEFAULT_DIRECTORY, WEIGHTS, Bundle
-from trbert_deploy.errors import ConfigError, EngineError, LengthError
+from trbert_deploy.bundle import DEFAULT_DIRECTORY, WEIGHTS, Bundle, require_length
+from trbert_deploy.errors import ConfigError, EngineError
 from trbert_deploy.exporters.precision import half_graph
 from trbert_deploy.exporters.precision_parity import compare_precision
 from trbert_deploy.exporters.tensorrt import build_engine, choose_compute_capability
@@ -80,10 +80,7 @@ class EngineOptions:
         if lengths is None:
             lengths = (*(length for length in DEFAULT_LENGTHS if length < max_length), max_length)
         ends = sorted(set(lengths))
-        if ends[-1] > max_length:
-            raise LengthError(
-                f"length {ends[-1]} is more than the bundle takes: expected at most {max_length}"
-            )
+        require_length(ends[-1], max_length)
         batches = sorted(self.batches)
         usual = batches[len(batches) // 2]
         starts = [1, *(end + 1 for end in ends[:-1])]

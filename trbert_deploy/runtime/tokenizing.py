@@ -88,7 +88,8 @@ class TextTokenizer:
             elif len(encoding.ids) > self.max_length:
                 raise LengthError(
                     f"{name} has {len(encoding.ids)} tokens: the model takes at most "
-                    f"{self.max_length}; shorten it, or allow truncation"
+                    f"{self.max_length}; shorten it, allow truncation, or train with a larger "
+                    "--max-length, which extends the encoder's positions"
                 )
         return encodings
 

@@ -84,7 +84,9 @@ def train_stage(
         compute: (batch, share of the stage that is done) -> loss and figures.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
-    optimizer = torch.optim.AdamW([dict(group) for group in groups], weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = torch.optim.AdamW(
+        [dict(group) for group in groups], weight_decay=WEIGHT_DECAY, fused=True
+    )
     total = len(settings.plan)
     schedule = get_linear_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
@@ -11,57 +11,66 @@ from trbert_deploy.errors import ConfigError
 STAGES = ("teacher", "guide", "policy", "joint")
 
 
+def _option(default: Any, help: str, metavar: str | None = None) -> Any:
+    """A field that the command line offers under its own name."""
+    return field(default=default, metadata={"help": help, "metavar": metavar})
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of a run; saved with it, and compared when it is resumed.
 
-    Attributes:
-        model: checkpoint directory or hub name to start from.
-        train: training data, a file or a hub data set.
-        validation: held-out data; a share of the training data when None.
-        cuts: places of the cuts as on the command line; TR-BERT's when None.
-        max_length: most tokens of a row; the encoder's positions when None. Beyond them the
-            position table is tiled.
-        stages: which stages to run, in the order of ``STAGES``.
-        seed: of data order, new weights, dropout and rollouts.
-        batch_tokens: tokens of one optimizer step.
-        teacher_epochs, policy_epochs, joint_epochs: passes over the training data.
-        teacher_learning_rate, policy_learning_rate, joint_learning_rate: peak rates.
-        joint_policy_learning_rate: peak rate of the policies in the joint stage.
-        length_penalty, joint_length_penalty: lambda, the price of keeping every token, in units
-            of loss (TR-BERT, section 3.3).
-        rollouts, joint_rollouts: K, sampled paths per text.
-        imitation_share: share of the policy stage's steps in which one rollout imitates the
-            saliency guide instead of being sampled (TR-BERT: guide rate).
-        warmup_share: share of a stage's steps over which its learning rate rises.
-        save_seconds: seconds between two saves of a stage's progress.
+    Each field's help says what it is. ``None`` stands for a default that the model or the data
+    decides: TR-BERT's cuts, the encoder's positions, a tenth of the training data.
 
     Raises:
         ConfigError: an option out of range.
     """
 
-    model: str
-    train: str
-    validation: str | None = None
-    cuts: str | None = None
-    max_length: int | None = None
-    stages: tuple[str, ...] = STAGES
-    seed: int = 0
-    batch_tokens: int = 8192
-    teacher_epochs: float = 3.0
-    policy_epochs: float = 3.0
-    joint_epochs: float = 1.0
-    teacher_learning_rate: float = 5e-5
-    policy_learning_rate: float = 1e-3
-    joint_learning_rate: float = 2e-5
-    joint_policy_learning_rate: float = 1e-4
-    length_penalty: float = 1.0
-    joint_length_penalty: float = 1.0
-    rollouts: int = 8
-    joint_rollouts: int = 4
-    imitation_share: float = 0.5
-    warmup_share: float = 0.1
-    save_seconds: float = 60.0
+    model: str = field(metadata={"help": "Encoder to start from.", "metavar": "DIR_OR_HUB_NAME"})
+    train: str = field(
+        metadata={
+            "help": "Labelled texts, JSONL, CSV or Parquet (.gz too): text, label, optionally "
+            "text_pair.",
+            "metavar": "FILE_OR_HUB_NAME",
+        }
+    )
+    validation: str | None = _option(
+        None, "Held-out data [default: a tenth of the training data].", "FILE_OR_HUB_NAME"
+    )
+    cuts: str | None = _option(
+        None,
+        "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 "
+        "[default: before layer 1 and half-way].",
+        "PLACES",
+    )
+    max_length: int | None = _option(
+        None,
+        "Most tokens of a text; beyond the encoder's positions these are tiled "
+        "[default: the encoder's positions].",
+    )
+    truncate: bool = _option(True, "Cut longer texts, or refuse them.")
+    stages: tuple[str, ...] = _option(STAGES, "Stages to run.", "NAMES")
+    seed: int = _option(0, "Of data order, new weights, dropout and rollouts.")
+    batch_tokens: int = _option(8192, "Tokens of one optimizer step.")
+    teacher_epochs: float = _option(3.0, "Passes over the data in the teacher stage.")
+    policy_epochs: float = _option(3.0, "The same in the policy stage.")
+    joint_epochs: float = _option(1.0, "The same in the joint stage.")
+    teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
+    policy_learning_rate: float = _option(1e-3, "The same in the policy stage.")
+    joint_learning_rate: float = _option(2e-5, "The same in the joint stage, for the encoder.")
+    joint_policy_learning_rate: float = _option(1e-4, "The same there, for the policies.")
+    length_penalty: float = _option(
+        1.0, "Lambda: price of keeping all tokens, in units of loss, in the policy stage."
+    )
+    joint_length_penalty: float = _option(1.0, "The same in the joint stage.")
+    rollouts: int = _option(8, "K: sampled paths per text in the policy stage.")
+    joint_rollouts: int = _option(4, "The same in the joint stage.")
+    imitation_share: float = _option(
+        0.5, "Share of the policy stage in which one path imitates the saliency guide."
+    )
+    warmup_share: float = _option(0.1, "Share of a stage over which its learning rate rises.")
+    save_seconds: float = _option(60.0, "Seconds between two saves of a stage's progress.")
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
@@ -100,7 +109,7 @@ class TrainOptions:
         own = self.to_json()
         free = {"stages", "save_seconds"}
         return [
-            field.name
-            for field in fields(self)
-            if field.name not in free and own[field.name] != saved.get(field.name)
+            entry.name
+            for entry in fields(self)
+            if entry.name not in free and own[entry.name] != saved.get(entry.name)
         ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoint import (
     TOKENIZER_FILE,
     Checkpoint,
-    copy_tokenizer,
     load_checkpoint,
     save_checkpoint,
     tokenizer_directory,
@@ -89,50 +88,55 @@ def train(
         CheckpointError, DataError, StorageError: the model or the data cannot be used.
     """
     record = _open_record(options, output, resume)
-    run = _prepare(options, output, note)
-    stages_done: dict[str, Any] = record["stages"]
-    checkpoint = run.checkpoint
-    for stage in STAGES:
-        directory = output / "stages" / stage
-        if stage in stages_done:
-            if stage != "guide":
-                trained = load_checkpoint(directory)
-                checkpoint = replace(trained, tokenizer_dir=run.checkpoint.tokenizer_dir)
-            continue
-        if stage not in options.stages:
-            continue
-        needed = [
-            earlier for earlier in STAGES[: STAGES.index(stage)] if earlier not in stages_done
-        ]
-        if stage == "teacher" and run.fine_tuned:
-            note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
-        elif needed and not (needed == ["policy"] and stage == "joint"):
-            raise ConfigError(
-                f"stage {stage} needs the stages {', '.join(needed)}, "
-                f"which are not done in {output}"
-            )
-        else:
-            _run_stage(stage, checkpoint, run, options, directory, progress)
-        if stage == "guide":
-            stages_done[stage] = {}
-        else:
-            evaluation = evaluate(
-                checkpoint.model, run.validation, options.batch_tokens, run.device, progress
-            )
-            stages_done[stage] = evaluation.to_json()
-            checkpoint.training = {"options": options.to_json(), "stages": dict(stages_done)}
-            save_checkpoint(checkpoint, directory)
-            save_checkpoint(checkpoint, output)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = _prepare(options, Path(scratch), note)
+        finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
+        _check_stages(options, finished)
         write_json(output / RUN_FILE, record)
-        (directory / RESUME_FILE).unlink(missing_ok=True)
-    return TrainReport(
-        output,
-        {
-            stage: Evaluation(**{**figures, "kept": tuple(figures["kept"])})
-            for stage, figures in stages_done.items()
-            if figures
-        },
-    )
+        for stage in STAGES:
+            _do_stage(stage, run, options, output, record, progress, note)
+    evaluations = {
+        stage: Evaluation(**{**figures, "kept": tuple(figures["kept"])})
+        for stage, figures in record["stages"].items()
+        if figures
+    }
+    return TrainReport(output, evaluations)
+
+
+def _do_stage(
+    stage: str,
+    run: _Run,
+    options: TrainOptions,
+    output: Path,
+    record: dict[str, Any],
+    progress: Progress,
+    note: Callable[[str], None],
+) -> None:
+    """Run one stage if it is wanted, or load what it came to if it is done."""
+    directory = output / "stages" / stage
+    checkpoint = run.checkpoint
+    if stage in record["stages"]:
+        if stage != "guide":
+            checkpoint.model.load_state_dict(load_checkpoint(directory).model.state_dict())
+        return
+    if stage not in options.stages:
+        return
+    if stage == "teacher" and run.fine_tuned:
+        note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
+    else:
+        _run_stage(stage, run, options, directory, progress)
+    if stage == "guide":
+        record["stages"][stage] = {}
+    else:
+        evaluation = evaluate(
+            checkpoint.model, run.validation, options.batch_tokens, run.device, progress
+        )
+        record["stages"][stage] = evaluation.to_json()
+        checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
+        save_checkpoint(checkpoint, directory)
+        save_checkpoint(checkpoint, output)
+    write_json(output / RUN_FILE, record)
+    (directory / RESUME_FILE).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,7 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
             raise ConfigError(
                 f"{output} is not empty: choose another --output, or remove what is there"
             )
-        record = {"version": RUN_VERSION, "options": options.to_json(), "stages": {}}
-        write_json(path, record)
-        return record
+        return {"version": RUN_VERSION, "options": options.to_json(), "stages": {}}
     if not resume:
         raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")
     record = read_json(path, CheckpointError)
@@ -176,7 +178,18 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
     return record
 
 
-def _prepare(options: TrainOptions, output: Path, note: Callable[[str], None]) -> _Run:
+def _check_stages(options: TrainOptions, done: set[str]) -> None:
+    """Refuse stages without those that they build on."""
+    for place, stage in enumerate(STAGES):
+        missing = [name for name in STAGES[:place] if name not in done | set(options.stages)]
+        if stage in options.stages and missing:
+            raise ConfigError(
+                f"stage {stage} needs the stages {', '.join(missing)}, which are not done: "
+                f"add them to --stages"
+            )
+
+
+def _prepare(options: TrainOptions, scratch: Path, note: Callable[[str], None]) -> _Run:
     """Read the data, load the model, tokenize."""
     training = read_examples(options.train)
     if options.validation is None:
@@ -190,17 +203,16 @@ def _prepare(options: TrainOptions, output: Path, note: Callable[[str], None]) -
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
     max_length = _fit_positions(pretrained, options, note)
-    with tempfile.TemporaryDirectory() as scratch:
-        source = tokenizer_directory(options.model, Path(scratch))
-        tokenizer_dir = output / "tokenizer"
-        if not (tokenizer_dir / TOKENIZER_FILE).exists():
-            copy_tokenizer(source, tokenizer_dir)
-    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length)
+    tokenizer_dir = tokenizer_directory(options.model, scratch)
+    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = [tokenize(part, tokenizer, model.spec.labels) for part in (training, validation)]
     if tokenizer.truncated:
-        note(f"{tokenizer.truncated} texts were cut to {max_length} tokens")
+        note(
+            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
+            "(a larger --max-length trains on more, beyond the encoder's positions too)"
+        )
     return _Run(
         checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
         fine_tuned=pretrained.fine_tuned,
@@ -230,14 +242,13 @@ def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
 
 def _run_stage(
     stage: str,
-    checkpoint: Checkpoint,
     run: _Run,
     options: TrainOptions,
     directory: Path,
     progress: Progress,
 ) -> None:
-    """Run one stage on the model of ``checkpoint``, in place."""
-    model = checkpoint.model.to(run.device)
+    """Run one stage on the run's model, in place."""
+    model = run.checkpoint.model.to(run.device)
     guide_path = directory.parent / "guide" / GUIDE_FILE
     if stage == "guide":
         guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)

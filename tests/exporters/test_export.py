@@ -1,0 +1,158 @@
+"""Checkpoint to bundle: parity, one copy of the weights, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import CheckpointMaker, tiny_model
+
+from trbert_deploy.bundle import Bundle
+from trbert_deploy.errors import BundleError, ParityError, StorageError
+from trbert_deploy.exporters import export, parity
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.parity import check_shapes, compare_chains, compare_graphs, row_maker
+from trbert_deploy.modeling.checkpoint import load_checkpoint
+from trbert_deploy.modeling.torch_backend import TorchBackend
+from trbert_deploy.runtime.chain import Chain
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_a_bundle_holds_every_weight_once(tiny_bundle: Path) -> None:
+    weights = (tiny_bundle / "weights.safetensors").stat().st_size
+    graphs = [path for path in tiny_bundle.iterdir() if path.suffix == ".onnx"]
+    assert {path.stem for path in graphs} == {"segment_0", "segment_1", "segment_2", "dense"}
+    places: dict[str, set[tuple[str, str]]] = {}
+    for path in graphs:
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                entry = {item.key: item.value for item in tensor.external_data}
+                assert entry["location"] == "weights.safetensors"
+                place = (entry["offset"], entry["length"])
+                places.setdefault(tensor.name, set()).add(place)
+            else:
+                assert len(tensor.raw_data) < 1024, tensor.name
+    assert places and all(len(where) == 1 for where in places.values())
+    parameters = sum(4 * tensor.numel() for tensor in tiny_model().state_dict().values())
+    assert weights < parameters + 20_000  # and a header
+
+
+def test_the_manifest_tells_how_the_graphs_were_checked(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    checked = {entry["graph"]: entry for entry in manifest.parity["graphs"]}
+    assert set(checked) == {"segment_0", "segment_1", "segment_2", "dense"}
+    for entry in checked.values():
+        shapes = {tuple(shape) for shape in entry["shapes"]}
+        lengths = (1, 2, 23, 24, 25, 64)
+        assert shapes == {(batch, length) for batch in (1, 3) for length in lengths}
+        assert max(entry["max_difference"].values()) <= entry["tolerance"]
+    assert manifest.parity["chain"]["survivor_agreement"] == 1.0
+    assert manifest.made_by["torch"] == torch.__version__
+    for graph in manifest.graphs:
+        assert all(tensor.shape[0] == "B" for tensor in (*graph.inputs, *graph.outputs))
+
+
+@pytest.mark.parametrize("cuts", ["0.5,3", "0", "none"])
+def test_cuts_at_any_place_export(
+    make_checkpoint: CheckpointMaker, tmp_path: Path, cuts: str
+) -> None:
+    report = export_bundle(make_checkpoint(cuts), tmp_path / "bundle")
+    cut_count = 0 if cuts == "none" else len(cuts.split(","))
+    assert len(report.graphs) == (cut_count + 2 if cut_count else 1)
+    assert report.chain.label_agreement == 1.0
+
+
+def test_samples_can_be_left_out(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert Bundle.open(tiny_bundle).samples()
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", samples=False)
+    assert Bundle.open(tmp_path / "bundle").samples() == []
+    assert not (tmp_path / "bundle" / "samples.jsonl").exists()
+
+
+def test_an_older_bundle_is_replaced(make_checkpoint: CheckpointMaker, own_bundle: Path) -> None:
+    before = contents(own_bundle)
+    export_bundle(make_checkpoint(seed=5), own_bundle)
+    assert contents(own_bundle)["weights.safetensors"] != before["weights.safetensors"]
+    assert [path.name for path in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+
+def test_a_failed_check_leaves_the_older_bundle(
+    tiny_checkpoint: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(own_bundle)
+    monkeypatch.setattr(parity, "FP32_TOLERANCE", 0.0)
+    monkeypatch.setattr(
+        export, "compare_graphs", lambda *args, **rest: compare_graphs(*args, tolerance=0.0)
+    )
+    with pytest.raises(ParityError, match="more than the tolerance 0"):
+        export_bundle(tiny_checkpoint, own_bundle)
+    assert contents(own_bundle) == before
+    assert [path.name for path in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+
+def test_an_interrupted_export_leaves_the_older_bundle(
+    tiny_checkpoint: Path, own_bundle: Path
+) -> None:
+    before = contents(own_bundle)
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("check"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(tiny_checkpoint, own_bundle, progress=interrupt)
+    assert contents(own_bundle) == before
+    assert [path.name for path in own_bundle.parent.iterdir()] == [own_bundle.name]
+
+
+def test_something_else_than_a_bundle_is_not_replaced(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(BundleError, match="exists and is not a bundle"):
+        export_bundle(tiny_checkpoint, tmp_path / "mine")
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+    with pytest.raises(StorageError, match="does not exist"):
+        export_bundle(tmp_path / "nowhere", tmp_path / "bundle")
+
+
+def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    model, other = checkpoint.model, tiny_model(seed=3)
+    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    shapes = check_shapes(8, 64)
+    sides = TorchBackend(model), TorchBackend(other)
+    with pytest.raises(ParityError, match="segment_0, batch 1, length 1: hidden_out differs"):
+        list(compare_graphs(*sides, model.spec, model.reduction, rows_of, shapes))
+    chains = [Chain(side, model.reduction, 4) for side in sides]
+    with pytest.raises(ParityError, match="chain"):
+        compare_chains(*chains, rows_of(20, 8))
+
+
+def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    model = checkpoint.model
+    broken = load_checkpoint(tiny_checkpoint).model
+    with torch.no_grad():
+        broken.encoder.layers[0].feed_forward.norm.bias[3] = np.nan
+    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    sides = TorchBackend(model), TorchBackend(broken)
+    with pytest.raises(ParityError, match="differs from PyTorch by nan"):
+        list(compare_graphs(*sides, model.spec, model.reduction, rows_of, [(1, 5)]))
+
+
+def test_a_bundle_is_complete_on_its_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    """No file of it points outside: a copy elsewhere works, with the original gone."""
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "elsewhere"))
+    text = (copy / "manifest.json").read_text()
+    assert str(tiny_bundle.parent) not in text
+    assert set(json.loads(text)["files"]) == set(contents(copy)) - {"manifest.json"}
