@@ -115,8 +115,8 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             settings["required"] = True
         else:
             settings |= {"default": default, "show_default": default is not None}
-        if entry.type == "int | None":
-            settings["type"] = int
+        if default is None:
+            settings["type"] = {"int | None": int, "float | None": float}.get(str(entry.type))
         flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
         command = click.option(flag, **settings)(command)
     return command

@@ -12,14 +12,16 @@ from trbert_deploy.modeling.layouts import PaddedLayout
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.training.batches import PackedBatch, load_batches
+from trbert_deploy.training.calibrate import calibrate_threshold
 from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.evaluate import evaluate
 from trbert_deploy.training.reduced import (
     choose_by_rule,
     dense_logits,
     first_segment,
     later_segments,
 )
-from trbert_deploy.training.rollouts import run_rollouts
+from trbert_deploy.training.rollouts import choose_salient, run_rollouts
 from trbert_deploy.training.saliency import batch_saliency, reference_step
 
 LENGTHS = (19, 6, 31, 6, 1)
@@ -69,7 +71,7 @@ def test_rollouts_drop_tokens_and_teach_the_policies_alone() -> None:
     torch.manual_seed(0)
     packed = batch()
     start = first_segment(model, packed)
-    result = run_rollouts(model, start, torch.zeros(len(LENGTHS), 2), 6, 0.5)
+    result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 6, 0.5)
     # The first segment runs once for all paths; what follows runs on survivors alone.
     assert seen[0] == sum(LENGTHS)
     assert seen[2] < seen[1] < 6 * sum(LENGTHS)
@@ -98,7 +100,7 @@ def test_the_length_penalty_alone_makes_the_policies_keep_less() -> None:
     shares = []
     for _ in range(40):
         start = first_segment(model, packed)
-        result = run_rollouts(model, start, torch.zeros(len(LENGTHS), 2), 8, 1.0)
+        result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 8, 1.0)
         optimizer.zero_grad()
         result.policy_loss.backward()
         optimizer.step()
@@ -123,7 +125,15 @@ def test_the_imitating_path_keeps_the_most_salient_tokens() -> None:
 
     model.run_segment = watch  # type: ignore[method-assign]
     torch.manual_seed(0)
-    run_rollouts(model, start, torch.zeros(len(LENGTHS), 2), 2, 1.0, saliency)
+    run_rollouts(
+        model,
+        start,
+        torch.full((len(LENGTHS), 2), 0.5),
+        2,
+        1.0,
+        choose_salient(saliency),
+        imitate=True,
+    )
     first_path = []  # hidden states that the first path should hand on
     for begin, length in zip(packed.layout.starts.tolist(), packed.layout.lengths, strict=True):
         row = slice(begin, begin + int(length))
@@ -158,3 +168,17 @@ def test_saliency_is_the_published_formula() -> None:
             # bf16 on processors that have it
             torch.testing.assert_close(found, expected, atol=0.05, rtol=0.15)
         torch.testing.assert_close(logits[place], answer[0], atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("target", [1.0, 1.3, 1.8])
+def test_calibration_reaches_the_wanted_saving(target: float) -> None:
+    model = tiny_model()
+    threshold = calibrate_threshold(model, rows(), target, 64, torch.device("cpu"))
+    assert all(cut.rule.value == threshold for cut in model.reduction.cuts)
+    found = evaluate(model, rows(), 64, torch.device("cpu"))
+    assert found.flops_speedup >= target
+    # Just below the threshold found, the saving would miss the target.
+    model.set_reduction(model.reduction.at_threshold(max(0.0, threshold - 2.0**-9)))
+    assert threshold < 0.002 or evaluate(model, rows(), 64, torch.device("cpu")).flops_speedup < (
+        found.flops_speedup + 1e-9
+    )

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trbert_deploy.flops import speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.training.batches import load_batches, plan_batches
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.loop import autocast, evaluating
 from trbert_deploy.training.reduced import (
@@ -61,8 +62,7 @@ def evaluate(
             logits, kept = later_segments(model, first_segment(model, batch), choose_by_rule(model))
             right += int((logits.argmax(-1) == batch.labels).sum())
             dense_right += int((dense.argmax(-1) == batch.labels).sum())
-            columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]
-            lengths += [list(row) for row in zip(*columns, strict=True)]
+            lengths += row_lengths(batch, kept)
             progress("validation", number, len(plan))
     totals = [sum(column) for column in zip(*lengths, strict=True)]
     return Evaluation(
@@ -72,3 +72,9 @@ def evaluate(
         kept=tuple(left / totals[0] for left in totals[1:]),
         flops_speedup=speedup(model.spec, model.reduction, lengths),
     )
+
+
+def row_lengths(batch: PackedBatch, kept: Sequence[Tensor]) -> list[list[int]]:
+    """For each row of a batch its tokens in every segment."""
+    columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]
+    return [list(row) for row in zip(*columns, strict=True)]

@@ -64,6 +64,11 @@ class TrainOptions:
         1.0, "Lambda: price of keeping all tokens, in units of loss, in the policy stage."
     )
     joint_length_penalty: float = _option(1.0, "The same in the joint stage.")
+    target_speedup: float | None = _option(
+        None,
+        "After the policy and joint stages set the threshold that saves this factor of FLOPs on "
+        "the validation data [default: the threshold stays 0.5].",
+    )
     rollouts: int = _option(8, "K: sampled paths per text in the policy stage.")
     joint_rollouts: int = _option(4, "The same in the joint stage.")
     imitation_share: float = _option(
@@ -98,6 +103,8 @@ class TrainOptions:
                 raise ConfigError(f"{name} is {value}: expected more than 0")
             if name.endswith("length_penalty") and not value >= 0:
                 raise ConfigError(f"{name} is {value}: expected 0 or more")
+        if self.target_speedup is not None and not self.target_speedup >= 1:
+            raise ConfigError(f"target_speedup is {self.target_speedup}: expected 1 or more")
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}: expected 2 or more")
 

@@ -7,6 +7,9 @@ Each text is run along K sampled paths. A path's reward is
 and the policy loss is the sum over the cuts of advantage * (-mean log probability of the path's
 choices over the text's tokens). The advantage is the reward over the mean of the same text's
 other paths, divided by the batch's standard deviation.
+
+One path may be chosen instead of sampled: by the saliency guide, which the policy then imitates,
+or by the selection rule, so that the encoder is trained on what it will see.
 """
 
 from __future__ import annotations
@@ -18,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.selection import keep_best
-from trbert_deploy.training.reduced import Survivors, later_segments
+from trbert_deploy.training.reduced import Chooser, Survivors, later_segments
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Rollouts:
     """K paths of each text of a batch.
 
     Attributes:
-        task_loss: [K, B] distillation loss of every path.
+        task_loss: [K, B] cross-entropy of every path against the target.
         reward: [K, B].
         policy_loss: scalar; its gradient reaches the policies (and what made their input).
         kept: for each cut the mean share of the text's tokens that the paths kept.
@@ -44,20 +46,21 @@ class Rollouts:
 def run_rollouts(
     model: ReducedClassifier,
     start: Survivors,
-    teacher_logits: Tensor,
+    target: Tensor,
     count: int,
     length_penalty: float,
-    saliency: Sequence[Tensor] | None = None,
+    first_path: Chooser | None = None,
+    imitate: bool = False,
 ) -> Rollouts:
     """Run ``count`` paths of every text behind the first segment, which they share.
 
     Args:
         start: the first segment's output on the batch, B rows with T tokens in all.
-        teacher_logits: [B, C] the dense teacher's.
+        target: [B, C] probabilities that the task loss compares the answers with.
         count: K.
         length_penalty: lambda.
-        saliency: for each cut the guide's scores [T]; the first path then keeps as many tokens
-            as the policy would, but those that the guide scores highest. None: all are sampled.
+        first_path: chooses for the first path instead of sampling.
+        imitate: the first path is a demonstration to learn from, whatever its reward.
     """
     batch = len(start.layout.lengths)
     text_lengths = torch.from_numpy(start.layout.lengths).to(start.hidden.device)  # [B]
@@ -68,32 +71,40 @@ def run_rollouts(
         # The paths part at the first cut; from then on they are rows of their own.
         logits = logit.expand(count if index == 0 else 1, -1)  # [P, T]
         keep = torch.bernoulli(logits.detach().sigmoid()).bool()
-        if saliency is not None:
-            guided = _imitate(logit.detach(), saliency[index][survivors.token], layout)
-            keep[0] = torch.where(layout.row_of_token < batch, guided, keep[0])
+        if first_path is not None:
+            chosen = first_path(index, logit.detach(), survivors)[0]
+            keep[0] = torch.where(layout.row_of_token < batch, chosen, keep[0])
         keep[:, layout.starts] = True
-        chosen = -binary_cross_entropy_with_logits(logits, keep.float(), reduction="none")
-        chosen = chosen.index_fill(1, layout.starts, 0.0)  # the first token is no choice
-        log_probabilities.append(layout.row_sums(chosen).view(count, batch) / text_lengths)
+        choice = -binary_cross_entropy_with_logits(logits, keep.float(), reduction="none")
+        choice = choice.index_fill(1, layout.starts, 0.0)  # the first token is no choice
+        log_probabilities.append(layout.row_sums(choice).view(count, batch) / text_lengths)
         return keep
 
     logits, kept = later_segments(model, start, choose)
-    target = teacher_logits.softmax(-1).repeat(count, 1)
-    task_loss = -(target * log_softmax(logits, -1)).sum(-1).view(count, batch)
+    task_loss = -(target.repeat(count, 1) * log_softmax(logits, -1)).sum(-1).view(count, batch)
     shares = torch.stack(kept).to(text_lengths.device).view(-1, count, batch) / text_lengths
     reward = -task_loss.detach() - length_penalty * shares.mean(0)
     advantage = reward - (reward.sum(0) - reward) / (count - 1)
     advantage = advantage / (advantage.std() + 1e-6)
     log_probability = torch.stack(log_probabilities).sum(0)  # [K, B]
     policy_loss = -(advantage * log_probability).mean()
-    if saliency is not None:
-        # Beyond its reward, the imitating path is a demonstration to learn from.
+    if imitate:
         policy_loss = policy_loss - log_probability[0].mean()
     return Rollouts(task_loss, reward, policy_loss, tuple(shares.mean((1, 2)).tolist()))
 
 
-def _imitate(logit: Tensor, saliency: Tensor, layout: PackedLayout) -> Tensor:
-    """Keep [T] bool: of each row the most salient tokens, as many as the policy expects to keep."""
-    expected = layout.row_sums(logit.sigmoid()).round().long()
-    lengths = torch.from_numpy(layout.lengths).to(logit.device)
-    return layout.unpad(keep_best(layout.pad(saliency), lengths, expected))
+def choose_salient(saliency: Sequence[Tensor]) -> Chooser:
+    """Keep the most salient tokens, as many of each row as the policy expects to keep.
+
+    Args:
+        saliency: for each cut the guide's scores [T] of the batch's tokens.
+    """
+
+    def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:
+        layout = survivors.layout
+        expected = layout.row_sums(logit.sigmoid()).round().long()
+        lengths = torch.from_numpy(layout.lengths).to(logit.device)
+        scores = layout.pad(saliency[index][survivors.token])
+        return layout.unpad(keep_best(scores, lengths, expected))[None]
+
+    return choose

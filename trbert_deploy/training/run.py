@@ -32,6 +32,7 @@ from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.training.batches import plan_batches
+from trbert_deploy.training.calibrate import calibrate_threshold
 from trbert_deploy.training.data import (
     Example,
     LabelledRow,
@@ -117,7 +118,9 @@ def _do_stage(
     checkpoint = run.checkpoint
     if stage in record["stages"]:
         if stage != "guide":
-            checkpoint.model.load_state_dict(load_checkpoint(directory).model.state_dict())
+            done = load_checkpoint(directory).model
+            checkpoint.model.load_state_dict(done.state_dict())
+            checkpoint.model.set_reduction(done.reduction)
         return
     if stage not in options.stages:
         return
@@ -128,6 +131,15 @@ def _do_stage(
     if stage == "guide":
         record["stages"][stage] = {}
     else:
+        if options.target_speedup is not None and stage != "teacher":
+            calibrate_threshold(
+                checkpoint.model,
+                run.validation,
+                options.target_speedup,
+                options.batch_tokens,
+                run.device,
+                progress,
+            )
         evaluation = evaluate(
             checkpoint.model, run.validation, options.batch_tokens, run.device, progress
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
@@ -12,8 +12,8 @@ from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.loop import StageSettings, Step, train_stage
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import dense_logits, first_segment
-from trbert_deploy.training.rollouts import Rollouts, run_rollouts
+from trbert_deploy.training.reduced import choose_by_rule, dense_logits, first_segment
+from trbert_deploy.training.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.saliency import Guide
 
 
@@ -52,10 +52,11 @@ def train_policy(
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
-            guide.logits_of(batch),
+            guide.logits_of(batch).softmax(-1),
             options.rollouts,
             options.length_penalty,
-            guide.saliency_of(batch) if imitating else None,
+            choose_salient(guide.saliency_of(batch)) if imitating else None,
+            imitate=imitating,
         )
         return Step(rollouts.policy_loss, _figures(rollouts))
 
@@ -76,15 +77,20 @@ def train_joint(
     settings: StageSettings,
     progress: Progress,
 ) -> None:
-    """Train all weights on sampled paths: distillation from the teacher plus the policy loss."""
+    """Train all weights: task loss and distillation on every path, plus the policy loss.
+
+    One path goes by the selection rule, as at inference; the others are sampled.
+    """
 
     def compute(batch: PackedBatch, _: float) -> Step:
+        labels = one_hot(batch.labels, len(model.spec.labels)).float()
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
-            guide.logits_of(batch),
+            (labels + guide.logits_of(batch).softmax(-1)) / 2,
             options.joint_rollouts,
             options.joint_length_penalty,
+            choose_by_rule(model),
         )
         return Step(rollouts.task_loss.mean() + rollouts.policy_loss, _figures(rollouts))
 
