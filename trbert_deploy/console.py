@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 #: Results go to stdout, so that they can be piped; everything else goes to stderr.
 out = Console(highlight=False)
@@ -30,23 +31,29 @@ def progress(title: str = "") -> Iterator[Callable[[str, int, int | None], None]
     begins another bar, so that the time left is estimated from like steps alone.
     """
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        # Last, and cut where the terminal ends, so that the time left is always to be seen.
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=notes) as bars:
+    bars = Progress(*columns, console=notes)
 
-        def tell(step: str, done: int, total: int | None) -> None:
-            step = f"{title}  {step}" if title else step
-            last = bars.tasks[-1] if bars.tasks else None
-            if last is None or total != last.total or done < last.completed:
-                bars.add_task(step, total=total, completed=done)
-            bars.update(bars.task_ids[-1], description=step, completed=done)
+    def tell(step: str, done: int, total: int | None) -> None:
+        step = f"{title}  {step}" if title else step
+        last = bars.tasks[-1] if bars.tasks else None
+        if last is None or total != last.total or done < last.completed:
+            bars.add_task(step, total=total, completed=done)
+        bars.update(bars.task_ids[-1], description=step, completed=done)
+        bars.start()
 
+    try:
         yield tell
+    finally:
+        if bars.tasks:  # a bar that was never begun would leave an empty line
+            bars.stop()
 
 
 def write_lines(lines: Iterable[str]) -> None:

@@ -74,8 +74,8 @@ def test_lengths_spread_over_the_range(corpus: Corpus) -> None:
     lengths = sorted(approximate_tokens(page.text) for page in pages(corpus))
     assert lengths[0] >= SMALL.min_tokens
     assert lengths[-1] <= SMALL.max_tokens
-    assert lengths[len(lengths) // 4] < 400
-    assert lengths[-len(lengths) // 10] > 900
+    assert lengths[len(lengths) // 2] < 400  # most are short
+    assert lengths[-len(lengths) // 20] > 900  # some are long
 
 
 def test_the_count_given_decides_the_lengths() -> None:
