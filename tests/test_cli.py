@@ -15,6 +15,7 @@ import pytest
 from conftest import CheckpointMaker, make_texts
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+ENVIRONMENT["HF_HUB_OFFLINE"] = "1"
 COMMAND = [sys.executable, "-m", "trbert_deploy"]
 
 
@@ -40,6 +41,9 @@ def assert_one_line(result: subprocess.CompletedProcess[str], message: str) -> N
 
 @pytest.mark.slow
 def test_the_main_job_runs_as_written(make_checkpoint: CheckpointMaker, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = "export ckpt/", "build-engine --fp16", "bench --lengths 512,2048"
+    assert all(f"    trbert-deploy {command}\n" in readme for command in commands)
     (tmp_path / "ckpt").symlink_to(make_checkpoint(max_positions=2048))
     export = run("export", "ckpt/", cwd=tmp_path)
     assert export.returncode == 0, export.stderr
@@ -84,6 +88,7 @@ def test_user_errors_are_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None
         (["--stages", "joint"], "stage joint needs the stages guide, policy"),
         (["--validation", "none.jsonl"], "none.jsonl is not a file"),
         (["--resume"], "holds no run to resume"),
+        (["--model", "no-such/model"], "no-such/model is no directory here, and from the hub"),
     ):
         assert_one_line(run(*train, *options, cwd=tmp_path), message)
         assert not (tmp_path / "ckpt" / "model.safetensors").exists()

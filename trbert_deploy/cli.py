@@ -80,7 +80,10 @@ def main() -> None:
         problem.show()
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: nothing was left half-written; run the same command again to go on")
+        _fail(
+            "interrupted: nothing was left half-written; run the command again to go on "
+            "(train: with --resume)"
+        )
     except TrbertError as problem:
         _fail(str(problem))
     except ModuleNotFoundError as problem:

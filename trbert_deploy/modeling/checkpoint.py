@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -194,14 +195,16 @@ def load_hf_config(model: str) -> Any:
     Raises:
         CheckpointError: there is none, or its family is not supported.
     """
+    local = Path(model).is_dir()
+    huggingface_hub.utils.logging.set_verbosity_error()  # the error below says it all
     try:
-        config = AutoConfig.from_pretrained(model, local_files_only=Path(model).is_dir())
+        config = AutoConfig.from_pretrained(model, local_files_only=local)
     except (OSError, ValueError, KeyError) as problem:
-        model_type = None
-        if Path(model).is_dir():
-            model_type = read_json(Path(model) / CONFIG_FILE, CheckpointError).get("model_type")
-            family_module(model_type, model)
-        raise CheckpointError(f"{model} cannot be loaded: {first_line(problem)}") from None
+        if local:
+            described = read_json(Path(model) / CONFIG_FILE, CheckpointError)
+            family_module(described.get("model_type"), model)
+        what = model if local else f"{model} is no directory here, and from the hub it"
+        raise CheckpointError(f"{what} cannot be loaded: {first_line(problem)}") from None
     family_module(config.model_type, model)
     return config
 
