@@ -39,6 +39,17 @@ threads_option = click.option(
     default=0,
     help="Threads of one graph [default: the backend chooses].",
 )
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+)
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    help="Keep probability from which a token survives [default: the bundle's rules].",
+)
 json_option = click.option(
     "--json",
     "json_path",
@@ -270,6 +281,52 @@ def quickstart(output: Path, fresh: bool) -> None:
 @cli.command()
 @bundle_argument
 @click.option(
+    "--data",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help='JSON lines with "text", optionally "text_pair", and "label", plain or .gz.',
+)
+@backend_option
+@threads_option
+@threshold_option
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Exit with code 3 if accuracy falls by more than so many points.",
+)
+@json_option
+def evaluate(
+    bundle: Path,
+    data: Path,
+    backend: str,
+    threads: int,
+    threshold: float | None,
+    max_drop: float | None,
+    json_path: Path | None,
+) -> None:
+    """Compare the quality of BUNDLE with that of its dense model on labelled texts."""
+    from trbert_deploy.bench.quality import evaluate_quality
+    from trbert_deploy.bench.report import print_quality
+    from trbert_deploy.files import write_json
+    from trbert_deploy.runtime.pipeline import load
+    from trbert_deploy.runtime.reading import read_texts
+
+    pipeline = load(bundle, backend, threads=threads, threshold=threshold)
+    with console.progress() as progress:
+        report = evaluate_quality(pipeline, list(read_texts(data)), progress=progress)
+    print_quality(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())
+    if max_drop is not None and -report.accuracy_change > max_drop:
+        console.notes.print(
+            f"accuracy falls by {-report.accuracy_change:.2f} points, more than {max_drop:g}"
+        )
+        sys.exit(3)
+
+
+@cli.command()
+@bundle_argument
+@click.option(
     "--lengths",
     callback=_numbers,
     help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
@@ -338,18 +395,9 @@ def bench(
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file, whole or not at all, instead of stdout.",
 )
-@click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
-)
+@backend_option
 @threads_option
-@click.option(
-    "--threshold",
-    type=float,
-    help="Keep probability from which a token survives [default: the bundle's rules].",
-)
+@threshold_option
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
 @click.option(

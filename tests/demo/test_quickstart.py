@@ -81,8 +81,8 @@ def test_the_whole_path_and_going_on_after_an_interruption(
     assert bars.steps == [step for step in STEPS if step != "1/6 data"]  # data is there already
     assert json.loads((directory / "summary.json").read_text()) == summary
     quality = summary["quality"]
-    assert quality["pages"] == 12
-    assert 0 <= quality["reduced_accuracy"] <= 1 and 0 <= quality["dense_accuracy"] <= 1
+    assert quality["rows"] == 12
+    assert all(0 <= quality[model]["accuracy"] <= 1 for model in ("dense", "reduced"))
     assert 0 < quality["kept_share"][1] <= quality["kept_share"][0] <= 1
     assert [point["length"] for point in summary["bench"]] == [32, 96]
     assert set(summary["engines"]["mebibytes"]) == {"segment_0", "segment_1", "segment_2", "dense"}

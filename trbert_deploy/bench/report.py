@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.table import Table
 
+from trbert_deploy.bench.quality import QualityReport
 from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
 
 #: Points side by side: what 80 columns hold.
@@ -42,6 +43,28 @@ def print_report(report: BenchReport, console: Console) -> None:
     )
     for note in report.notes:
         console.print(note)
+
+
+def print_quality(report: QualityReport, console: Console) -> None:
+    """Print the quality of both models, and what lies between them."""
+    table = Table(title=f"{report.rows} rows, {report.tokens_per_row:.0f} tokens each")
+    for heading in ("", "dense", "reduced"):
+        table.add_column(heading, justify="right" if heading else "left")
+    both = (report.dense, report.reduced)
+    table.add_row("accuracy", *(f"{model.accuracy:.2%}" for model in both))
+    table.add_row("macro F1", *(f"{model.macro_f1:.2%}" for model in both))
+    table.add_row("calibration error", *(f"{model.calibration_error:.3f}" for model in both))
+    table.add_row("seconds", *(f"{model.seconds:.1f}" for model in both))
+    table.add_row("tokens kept", "all", ", ".join(f"{share:.1%}" for share in report.kept_share))
+    table.add_row("FLOPs speed-up", "1", f"{report.flops_speedup:.2f}")
+    table.add_row("measured speed-up", "1", f"{report.measured_speedup:.2f}")
+    console.print(table)
+    low, high = report.interval
+    console.print(
+        f"accuracy changes by {report.accuracy_change:+.2f} points "
+        f"(95 % interval {low:+.2f} to {high:+.2f}); "
+        f"{report.label_agreement:.1%} of the labels agree"
+    )
 
 
 def dense_wins(backend: BackendBench) -> Iterator[str]:

@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+from trbert_deploy.bench.quality import QualityReport, evaluate_quality
 from trbert_deploy.bench.timing import BenchReport, Rounds
-from trbert_deploy.demo.corpus import Corpus, CorpusOptions, Page, build_corpus, write_corpus
+from trbert_deploy.demo.corpus import Corpus, CorpusOptions, build_corpus, write_corpus
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.exporters.engines import EngineOptions, EnginesReport, build_engines
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.files import read_json, read_json_lines, write_json
-from trbert_deploy.flops import speedup
+from trbert_deploy.files import read_json, write_json
 from trbert_deploy.progress import Progress
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.reading import NamedText, read_texts
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import RUN_FILE, train
@@ -118,7 +119,7 @@ def run_quickstart(
             engines = str(problem)
     with bars("5/6 evaluate") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # a few pages are longer, by design
-        quality = evaluate_pages(load(bundle), test, progress)
+        quality = evaluate_quality(load(bundle), test, progress=progress)
     with bars("6/6 bench") as progress:
         bench_options = BenchOptions(
             lengths=options.lengths, backend="onnxruntime", rounds=options.rounds
@@ -126,7 +127,7 @@ def run_quickstart(
         speed = bench_bundle(bundle, bench_options, progress)
     summary = _summary(quality, speed, engines, time.monotonic() - start)
     write_json(directory / SUMMARY_FILE, summary)
-    return summary
+    return read_json(directory / SUMMARY_FILE)
 
 
 def packaged_encoder() -> Path:
@@ -141,7 +142,9 @@ def packaged_encoder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _corpus(options: CorpusOptions, model: Path, directory: Path, progress: Progress) -> list[Page]:
+def _corpus(
+    options: CorpusOptions, model: Path, directory: Path, progress: Progress
+) -> list[NamedText]:
     """The test pages; all pages are written where they are not yet."""
     made_for = directory / "options.json"
     if not made_for.exists():
@@ -155,45 +158,17 @@ def _corpus(options: CorpusOptions, model: Path, directory: Path, progress: Prog
         )
         write_corpus(corpus, directory)
         write_json(made_for, {"train": options.train, "seed": options.seed})  # last: all is there
-    return [Page(**row) for row in read_json_lines(directory / "test.jsonl")]
-
-
-def evaluate_pages(pipeline: Pipeline, pages: Sequence[Page], progress: Progress) -> dict[str, Any]:
-    """Accuracy of the dense model and of the chain on the test pages, and what the chain saves."""
-    right = dense_right = 0
-    lengths = []
-    batch = 8
-    for start in range(0, len(pages), batch):
-        part = pages[start : start + batch]
-        texts = [page.text for page in part]
-        reduced = pipeline(texts, return_kept=True)
-        dense = pipeline(texts, dense=True)
-        for page, ours, theirs in zip(part, reduced, dense, strict=True):
-            right += ours.label == page.label
-            dense_right += theirs.label == page.label
-            kept = [len(cut.positions) for cut in ours.kept or ()]
-            lengths.append([ours.num_tokens, *kept])
-        progress("test pages", start + len(part), len(pages))
-    totals = [sum(column) for column in zip(*lengths, strict=True)]
-    manifest = pipeline.bundle.manifest
-    return {
-        "pages": len(pages),
-        "tokens_per_page": totals[0] / len(pages),
-        "dense_accuracy": dense_right / len(pages),
-        "reduced_accuracy": right / len(pages),
-        "kept_share": [left / totals[0] for left in totals[1:]],
-        "flops_speedup": speedup(manifest.encoder, manifest.reduction, lengths),
-    }
+    return list(read_texts(directory / "test.jsonl"))
 
 
 def _summary(
-    quality: dict[str, Any], speed: BenchReport, engines: EnginesReport | str, seconds: float
+    quality: QualityReport, speed: BenchReport, engines: EnginesReport | str, seconds: float
 ) -> dict[str, Any]:
     (points,) = (backend.points for backend in speed.backends)
     return {
         "version": SUMMARY_VERSION,
         "seconds": round(seconds),
-        "quality": quality,
+        "quality": quality.to_json(),
         "bench": [
             {
                 "length": point.length,

@@ -17,11 +17,11 @@ def print_summary(summary: dict[str, Any], directory: Path, console: Console) ->
     table.add_column("dense model", justify="right")
     table.add_column("reduced", justify="right")
     table.add_row(
-        f"accuracy on {quality['pages']} test pages",
-        f"{quality['dense_accuracy']:.1%}",
-        f"{quality['reduced_accuracy']:.1%}",
+        f"accuracy on {quality['rows']} test pages",
+        f"{quality['dense']['accuracy']:.1%}",
+        f"{quality['reduced']['accuracy']:.1%}",
     )
-    tokens = quality["tokens_per_page"]
+    tokens = quality["tokens_per_row"]
     kept = " -> ".join(f"{tokens * share:.0f}" for share in [1.0, *quality["kept_share"]])
     table.add_row("tokens of a page, cut by cut", f"{tokens:.0f}", kept)
     table.add_row("computation (FLOPs) saved", "1x", f"{quality['flops_speedup']:.2f}x")

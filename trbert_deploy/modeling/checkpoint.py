@@ -7,12 +7,12 @@ tensors and reduction.json beside it: the cuts, the maximum length, the training
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -196,7 +196,7 @@ def load_hf_config(model: str) -> Any:
         CheckpointError: there is none, or its family is not supported.
     """
     local = Path(model).is_dir()
-    huggingface_hub.utils.logging.set_verbosity_error()  # the error below says it all
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error below says it all
     try:
         config = AutoConfig.from_pretrained(model, local_files_only=local)
     except (OSError, ValueError, KeyError) as problem:

@@ -107,6 +107,7 @@ class Chain:
         max_padding: float = 0.05,
     ) -> None:
         self.backend = backend
+        self.reduction = reduction
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
         self.max_padding = max_padding

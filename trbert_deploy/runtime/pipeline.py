@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.bundle import Bundle
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND, BackendOptions, open_backend
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
@@ -62,6 +63,11 @@ class Pipeline:
         self.bundle = bundle
         self.tokenizer = tokenizer
         self.chain = chain
+
+    @property
+    def reduction(self) -> ReductionConfig:
+        """The cuts with the rules in force, which may be others than the bundle's."""
+        return self.chain.reduction
 
     @property
     def labels(self) -> tuple[str, ...]:

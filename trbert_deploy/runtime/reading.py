@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from trbert_deploy.errors import DataError, StorageError
 from trbert_deploy.runtime.tokenizing import Text
@@ -21,18 +21,19 @@ STDIN = Path("-")
 
 @dataclass(frozen=True)
 class NamedText:
-    """A text and what errors call it, such as ``reviews.jsonl, line 7``."""
+    """A text, what errors call it, such as ``reviews.jsonl, line 7``, and its label if known."""
 
     name: str
     text: Text
+    label: str | None = None
 
 
 def read_texts(path: Path) -> Iterator[NamedText]:
     """The texts of a JSON-lines file, one at a time; empty lines are passed over.
 
     Args:
-        path: objects with ``text`` and optionally ``text_pair``, one a line, UTF-8; compressed
-            with gzip where the name ends in .gz; ``-`` for standard input.
+        path: objects with ``text`` and optionally ``text_pair`` and ``label``, one a line,
+            UTF-8; compressed with gzip where the name ends in .gz; ``-`` for standard input.
 
     Raises:
         StorageError: the file cannot be opened.
@@ -45,7 +46,9 @@ def read_texts(path: Path) -> Iterator[NamedText]:
             if line.strip():
                 found = True
                 name = f"{shown}, line {number}"
-                yield NamedText(name, _text(line, name))
+                row = _row(line, name)
+                label = row.get("label", row.get("labels"))
+                yield NamedText(name, _text(row, name), None if label is None else str(label))
     if not found:
         raise DataError(f'{shown} is empty: expected lines such as {{"text": "..."}}')
 
@@ -82,8 +85,8 @@ def _lines(file: BinaryIO, shown: str) -> Iterator[bytes]:
         raise DataError(f"{shown} is no intact gzip file: {problem}") from None
 
 
-def _text(line: bytes, name: str) -> Text:
-    """The text, or the pair of texts, that one line holds."""
+def _row(line: bytes, name: str) -> dict[str, Any]:
+    """The object that one line holds."""
     try:
         row = json.loads(line.decode("utf-8-sig").strip())
     except UnicodeDecodeError:
@@ -95,6 +98,11 @@ def _text(line: bytes, name: str) -> Text:
         raise DataError(f"{name}: not JSON ({problem})") from None
     if not isinstance(row, dict) or "text" not in row:
         raise DataError(f'{name}: expected a JSON object with a field "text"')
+    return row
+
+
+def _text(row: dict[str, Any], name: str) -> Text:
+    """The text, or the pair of texts, of one row."""
     parts = (row["text"],) if row.get("text_pair") is None else (row["text"], row["text_pair"])
     for field, part in zip(("text", "text_pair"), parts, strict=False):
         if not isinstance(part, str):
