@@ -119,7 +119,8 @@ def autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 
