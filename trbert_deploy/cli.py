@@ -5,94 +5,25 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import MISSING, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from trbert_deploy import console
-from trbert_deploy.errors import MissingDependencyError, TrbertError
+from trbert_deploy.cli_options import (
+    backend_option,
+    bundle_argument,
+    json_option,
+    needs,
+    numbers,
+    threads_option,
+    threshold_option,
+    training_options,
+)
+from trbert_deploy.errors import TrbertError
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.version import __version__
-
-#: Packages that a plain installation lacks.
-_OPTIONAL = (
-    "torch",
-    "transformers",
-    "safetensors",
-    "datasets",
-    "tensorboard",
-    "onnx",
-    "onnxscript",
-)
-
-
-def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command that misses an optional package name the extra that brings it."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(**options: Any) -> None:
-            try:
-                command(**options)
-            except ModuleNotFoundError as problem:
-                root = (problem.name or "").partition(".")[0]
-                name = f"trbert-deploy {click.get_current_context().info_name}"
-                if root == "polygraphy":
-                    raise MissingDependencyError(f"{name} --verify", root, "verify") from None
-                if root not in _OPTIONAL:
-                    raise
-                raise MissingDependencyError(name, root, extra) from None
-
-        return run
-
-    return decorate
-
-
-bundle_argument = click.argument(
-    "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
-)
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Threads of one graph [default: the backend chooses].",
-)
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
-)
-threshold_option = click.option(
-    "--threshold",
-    type=float,
-    help="Keep probability from which a token survives [default: the bundle's rules].",
-)
-json_option = click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the figures to this file.",
-)
-
-
-def _numbers(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    """Whole numbers from 1 with commas between them, such as 512,2048."""
-    if value is None:
-        return None
-    try:
-        numbers = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        numbers = (0,)
-    if min(numbers) < 1:
-        raise click.BadParameter(f"{value!r}: expected whole numbers from 1, such as 512,2048")
-    return numbers
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,25 +66,8 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option per field of TrainOptions, with its default and its help."""
-    for entry in reversed(fields(TrainOptions)):
-        name = entry.name.replace("_", "-")
-        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
-        settings: dict[str, Any] = dict(entry.metadata)  # help and metavar
-        if default is MISSING:
-            settings["required"] = True
-        else:
-            settings |= {"default": default, "show_default": default is not None}
-        if default is None:
-            settings["type"] = {"int | None": int, "float | None": float}.get(str(entry.type))
-        flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
-        command = click.option(flag, **settings)(command)
-    return command
-
-
 @cli.command()
-@_training_options
+@training_options
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -214,14 +128,14 @@ def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
 @click.option(
     "--lengths",
-    callback=_numbers,
+    callback=numbers,
     help="Tokens per row, one profile up to each [default: 128,512,2048, cut to what "
     "the bundle takes].",
 )
 @click.option(
     "--batch",
     "batches",
-    callback=_numbers,
+    callback=numbers,
     default="1,8,32",
     show_default=True,
     help="Rows per call: smallest, usual, largest.",
@@ -349,13 +263,13 @@ def evaluate(
 @bundle_argument
 @click.option(
     "--lengths",
-    callback=_numbers,
+    callback=numbers,
     help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
 )
 @click.option(
     "--batch",
     "batches",
-    callback=_numbers,
+    callback=numbers,
     default="1",
     show_default=True,
     help="Rows per call, such as 1,8.",

@@ -1,0 +1,107 @@
+"""What the commands share: options, and what a missing package is answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trbert_deploy.errors import MissingDependencyError
+from trbert_deploy.training.options import TrainOptions
+
+#: Packages that a plain installation lacks.
+_OPTIONAL = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "datasets",
+    "tensorboard",
+    "onnx",
+    "onnxscript",
+)
+
+
+def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a command that misses an optional package name the extra that brings it."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**options: Any) -> None:
+            try:
+                command(**options)
+            except ModuleNotFoundError as problem:
+                root = (problem.name or "").partition(".")[0]
+                name = f"trbert-deploy {click.get_current_context().info_name}"
+                if root == "polygraphy":
+                    raise MissingDependencyError(f"{name} --verify", root, "verify") from None
+                if root not in _OPTIONAL:
+                    raise
+                raise MissingDependencyError(name, root, extra) from None
+
+        return run
+
+    return decorate
+
+
+bundle_argument = click.argument(
+    "bundle", type=click.Path(path_type=Path), default=Path("bundle"), required=False
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Threads of one graph [default: the backend chooses].",
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+)
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    help="Keep probability from which a token survives [default: the bundle's rules].",
+)
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the figures to this file.",
+)
+
+
+def numbers(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Whole numbers from 1 with commas between them, such as 512,2048."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise click.BadParameter(f"{value!r}: expected whole numbers from 1, such as 512,2048")
+    return numbers
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One option per field of TrainOptions, with its default and its help."""
+    for entry in reversed(fields(TrainOptions)):
+        name = entry.name.replace("_", "-")
+        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+        settings: dict[str, Any] = dict(entry.metadata)  # help and metavar
+        if default is MISSING:
+            settings["required"] = True
+        else:
+            settings |= {"default": default, "show_default": default is not None}
+        if default is None:
+            settings["type"] = {"int | None": int, "float | None": float}.get(str(entry.type))
+        flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
+        command = click.option(flag, **settings)(command)
+    return command
