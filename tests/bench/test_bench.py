@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_texts
 from rich.console import Console
 
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
@@ -29,6 +30,7 @@ from trbert_deploy.flops import speedup
 from trbert_deploy.runtime.chain import RowResult, Timing, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 
+SAMPLES = [row["text"] for row in make_texts(6, seed=1)]
 DENSE = ModelTiming(10.0, 12.0, 100.0, 6400.0, 0.01)
 REDUCED = ModelTiming(4.0, 5.0, 250.0, 16000.0, 0.05)
 POINT = BenchPoint(64, 1, 8, 6, DENSE, REDUCED, (20.0, 6.5), 2.0)
@@ -67,7 +69,7 @@ class RecordingPipeline:
     """A pipeline with known times, that remembers what it was asked."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self.bundle = pipeline.bundle
+        self.encoder, self.reduction = pipeline.encoder, pipeline.reduction
         self.calls: list[tuple[bool, list[int]]] = []
 
     def run(
@@ -106,11 +108,10 @@ def test_models_take_turns_on_the_same_changing_rows(pipeline: Pipeline) -> None
 
 
 def test_flops_use_the_tokens_that_were_kept(pipeline: Pipeline) -> None:
-    rows = pipeline.tokenizer.rows_of_length(pipeline.bundle.samples(), 48, 2)
+    rows = pipeline.tokenizer.rows_of_length(SAMPLES, 48, 2)
     point = measure_point(pipeline, rows, 2, Rounds.exactly(1))
-    manifest = pipeline.bundle.manifest
     counts = [(48, *map(len, result.kept)) for result in pipeline.run(rows)]
-    assert point.flops_speedup == speedup(manifest.encoder, manifest.reduction, counts)
+    assert point.flops_speedup == speedup(pipeline.encoder, pipeline.reduction, counts)
     assert point.kept == pytest.approx(np.mean(counts, axis=0)[1:])
 
 
@@ -120,7 +121,7 @@ def test_a_report_holds_every_point_and_its_surroundings(pipeline: Pipeline) -> 
         pipeline,
         (16, 48),
         (1, 3),
-        pipeline.bundle.samples(),
+        SAMPLES,
         rounds=Rounds.exactly(2),
         progress=lambda *step: steps.append(step),
     )

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_texts
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trbert_deploy import cli, load
 from trbert_deploy.bench import quality
+from trbert_deploy.bench.metrics import bootstrap_interval, calibration_error, macro_f1
 from trbert_deploy.bench.quality import (
-    bootstrap_interval,
-    calibration_error,
+    DataWarning,
+    ModelQuality,
+    ModelRun,
+    QualityReport,
     evaluate_quality,
-    macro_f1,
+    run_in_turns,
+    warn_of_few_rows,
 )
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.reading import NamedText, read_texts
@@ -66,6 +73,78 @@ def test_metrics_by_hand() -> None:
     assert bootstrap_interval(np.full(9, 2.0)) == (2.0, 2.0)
 
 
+def report_with(rows: int, deviation: float) -> QualityReport:
+    model = ModelQuality(0.9, 0.9, 0.1, 1.0)
+    return QualityReport(
+        backend="onnxruntime",
+        teacher=None,
+        rows=rows,
+        tokens_per_row=50.0,
+        dense=model,
+        reduced=model,
+        accuracy_change=0.0,
+        interval=(0.0, 0.0),
+        deviation=deviation,
+        label_agreement=1.0,
+        kept_share=(0.5,),
+        flops_speedup=2.0,
+        measured_speedup=2.0,
+    )
+
+
+@given(st.floats(0.1, 100.0), st.floats(0.1, 20.0))
+def test_rows_needed_are_the_fewest_that_do(deviation: float, points: float) -> None:
+    rows = report_with(1, deviation).rows_needed(points)
+    assert 1.96 * deviation / math.sqrt(rows) <= points * (1 + 1e-9)
+    assert rows == 1 or 1.96 * deviation / math.sqrt(rows - 1) > points
+
+
+def test_the_interval_is_about_the_normal_one_on_many_rows() -> None:
+    change = np.repeat([-100.0, 0.0, 100.0], [60, 3900, 40])
+    low, high = bootstrap_interval(change)
+    half = 1.96 * change.std() / math.sqrt(len(change))
+    assert (low, high) == pytest.approx((change.mean() - half, change.mean() + half), abs=0.05)
+
+
+def test_too_few_rows_are_told_with_how_many_it_takes() -> None:
+    with pytest.warns(DataWarning, match=r"^500 texts are too few .* about 1,537 texts on$"):
+        warn_of_few_rows(report_with(500, 10.0), 0.5)
+    with pytest.warns(DataWarning, match="about 600 texts on"):  # none differs: rule of three
+        warn_of_few_rows(report_with(21, 0.0), 0.5)
+    warn_of_few_rows(report_with(1537, 10.0), 0.5)  # a warning would be an error here
+
+
+def test_texts_of_one_label_are_told(tiny_bundle: Path, data: Path) -> None:
+    texts = [named for named in read_texts(data) if named.label == "good"]
+    with pytest.warns(DataWarning, match=f"all {len(texts)} texts have the label 'good'"):
+        evaluate_quality(load(tiny_bundle), texts)
+    evaluate_quality(load(tiny_bundle), texts[:1])
+
+
+def test_models_take_turns_and_answer_in_order(
+    tiny_bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, texts = load(tiny_bundle), list(read_texts(data))
+    runs = [ModelRun(pipeline, dense=True), ModelRun(pipeline)]
+    order = []
+    answer = ModelRun.answer
+
+    def record(run: ModelRun, rows: list) -> None:
+        order.append((runs.index(run), len(rows)))
+        answer(run, rows)
+
+    monkeypatch.setattr(ModelRun, "answer", record)
+    steps: list[tuple[str, int, int]] = []
+    run_in_turns(runs, texts, lambda *step: steps.append(step))
+    assert order == [(0, 8), (1, 8), (1, 8), (0, 8), (0, 5), (1, 5)]
+    assert [step[1:] for step in steps] == [(8, 21), (16, 21), (21, 21)]
+    rows = pipeline.tokenizer([named.text for named in texts])
+    for run in runs:
+        expected = [result.logits for result in pipeline.run(rows, dense=run.dense)]
+        np.testing.assert_allclose(run.logits, expected, atol=1e-5)
+        assert [tokens[0] for tokens in run.tokens] == [len(row) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -88,6 +167,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
+@pytest.mark.filterwarnings("always")
 def test_the_gate_exits_with_3_when_it_is_missed(
     tiny_bundle: Path,
     data: Path,
@@ -102,5 +182,9 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     gate = ("evaluate", tiny_bundle, "--data", data, "--json", figures, "--max-drop")
     assert run(monkeypatch, *gate, 2.0) == 0
     assert run(monkeypatch, *gate, 1.9) == 3
-    assert "accuracy falls by 2.00 points, more than 1.9" in capfd.readouterr().err
+    errors = capfd.readouterr().err
+    assert "accuracy falls by 2.00 points, more than 1.9" in errors
+    assert "warning: 21 texts are too few to judge a change by 2 points" in errors
+    assert run(monkeypatch, *gate, 0) == 3
+    assert "too few" not in capfd.readouterr().err  # no number of texts would do
     assert json.loads(figures.read_text())["accuracy_change"] == -2.0

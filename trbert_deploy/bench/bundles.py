@@ -60,8 +60,9 @@ def bench_bundle(
         DataError: there are no texts, or they cannot be used.
         DeviceError, EngineError, MissingDependencyError: ``options.backend`` cannot run here.
     """
-    pipeline = load(path, options.backend or DEFAULT_BACKEND, threads=options.threads)
-    bundle = pipeline.bundle
+    bundle = Bundle.open(path)
+    backend = options.backend or DEFAULT_BACKEND
+    pipeline = load(path, backend, threads=options.threads, verify=False)
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
     engines, note = None, None

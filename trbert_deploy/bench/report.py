@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trbert_deploy.bench.quality import QualityReport
+from trbert_deploy.bench.sweep import SweepReport
 from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
 
 #: Points side by side: what 80 columns hold.
@@ -47,15 +48,17 @@ def print_report(report: BenchReport, console: Console) -> None:
 
 def print_quality(report: QualityReport, console: Console) -> None:
     """Print the quality of both models, and what lies between them."""
-    table = Table(title=f"{report.rows} rows, {report.tokens_per_row:.0f} tokens each")
-    for heading in ("", "dense", "reduced"):
+    table = Table(
+        title=f"{report.rows:,} texts, {report.tokens_per_row:.0f} tokens each, {report.backend}"
+    )
+    for heading in ("", "teacher" if report.teacher else "dense", "reduced"):
         table.add_column(heading, justify="right" if heading else "left")
     both = (report.dense, report.reduced)
     table.add_row("accuracy", *(f"{model.accuracy:.2%}" for model in both))
     table.add_row("macro F1", *(f"{model.macro_f1:.2%}" for model in both))
     table.add_row("calibration error", *(f"{model.calibration_error:.3f}" for model in both))
     table.add_row("seconds", *(f"{model.seconds:.1f}" for model in both))
-    table.add_row("tokens kept", "all", ", ".join(f"{share:.1%}" for share in report.kept_share))
+    table.add_row("tokens kept", "all", _shares(report))
     table.add_row("FLOPs speed-up", "1", f"{report.flops_speedup:.2f}")
     table.add_row("measured speed-up", "1", f"{report.measured_speedup:.2f}")
     console.print(table)
@@ -65,6 +68,31 @@ def print_quality(report: QualityReport, console: Console) -> None:
         f"(95 % interval {low:+.2f} to {high:+.2f}); "
         f"{report.label_agreement:.1%} of the labels agree"
     )
+
+
+def print_sweep(report: SweepReport, console: Console) -> None:
+    """Print one line per operating point, by what it saves, the current one among them."""
+    table = Table(title="by threshold", box=None, padding=(0, 1, 0, 0))
+    for heading in ("threshold", "tokens kept", "FLOPs", "measured", "accuracy", "change, points"):
+        table.add_column(heading, justify="right")
+    named = [(f"{point.threshold:g}", point.quality) for point in report.points]
+    named.append(("current", report.current))
+    for name, quality in sorted(named, key=lambda pair: pair[1].flops_speedup):
+        low, high = quality.interval
+        table.add_row(
+            name,
+            _shares(quality),
+            f"{quality.flops_speedup:.2f}x",
+            f"{quality.measured_speedup:.2f}x",
+            f"{quality.reduced.accuracy:.2%}",
+            f"{quality.accuracy_change:+.2f} ({low:+.2f} to {high:+.2f})",
+            style="bold" if quality is report.current else None,
+        )
+    console.print(table)
+
+
+def _shares(report: QualityReport) -> str:
+    return ", ".join(f"{share:.1%}" for share in report.kept_share) or "all"
 
 
 def dense_wins(backend: BackendBench) -> Iterator[str]:

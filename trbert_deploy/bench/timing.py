@@ -224,7 +224,6 @@ def measure_point(
                 ]
         share = rounds.share_done(done + 1, time.perf_counter() - start)
         tell(min(share, 1.0))
-    manifest = pipeline.bundle.manifest
     length = len(rows[0])
     return BenchPoint(
         length=length,
@@ -234,7 +233,7 @@ def measure_point(
         dense=_summary(timings[True], batch, length),
         reduced=_summary(timings[False], batch, length),
         kept=tuple(float(mean) for mean in np.mean(tokens, axis=0)[1:]),
-        flops_speedup=speedup(manifest.encoder, manifest.reduction, tokens),
+        flops_speedup=speedup(pipeline.encoder, pipeline.reduction, tokens),
     )
 
 
@@ -252,13 +251,13 @@ def _summary(timings: Sequence[Timing], batch: int, length: int) -> ModelTiming:
 
 
 def _describe_bundle(pipeline: Pipeline) -> dict[str, Any]:
-    encoder = pipeline.bundle.manifest.encoder
+    encoder = pipeline.encoder
     return {
-        "path": str(pipeline.bundle.path),
+        "path": str(pipeline.path),
         "family": encoder.family,
         "num_layers": encoder.num_layers,
         "hidden_size": encoder.hidden_size,
-        "max_length": pipeline.bundle.manifest.max_length,
+        "max_length": pipeline.tokenizer.max_length,
         "cuts": [
             asdict(segment.cut) for segment in pipeline.chain.segments if segment.cut is not None
         ],

@@ -52,8 +52,7 @@ def load_pretrained(
     """
     config = load_hf_config(source)
     family = family_module(config.model_type, source)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    fine_tuned = architecture.endswith("ForSequenceClassification")
+    fine_tuned = is_fine_tuned(config)
     if fine_tuned:
         known = labels_of(config)
         unknown = sorted(set(labels) - set(known))
@@ -75,6 +74,12 @@ def load_pretrained(
     fresh = {names.get(ours, ours): value for ours, value in model.state_dict().items()}
     load_parameters(model, {**fresh, **tensors}, source)
     return Pretrained(model, fine_tuned)
+
+
+def is_fine_tuned(config: Any) -> bool:
+    """Whether a checkpoint of this Hugging Face configuration has a classification head."""
+    architectures = getattr(config, "architectures", None) or [""]
+    return str(architectures[0]).endswith("ForSequenceClassification")
 
 
 def _state(auto_class: Any, source: str) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class TorchBackend:
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
     """Open ``bundle`` with PyTorch, from the weights that its graphs share."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     manifest = bundle.manifest
     model = ReducedClassifier(manifest.encoder, manifest.reduction)
     stored = read_safetensors(bundle.weights_path)
@@ -66,3 +65,9 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
         }
     )
     return TorchBackend(model)
+
+
+def set_threads(threads: int) -> None:
+    """Give PyTorch so many threads; 0 leaves it as it is."""
+    if threads:
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Texts in, labels out: what a user of a bundle holds in hand."""
+"""Texts in, labels out: what a user of a model holds in hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.bundle import Bundle
-from trbert_deploy.config import ReductionConfig
+from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND, BackendOptions, open_backend
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
@@ -51,16 +51,20 @@ class Prediction:
 
 
 class Pipeline:
-    """A bundle ready to answer; made by ``trbert_deploy.load``.
+    """A model ready to answer; ``trbert_deploy.load`` makes it from a bundle.
 
     Attributes:
-        bundle: what it runs.
+        path: the directory that it was read from.
+        encoder: shape of the model, and its labels.
         tokenizer: counts truncated texts.
         chain: for callers that have tokens already.
     """
 
-    def __init__(self, bundle: Bundle, tokenizer: TextTokenizer, chain: Chain) -> None:
-        self.bundle = bundle
+    def __init__(
+        self, path: Path, encoder: EncoderSpec, tokenizer: TextTokenizer, chain: Chain
+    ) -> None:
+        self.path = path
+        self.encoder = encoder
         self.tokenizer = tokenizer
         self.chain = chain
 
@@ -71,7 +75,17 @@ class Pipeline:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self.bundle.manifest.encoder.labels
+        return self.encoder.labels
+
+    def at_threshold(self, threshold: float) -> Pipeline:
+        """The same model at another keep probability, on the same graphs.
+
+        Raises:
+            ConfigError: not from 0 to 1.
+        """
+        reduction = self.reduction.at_threshold(threshold)
+        chain = Chain(self.chain.backend, reduction, self.encoder.num_layers)
+        return Pipeline(self.path, self.encoder, self.tokenizer, chain)
 
     def __call__(
         self,
@@ -182,7 +196,8 @@ def load(
         reduction = reduction.at_threshold(threshold)
     runner = open_backend(backend, bundle, BackendOptions(threads=threads))
     chain = Chain(runner, reduction, manifest.encoder.num_layers)
-    return Pipeline(bundle, TextTokenizer(bundle.tokenizer_path, limit, truncate), chain)
+    tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
+    return Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -1,0 +1,61 @@
+"""Opens what is evaluated: a bundle, or a checkpoint without an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trbert_deploy.bundle import MANIFEST
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.pipeline import Pipeline, load
+
+#: What every checkpoint directory holds, and no bundle.
+HF_CONFIG = "config.json"
+
+
+def open_models(
+    path: Path,
+    teacher: Path | None = None,
+    backend: str | None = None,
+    *,
+    threads: int = 0,
+    threshold: float | None = None,
+) -> tuple[Pipeline, Pipeline | None]:
+    """Open a model and its teacher, both on one backend, so that their times compare.
+
+    Args:
+        path, teacher: bundles, checkpoints of ``trbert-deploy train``, or other fine-tuned
+            checkpoints of a supported family, which have no cuts.
+        backend: the one to run on; by default PyTorch if there is a checkpoint, which nothing
+            else runs, and ONNX Runtime otherwise.
+        threads: threads of one graph; 0 lets the backend choose.
+        threshold: keep probability from which a token survives, instead of the model's rules.
+
+    Raises:
+        ConfigError: another backend for a checkpoint, or a threshold out of range.
+        StorageError, BundleError, CheckpointError: no model there, or a damaged one.
+        MissingDependencyError, DeviceError, EngineError: the backend cannot run here.
+    """
+    checkpoints = [given for given in (path, teacher) if given and _is_checkpoint(given)]
+    if checkpoints and backend not in (None, "torch"):
+        raise ConfigError(
+            f"{checkpoints[0]} is a checkpoint, which runs on the backend torch alone: for "
+            f"{backend} make a bundle of it first, with trbert-deploy export {checkpoints[0]}"
+        )
+    backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
+    pipeline = _open(path, backend, threads)
+    if threshold is not None:
+        pipeline = pipeline.at_threshold(threshold)
+    return pipeline, None if teacher is None else _open(teacher, backend, threads)
+
+
+def _open(path: Path, backend: str, threads: int) -> Pipeline:
+    if not _is_checkpoint(path):
+        return load(path, backend, threads=threads)
+    from trbert_deploy.modeling.checkpoint_pipeline import load_checkpoint_pipeline
+
+    return load_checkpoint_pipeline(path, threads=threads)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / HF_CONFIG).is_file() and not (path / MANIFEST).is_file()
