@@ -14,9 +14,12 @@ from trbert_deploy import console
 from trbert_deploy.cli_options import (
     backend_option,
     bundle_argument,
+    given_training_options,
     json_option,
     needs,
     numbers,
+    png_file,
+    recipe_option,
     threads_option,
     threshold_option,
     training_options,
@@ -67,6 +70,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 @cli.command()
+@recipe_option
 @training_options
 @click.option(
     "--output",
@@ -78,13 +82,13 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 @click.option("--resume", is_flag=True, help="Go on with the run in --output.")
 @json_option
 @needs("train")
-def train(output: Path, resume: bool, json_path: Path | None, stages: str, **options: Any) -> None:
-    """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint."""
+def train(recipe: str, output: Path, resume: bool, json_path: Path | None, **options: Any) -> None:
+    """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint, hard."""
     from trbert_deploy.files import write_json
     from trbert_deploy.training.report import print_training
     from trbert_deploy.training.run import train as run_training
 
-    chosen = TrainOptions(stages=tuple(stages.split(",")), **options)
+    chosen = TrainOptions.by_recipe(recipe, **given_training_options(options))
     with console.progress() as progress:
         report = run_training(
             chosen, output, resume=resume, progress=progress, note=console.notes.print
@@ -213,16 +217,39 @@ def quickstart(output: Path, fresh: bool) -> None:
 
 
 @cli.command()
-@bundle_argument
+@click.argument(
+    "model",
+    metavar="[BUNDLE or CHECKPOINT]",
+    type=click.Path(path_type=Path),
+    default=Path("bundle"),
+    required=False,
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
     help='JSON lines with "text", optionally "text_pair", and "label", plain or .gz.',
 )
-@backend_option
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="Compare with the dense model of this bundle or checkpoint, such as "
+    "ckpt/stages/teacher [default: the model's own weights].",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
+)
 @threads_option
 @threshold_option
+@click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=png_file,
+    help="PNG file of the sweep [default: sweep.png].",
+)
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
@@ -231,27 +258,48 @@ def quickstart(output: Path, fresh: bool) -> None:
 @json_option
 @needs("export")
 def evaluate(
-    bundle: Path,
+    model: Path,
     data: Path,
-    backend: str,
+    teacher: Path | None,
+    backend: str | None,
     threads: int,
     threshold: float | None,
+    sweep: bool,
+    plot: Path | None,
     max_drop: float | None,
     json_path: Path | None,
 ) -> None:
-    """Compare the quality of BUNDLE with that of its dense model on labelled texts."""
-    from trbert_deploy.bench.quality import evaluate_quality
-    from trbert_deploy.bench.report import print_quality
+    """Compare a model with its dense model, or its teacher, on labelled texts."""
+    from trbert_deploy.bench.models import open_models
+    from trbert_deploy.bench.quality import evaluate_quality, warn_of_few_rows
+    from trbert_deploy.bench.report import print_quality, print_sweep
     from trbert_deploy.files import write_json
-    from trbert_deploy.runtime.pipeline import load
     from trbert_deploy.runtime.reading import read_texts
 
-    pipeline = load(bundle, backend, threads=threads, threshold=threshold)
+    if plot is not None and not sweep:
+        raise click.UsageError("--plot draws a sweep: add --sweep")
+    if sweep:
+        from trbert_deploy.bench.plots import write_sweep_plot
+        from trbert_deploy.bench.sweep import sweep_thresholds
+    pipeline, dense = open_models(model, teacher, backend, threads=threads, threshold=threshold)
+    texts = list(read_texts(data))
     with console.progress() as progress:
-        report = evaluate_quality(pipeline, list(read_texts(data)), progress=progress)
+        if sweep:
+            swept = sweep_thresholds(pipeline, texts, teacher=dense, progress=progress)
+            report, figures = swept.current, swept.to_json()
+        else:
+            report = evaluate_quality(pipeline, texts, teacher=dense, progress=progress)
+            figures = report.to_json()
     print_quality(report, console.out)
+    if sweep:
+        print_sweep(swept, console.out)
+        plot = plot or Path("sweep.png")
+        write_sweep_plot(swept, plot)
+        console.out.print(f"plot: {plot}", soft_wrap=True)
     if json_path is not None:
-        write_json(json_path, report.to_json())
+        write_json(json_path, figures)
+    if max_drop:
+        warn_of_few_rows(report, max_drop)
     if max_drop is not None and -report.accuracy_change > max_drop:
         console.notes.print(
             f"accuracy falls by {-report.accuracy_change:.2f} points, more than {max_drop:g}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
 _OPTIONAL = (
@@ -23,6 +24,8 @@ _OPTIONAL = (
     "onnx",
     "onnxscript",
 )
+#: Packages that one option of a command needs, and the extra that brings them.
+_OF_OPTIONS = {"polygraphy": ("--verify", "verify"), "matplotlib": ("--sweep", "plots")}
 
 
 def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -36,8 +39,9 @@ def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except ModuleNotFoundError as problem:
                 root = (problem.name or "").partition(".")[0]
                 name = f"trbert-deploy {click.get_current_context().info_name}"
-                if root == "polygraphy":
-                    raise MissingDependencyError(f"{name} --verify", root, "verify") from None
+                if root in _OF_OPTIONS:
+                    option, its_extra = _OF_OPTIONS[root]
+                    raise MissingDependencyError(f"{name} {option}", root, its_extra) from None
                 if root not in _OPTIONAL:
                     raise
                 raise MissingDependencyError(name, root, extra) from None
@@ -90,6 +94,27 @@ def numbers(
     return numbers
 
 
+def png_file(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """A file that is named as what is written to it."""
+    if value is not None and value.suffix.lower() != ".png":
+        raise click.BadParameter(f"{value}: expected a name that ends in .png")
+    return value
+
+
+recipe_option = click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    default=next(iter(RECIPES)),
+    show_default=True,
+    help="Defaults of the other options; tr-bert is the published method: "
+    + ", ".join(
+        f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, tuple) else value}"
+        for name, value in RECIPES["tr-bert"].items()
+    )
+    + ".",
+)
+
+
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """One option per field of TrainOptions, with its default and its help."""
     for entry in reversed(fields(TrainOptions)):
@@ -105,3 +130,16 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
         command = click.option(flag, **settings)(command)
     return command
+
+
+def given_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the parsed ``options`` those that the user gave: a recipe decides the others."""
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if "stages" in given:
+        given["stages"] = tuple(given["stages"].split(","))
+    return given

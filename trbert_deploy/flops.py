@@ -2,26 +2,26 @@
 
 The count is the one of TR-BERT's paper: one layer over n tokens costs 8 n H^2 + 4 n^2 H for
 attention and 4 n H F for the feed-forward, a policy 2 n (32 H + 32). Embeddings, LayerNorm and
-activations are left out, on both sides of every comparison.
+activations are left out, on both sides of every comparison. Lengths are numbers, or arrays or
+tensors of one number per row; what comes back is of the same kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 
 POLICY_WIDTH = 32
 
 
-def dense_flops(encoder: EncoderSpec, length: int) -> float:
+def dense_flops(encoder: EncoderSpec, length: Any) -> Any:
     """Operations of the dense model on one row of ``length`` tokens."""
     return _steps(encoder, 0, encoder.num_steps, length) + _head(encoder)
 
 
-def reduced_flops(
-    encoder: EncoderSpec, reduction: ReductionConfig, lengths: Sequence[int]
-) -> float:
+def reduced_flops(encoder: EncoderSpec, reduction: ReductionConfig, lengths: Sequence[Any]) -> Any:
     """Operations of the chain on one row.
 
     Args:
@@ -47,7 +47,7 @@ def speedup(
     return dense / sum(reduced_flops(encoder, reduction, lengths) for lengths in rows)
 
 
-def _steps(encoder: EncoderSpec, start: int, stop: int, length: int) -> float:
+def _steps(encoder: EncoderSpec, start: int, stop: int, length: Any) -> Any:
     width = encoder.hidden_size
     attention = 8 * length * width**2 + 4 * length**2 * width
     feed_forward = 4 * length * width * encoder.ffn_size

@@ -12,9 +12,8 @@ from trbert_deploy.modeling.layouts import PaddedLayout
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.training.batches import PackedBatch, load_batches
-from trbert_deploy.training.calibrate import calibrate_threshold
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.evaluate import evaluate
+from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.reduced import (
     choose_by_rule,
     dense_logits,
@@ -71,7 +70,7 @@ def test_rollouts_drop_tokens_and_teach_the_policies_alone() -> None:
     torch.manual_seed(0)
     packed = batch()
     start = first_segment(model, packed)
-    result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 6, 0.5)
+    result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 6, lambda _: 0.5)
     # The first segment runs once for all paths; what follows runs on survivors alone.
     assert seen[0] == sum(LENGTHS)
     assert seen[2] < seen[1] < 6 * sum(LENGTHS)
@@ -100,7 +99,7 @@ def test_the_length_penalty_alone_makes_the_policies_keep_less() -> None:
     shares = []
     for _ in range(40):
         start = first_segment(model, packed)
-        result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 8, 1.0)
+        result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 8, lambda _: 1.0)
         optimizer.zero_grad()
         result.policy_loss.backward()
         optimizer.step()
@@ -130,7 +129,7 @@ def test_the_imitating_path_keeps_the_most_salient_tokens() -> None:
         start,
         torch.full((len(LENGTHS), 2), 0.5),
         2,
-        1.0,
+        lambda _: 1.0,
         choose_salient(saliency),
         imitate=True,
     )
@@ -170,15 +169,33 @@ def test_saliency_is_the_published_formula() -> None:
         torch.testing.assert_close(logits[place], answer[0], atol=0.1, rtol=0.05)
 
 
-@pytest.mark.parametrize("target", [1.0, 1.3, 1.8])
+def validator() -> Validator:
+    return Validator(rows(), 64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("target", [1.2, 1.5, 1.8])
 def test_calibration_reaches_the_wanted_saving(target: float) -> None:
     model = tiny_model()
-    threshold = calibrate_threshold(model, rows(), target, 64, torch.device("cpu"))
-    assert all(cut.rule.value == threshold for cut in model.reduction.cuts)
-    found = evaluate(model, rows(), 64, torch.device("cpu"))
-    assert found.flops_speedup >= target
-    # Just below the threshold found, the saving would miss the target.
-    model.set_reduction(model.reduction.at_threshold(max(0.0, threshold - 2.0**-9)))
-    assert threshold < 0.002 or evaluate(model, rows(), 64, torch.device("cpu")).flops_speedup < (
-        found.flops_speedup + 1e-9
-    )
+    reached = validator().calibrate(model, target)
+    assert len({cut.rule.value for cut in model.reduction.cuts}) == 1
+    found = validator().chain(model)
+    assert found.flops_speedup == pytest.approx(reached)
+    # These few tokens allow no finer steps.
+    assert found.flops_speedup == pytest.approx(target, rel=0.1)
+
+
+def test_calibration_tells_how_far_it_came() -> None:
+    model = tiny_model()
+    reached = validator().calibrate(model, 50.0)
+    assert 1.0 < reached < 50.0
+    assert validator().chain(model).kept[0] == pytest.approx(len(LENGTHS) / sum(LENGTHS))
+
+
+def test_operating_points_stop_where_no_more_can_be_saved() -> None:
+    model = tiny_model()
+    rules = model.reduction
+    points = validator().operating_points(model, (1.2, 1.8, 50.0))
+    assert model.reduction == rules
+    assert [point.flops_speedup for point in points] == pytest.approx([1.2, 1.8], rel=0.15)
+    assert points[0].kept > points[1].kept
+    assert points[0].threshold < points[1].threshold

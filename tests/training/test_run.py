@@ -15,6 +15,8 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 from trbert_deploy.errors import CheckpointError, ConfigError, DataError, LengthError
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import train
@@ -43,11 +45,15 @@ def options(workplace: Path) -> TrainOptions:
         model=str(workplace / "encoder"),
         train=str(workplace / "train.jsonl"),
         validation=str(workplace / "validation.jsonl"),
+        target_speedup=1.5,
         teacher_epochs=6,
         policy_epochs=2,
         joint_epochs=1,
+        hard_epochs=1,
         teacher_learning_rate=3e-3,
         policy_learning_rate=1e-2,
+        joint_policy_learning_rate=1e-2,
+        validations=2,
         batch_tokens=256,
         rollouts=4,
         joint_rollouts=2,
@@ -63,50 +69,126 @@ def same(first: Path, second: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_all_stages_leave_checkpoints_and_figures(options: TrainOptions, tmp_path: Path) -> None:
+STAGES_OF = {"gates": ["teacher", "policy", "joint", "hard"]}
+STAGES_OF["reinforce"] = STAGES_OF["gates"][:-1]
+
+
+def by(estimator: str, options: TrainOptions) -> TrainOptions:
+    """The same options, as one of the recipes has them."""
+    if estimator == "gates":
+        return options
+    stages = ("teacher", "guide", "policy", "joint")
+    return replace(options, estimator=estimator, stages=stages, target_speedup=None)
+
+
+@pytest.mark.parametrize("estimator", ["gates", "reinforce"])
+def test_all_stages_leave_checkpoints_and_figures(
+    options: TrainOptions, tmp_path: Path, estimator: str
+) -> None:
+    options = by(estimator, options)
     output = tmp_path / "ckpt"
-    notes: list[str] = []
     steps: list[str] = []
 
     def progress(step: str, done: int, total: int) -> None:
         assert 0 < done <= total
         steps.append(step.partition(" ")[0])
 
-    report = train(options, output, progress=progress, note=notes.append)
-    assert list(dict.fromkeys(steps)) == ["teacher", "validation", "guide", "policy", "joint"]
-    assert list(report.stages) == ["teacher", "policy", "joint"]
+    report = train(options, output, progress=progress)
+    assert set(steps) <= {*options.stages, "validation", "validation,", "calibration"}
+    assert list(report.stages) == STAGES_OF[estimator]
     for stage, evaluation in report.stages.items():
-        checkpoint = load_checkpoint(output / "stages" / stage)
+        directory = output / "stages" / stage
+        checkpoint = load_checkpoint(directory)
         assert list(checkpoint.training["stages"])[-1] == stage
-        figures = (output / "stages" / stage / "figures.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in figures] == list(range(len(figures)))
+        lines = (directory / "figures.jsonl").read_text().splitlines()
+        figures = [json.loads(line) for line in lines]
+        assert [step["step"] for step in figures] == list(range(len(figures)))
+        assert sum("validation" in step for step in figures) == options.validations
         assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
         assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
-        assert not (output / "stages" / stage / RESUME_FILE).exists()
+        assert {path.name for path in directory.glob("*.safetensors")} == {"model.safetensors"}
     assert report.stages["teacher"].dense_accuracy > 0.8  # one telling word a text
-    assert {"loss", "task_loss", "reward", "kept_0", "kept_1"} <= json.loads(figures[-1]).keys()
+    assert report.teacher_accuracy == report.stages["teacher"].dense_accuracy
     assert list((output / "stages").glob("events.out.tfevents.*"))
-    assert same(output, output / "stages" / "joint")
+    assert same(output, output / "stages" / STAGES_OF[estimator][-1])
     final = load_checkpoint(output)
     assert final.samples
     assert final.training["options"]["seed"] == 0
+    speedups = [point.flops_speedup for point in report.points]
+    assert speedups == sorted(speedups)
+    if options.target_speedup is not None:
+        last = report.stages["hard"].flops_speedup
+        assert last == pytest.approx(options.target_speedup, rel=0.15)
+        assert last in speedups
 
     # Resuming a finished run changes nothing.
     before = weights(output)
     again = train(options, output, resume=True)
-    assert again.stages == report.stages
+    assert again == report
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(output).items())
+
+
+def test_a_stage_ends_with_its_best_checkpoint(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.6, 0.9, 0.7])
+    seen: list[torch.Tensor] = []
+
+    def dense_accuracy(self: Validator, model: ReducedClassifier) -> float:
+        seen.append(model.head.classifier.weight.detach().clone())
+        return next(scores, 0.0)
+
+    monkeypatch.setattr(Validator, "dense_accuracy", dense_accuracy)
+    options = replace(options, teacher_epochs=1, validations=3, stages=("teacher",))
+    train(options, tmp_path / "ckpt")
+    model = load_checkpoint(tmp_path / "ckpt").model
+    assert torch.equal(model.head.classifier.weight, seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_a_wanted_quality_decides_what_is_saved(options: TrainOptions, tmp_path: Path) -> None:
+    notes: list[str] = []
+    generous = replace(options, max_drop=60.0)
+    report = train(generous, tmp_path / "ckpt", note=notes.append)
+    fastest = max(report.points, key=lambda point: point.flops_speedup)
+    chosen = load_checkpoint(tmp_path / "ckpt").model.reduction.cuts[0].rule.value
+    assert chosen == fastest.threshold
+    assert report.stages["hard"].flops_speedup == fastest.flops_speedup
+    strict = replace(options, max_drop=0.001, hard_epochs=0.2, joint_epochs=0.5)
+    report = train(strict, tmp_path / "strict", note=notes.append)
+    assert any("32 validation rows cannot tell a loss of 0.001 points" in note for note in notes)
+    kept = report.stages["hard"]
+    assert kept.accuracy == max(point.accuracy for point in report.points)
+
+
+def test_a_speedup_out_of_reach_is_told(options: TrainOptions, tmp_path: Path) -> None:
+    notes: list[str] = []
+    far = replace(options, target_speedup=40.0, teacher_epochs=1, hard_epochs=0.2)
+    train(far, tmp_path / "ckpt", note=notes.append)
+    assert any("a speed-up of 40 cannot be reached with cuts at 1,2" in note for note in notes)
 
 
 class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["teacher", "policy", "joint"])
+@pytest.mark.parametrize(
+    ("estimator", "stage"),
+    [
+        ("gates", "teacher"),
+        ("gates", "policy"),
+        ("gates", "joint"),
+        ("gates", "hard"),
+        ("reinforce", "policy"),
+        ("reinforce", "joint"),
+    ],
+)
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
-    options: TrainOptions, tmp_path: Path, stage: str
+    options: TrainOptions, tmp_path: Path, estimator: str, stage: str
 ) -> None:
-    options = replace(options, save_seconds=0.0, teacher_epochs=1, policy_epochs=1)
+    options = replace(
+        by(estimator, options), save_seconds=0.0, teacher_epochs=1, policy_epochs=1, joint_epochs=1
+    )
     train(options, tmp_path / "whole")
 
     def interrupt(step: str, done: int, total: int) -> None:
@@ -211,8 +293,22 @@ def test_validation_labels_must_be_known(
         ({"policy_epochs": 0}, "policy_epochs is 0: expected more than 0"),
         ({"length_penalty": -1.0}, "expected 0 or more"),
         ({"max_length": 1}, "expected 2 or more"),
+        ({"target_speedup": 0.5}, "expected 1 or more"),
+        ({"target_speedup": None}, "gates learn under a wanted computation"),
+        ({"max_drop": -1.0}, "expected 0 or more points"),
+        ({"estimator": "guess"}, "unknown estimator guess: expected one of gates, reinforce"),
+        ({"validations": 0}, "validations is 0"),
     ],
 )
 def test_options_out_of_range_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainOptions(model="m", train="t", **changes)  # type: ignore[arg-type]
+
+
+def test_a_recipe_sets_what_is_not_given() -> None:
+    published = TrainOptions.by_recipe("tr-bert", model="m", train="t", policy_epochs=7)
+    assert (published.estimator, published.target_speedup) == ("reinforce", None)
+    assert (published.policy_epochs, published.joint_learning_rate) == (7, 3e-5)
+    assert TrainOptions.by_recipe("gates", model="m", train="t") == TrainOptions("m", "t")
+    with pytest.raises(ConfigError, match="unknown recipe bread: expected one of gates, tr-bert"):
+        TrainOptions.by_recipe("bread", model="m", train="t")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from trbert_deploy.batching import group_by_length
 
@@ -140,6 +140,43 @@ class PackedLayout:
     def _valid(self, longest: int) -> Tensor:
         lengths = torch.from_numpy(self.lengths).to(self.starts.device)
         return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+class GatedLayout:
+    """Rows whose tokens are attended to as far as their gates are open.
+
+    Every softmax weight is multiplied by its token's gate and the weights are normalized again,
+    so gates of 0 and 1 give what removing the closed tokens gives, and a closed gate still has a
+    gradient. The weighted mean is the ratio of two attentions, over ``gate * value`` and over
+    ``gate``: one call of the layout underneath, with wider heads, computes both.
+
+    Args:
+        layout: where the tokens lie.
+        gate: [...] float32 from 0 to 1; at least one of each row must be open.
+    """
+
+    EXTRA = 8  # columns added to a head: one for the gate, padded to what kernels like
+
+    def __init__(self, layout: Layout, gate: Tensor) -> None:
+        self.layout = layout
+        self.gate = gate
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+        width = query.shape[-1] // num_heads
+        wide = width + self.EXTRA
+
+        def widen(states: Tensor) -> Tensor:  # [..., H] -> [..., N, wide]
+            return pad(states.unflatten(-1, (num_heads, width)), (0, self.EXTRA))
+
+        # The layout underneath divides scores by the root of the wider head.
+        query = widen(query) * (wide / width) ** 0.5
+        ones = pad(value.new_ones(*value.shape[:-1], num_heads, 1), (width, self.EXTRA - 1))
+        value = (widen(value) + ones) * self.gate[..., None, None]
+        states = self.layout.attend(
+            query.flatten(-2), widen(key).flatten(-2), value.flatten(-2), num_heads
+        )
+        context = states.unflatten(-1, (num_heads, wide))
+        return (context[..., :width] / context[..., width : width + 1]).flatten(-2)
 
 
 def _gather(states: Tensor, order: Tensor | None) -> Tensor:

@@ -48,7 +48,13 @@ class ReducedClassifier(nn.Module):
 
     def keep_logit(self, index: int, hidden: Tensor) -> Tensor:
         """The policy's score at cut ``index``: hidden [..., H] -> keep logit [...] float32."""
-        return self.policies[index](hidden)
+        return self.policy(index)(hidden)
+
+    def policy(self, index: int) -> Policy:
+        """The policy of cut ``index``."""
+        policy = self.policies[index]
+        assert isinstance(policy, Policy)
+        return policy
 
     def extend_positions(self, max_positions: int) -> None:
         """Lengthen the learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).

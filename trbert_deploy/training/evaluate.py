@@ -1,8 +1,9 @@
-"""Validation: the quality of the dense model and of the chain, and what the chain saves."""
+"""Validation: how good the dense model and the chain are on held-out rows, at what cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,14 +14,44 @@ from trbert_deploy.flops import speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.loop import autocast, evaluating
 from trbert_deploy.training.reduced import (
+    Survivors,
     choose_by_rule,
     dense_logits,
     first_segment,
     later_segments,
+    select_at_cuts,
 )
+
+#: Calibration looks at so many tokens at most: their first segment's output stays in memory.
+CALIBRATION_TOKENS = 100_000
+CALIBRATION_STEPS = 14
+CALIBRATION_TOLERANCE = 0.005
+#: Few rows allow coarse steps only: from this share on a wanted speed-up counts as reached.
+REACHED = 0.95
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """The chain at one threshold.
+
+    Attributes:
+        threshold: keep probability from which a token survives.
+        accuracy: share of rows that it labels right.
+        kept: for each cut the tokens left, as a share of all tokens.
+        flops_speedup: FLOPs of the dense model over the chain's.
+    """
+
+    threshold: float
+    accuracy: float
+    kept: tuple[float, ...]
+    flops_speedup: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OperatingPoint:
+        return cls(**{**data, "kept": tuple(data["kept"])})
 
 
 @dataclass(frozen=True)
@@ -30,9 +61,7 @@ class Evaluation:
     Attributes:
         rows: how many.
         dense_accuracy: share of rows that the dense model labels right.
-        accuracy: the same of the chain.
-        kept: for each cut the tokens left, as a share of all tokens.
-        flops_speedup: FLOPs of the dense model over the chain's.
+        accuracy, kept, flops_speedup: of the chain, as in ``OperatingPoint``.
     """
 
     rows: int
@@ -44,37 +73,163 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
+        return cls(**{**data, "kept": tuple(data["kept"])})
 
-def evaluate(
-    model: ReducedClassifier,
-    rows: Sequence[LabelledRow],
-    batch_tokens: int,
-    device: torch.device,
-    progress: Progress = no_progress,
-) -> Evaluation:
-    """Run the dense model and the chain over ``rows``."""
-    plan = plan_batches([len(row) for row in rows], batch_tokens)
-    right = dense_right = 0
+
+@dataclass(frozen=True)
+class Validator:
+    """Held-out rows, and how to run them.
+
+    Attributes:
+        rows: the rows.
+        batch_tokens: tokens of one batch.
+        device: where the model is.
+        progress: told of every batch.
+    """
+
+    rows: Sequence[LabelledRow]
+    batch_tokens: int
+    device: torch.device
+    progress: Progress = no_progress
+
+    def evaluate(self, model: ReducedClassifier) -> Evaluation:
+        """The dense model and the chain at its own rules."""
+        point = self.chain(model)
+        return Evaluation(
+            len(self.rows),
+            self.dense_accuracy(model),
+            point.accuracy,
+            point.kept,
+            point.flops_speedup,
+        )
+
+    def dense_accuracy(self, model: ReducedClassifier) -> float:
+        """Share of rows that the dense model labels right."""
+        right = 0
+        with evaluating(model), autocast(self.device):
+            for batch in self._batches(self.rows, "validation, dense"):
+                right += _right(dense_logits(model, batch), batch)
+        return right / len(self.rows)
+
+    def chain(self, model: ReducedClassifier) -> OperatingPoint:
+        """The chain at its own rules."""
+        right = 0
+        lengths: list[list[int]] = []
+        with evaluating(model), autocast(self.device):
+            for batch in self._batches(self.rows, "validation"):
+                start = first_segment(model, batch)
+                logits, kept = later_segments(model, start, choose_by_rule(model))
+                right += _right(logits, batch)
+                lengths += row_lengths(batch, kept)
+        return _point(model, right / len(self.rows), lengths)
+
+    def calibrate(self, model: ReducedClassifier, target_speedup: float) -> float:
+        """Set one threshold for all cuts, at which rows take the wanted FLOPs.
+
+        What a policy learns is above all an order of the tokens; where its probabilities lie
+        depends on the training's length and penalty. So the threshold is set on held-out data.
+
+        Args:
+            target_speedup: FLOPs of the dense model over the chain's, summed over rows.
+
+        Returns:
+            The speed-up found (less than wanted where dropping all but protected tokens does not
+            reach it); the model's rules have the threshold already.
+        """
+        with evaluating(model), autocast(self.device):
+            return _search(model, self._starts(model), target_speedup)
+
+    def operating_points(
+        self, model: ReducedClassifier, speedups: Sequence[float]
+    ) -> list[OperatingPoint]:
+        """The chain at the thresholds that save each of ``speedups``, as far as they can be
+        reached; the model's rules stay.
+        """
+        rules = model.reduction
+        points = []
+        with evaluating(model), autocast(self.device):
+            starts = self._starts(model)
+            for wanted in speedups:
+                reached = _search(model, starts, wanted)
+                if reached < wanted * REACHED:
+                    break
+                points.append(self.chain(model))
+        model.set_reduction(rules)
+        return points
+
+    def _starts(self, model: ReducedClassifier) -> list[Start]:
+        """The first segment's output, which depends on no threshold."""
+        return [
+            (batch, first_segment(model, batch))
+            for batch in self._batches(self._sample(), "calibration")
+        ]
+
+    def _sample(self) -> Sequence[LabelledRow]:
+        """The first rows, as many as calibration looks at."""
+        tokens = 0
+        for count, row in enumerate(self.rows):
+            tokens += len(row)
+            if tokens > CALIBRATION_TOKENS and count:
+                return self.rows[:count]
+        return self.rows
+
+    def _batches(self, rows: Sequence[LabelledRow], what: str) -> Iterator[PackedBatch]:
+        plan = plan_batches([len(row) for row in rows], self.batch_tokens)
+        for number, batch in enumerate(load_batches(rows, plan, self.device), start=1):
+            yield batch
+            self.progress(what, number, len(plan))
+
+
+#: A batch and the first segment's output on it.
+Start = tuple[PackedBatch, Survivors]
+
+
+def _search(model: ReducedClassifier, starts: Sequence[Start], target_speedup: float) -> float:
+    """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
+    logits = torch.cat([model.keep_logit(0, start.hidden) for _, start in starts])
+    low, high = logits.min().item() - 1.0, logits.max().item() + 1.0
+    for _ in range(CALIBRATION_STEPS):
+        middle = (low + high) / 2
+        set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
+        reached = _speedup_of(model, starts)
+        if abs(reached / target_speedup - 1.0) < CALIBRATION_TOLERANCE:
+            break
+        low, high = (middle, high) if reached < target_speedup else (low, middle)
+    return reached
+
+
+def _speedup_of(model: ReducedClassifier, starts: Sequence[Start]) -> float:
+    """FLOPs speed-up by the model's rules; the last segment need not run for it."""
     lengths: list[list[int]] = []
-    with evaluating(model), autocast(device):
-        for number, batch in enumerate(load_batches(rows, plan, device), start=1):
-            dense = dense_logits(model, batch)
-            logits, kept = later_segments(model, first_segment(model, batch), choose_by_rule(model))
-            right += int((logits.argmax(-1) == batch.labels).sum())
-            dense_right += int((dense.argmax(-1) == batch.labels).sum())
-            lengths += row_lengths(batch, kept)
-            progress("validation", number, len(plan))
-    totals = [sum(column) for column in zip(*lengths, strict=True)]
-    return Evaluation(
-        rows=len(rows),
-        dense_accuracy=dense_right / len(rows),
-        accuracy=right / len(rows),
-        kept=tuple(left / totals[0] for left in totals[1:]),
-        flops_speedup=speedup(model.spec, model.reduction, lengths),
-    )
+    for batch, start in starts:
+        walk = select_at_cuts(model, start, choose_by_rule(model))
+        lengths += row_lengths(batch, [torch.from_numpy(left.layout.lengths) for left in walk])
+    return speedup(model.spec, model.reduction, lengths)
+
+
+def set_threshold(model: ReducedClassifier, threshold: float) -> None:
+    """Let every cut keep tokens from this keep probability on."""
+    model.set_reduction(model.reduction.at_threshold(threshold))
 
 
 def row_lengths(batch: PackedBatch, kept: Sequence[Tensor]) -> list[list[int]]:
     """For each row of a batch its tokens in every segment."""
     columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]
     return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _right(logits: Tensor, batch: PackedBatch) -> int:
+    return int((logits.argmax(-1) == batch.labels).sum())
+
+
+def _point(model: ReducedClassifier, accuracy: float, lengths: list[list[int]]) -> OperatingPoint:
+    totals = [sum(column) for column in zip(*lengths, strict=True)]
+    rules = [cut.rule for cut in model.reduction.cuts]
+    return OperatingPoint(
+        threshold=rules[0].value if rules else 0.0,
+        accuracy=accuracy,
+        kept=tuple(left / totals[0] for left in totals[1:]),
+        flops_speedup=speedup(model.spec, model.reduction, lengths),
+    )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,30 +16,23 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import get_linear_schedule_with_warmup
 
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoint import write_safetensors
+from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
-from trbert_deploy.training.batches import PackedBatch, load_batches
+from trbert_deploy.training.batches import load_batches
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.options import STAGES
+from trbert_deploy.training.stages import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0
 RESUME_FILE = "resume.safetensors"
+BEST_FILE = "best.safetensors"
 FIGURES_FILE = "figures.jsonl"
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one batch came to.
-
-    Attributes:
-        loss: scalar to go down.
-        figures: what to write down of it.
-    """
-
-    loss: Tensor
-    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,7 @@ class StageSettings:
         warmup_share: share of the steps over which the learning rate rises.
         seed: of dropout and sampling, together with stage and step.
         save_seconds: seconds between two saves.
+        validations: times that the stage is validated, the last time at its end.
         device: where the model is.
     """
 
@@ -63,42 +56,54 @@ class StageSettings:
     warmup_share: float
     seed: int
     save_seconds: float
+    validations: int
     device: torch.device
 
 
 def train_stage(
     settings: StageSettings,
-    model: nn.Module,
-    groups: Sequence[Mapping[str, Any]],
+    model: ReducedClassifier,
+    stage: Stage,
     rows: Sequence[LabelledRow],
-    compute: Callable[[PackedBatch, float], Step],
+    validate: Callable[[float], float],
     progress: Progress,
 ) -> None:
     """Train ``model`` in place, from where an interrupted run of the stage left off.
 
     Each step draws its random numbers from (seed, stage, step) alone, so that a run that was
-    interrupted ends where an uninterrupted one does.
+    interrupted ends where an uninterrupted one does. The stage ends with the weights and rules
+    that were validated best.
 
     Args:
-        groups: optimizer groups: ``params`` and ``lr``.
-        compute: (batch, share of the stage that is done) -> loss and figures.
+        validate: share of the stage that is done -> how good the model is; the highest is best,
+            the later of two equals. It may change the model's rules.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
+    freeze_all_but(model, stage.groups)
+    model.train(stage.dropout)
     optimizer = torch.optim.AdamW(
-        [dict(group) for group in groups], weight_decay=WEIGHT_DECAY, fused=True
+        [dict(group) for group in stage.groups], weight_decay=WEIGHT_DECAY, fused=True
     )
     total = len(settings.plan)
     schedule = get_linear_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total
     )
-    first = _resume(settings.directory / RESUME_FILE, model, optimizer, schedule)
+    state = _State(model, optimizer, stage.constraint)
+    first = state.resume(settings.directory / RESUME_FILE)
+    for group, peak, factor in zip(
+        optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+    ):
+        group["lr"] = peak * factor(first)
+    schedule.last_epoch = first
+    steps = settings.validations
+    validated = {math.ceil(total * number / steps) for number in range(1, steps + 1)}
     saved = time.monotonic()
     batches = load_batches(rows, settings.plan[first:], settings.device)
     with _Figures(settings, first) as figures:
         for number, batch in enumerate(batches, start=first):
             torch.manual_seed(hash((settings.seed, STAGES.index(settings.name), number)) % 2**63)
             with autocast(settings.device):
-                step = compute(batch, number / total)
+                step = stage.compute(batch, number / total)
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
             for group in optimizer.param_groups:
@@ -106,22 +111,17 @@ def train_stage(
             optimizer.step()
             schedule.step()
             values = {"loss": step.loss.item(), **step.figures}
+            if number + 1 in validated:
+                values["validation"] = validate((number + 1) / total)
+                _keep_best(settings.directory / BEST_FILE, model, values["validation"])
             figures.write(number, values)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             progress(f"{settings.name}  {shown}", number + 1, total)
             if time.monotonic() - saved > settings.save_seconds and number + 1 < total:
-                _save(settings.directory / RESUME_FILE, model, optimizer, number + 1)
+                state.save(settings.directory / RESUME_FILE, number + 1)
                 saved = time.monotonic()
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bf16 where the processor or the GPU computes in it, else float32."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
+    _load_weights(settings.directory / BEST_FILE, model)
+    model.requires_grad_(True)
 
 
 class _Figures:
@@ -152,52 +152,68 @@ class _Figures:
         self._board.close()
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Save what ``_resume`` needs, whole or not at all."""
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for parameter, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{parameter}.{key}": value for key, value in state.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with staged_file(path) as staging:
-        write_safetensors(staging, tensors, {"step": str(step)})
+@dataclass(frozen=True)
+class _State:
+    """All that a stage needs to go on."""
 
+    model: ReducedClassifier
+    optimizer: torch.optim.Optimizer
+    constraint: FlopsConstraint | None
 
-def _resume(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-) -> int:
-    """Load what ``_save`` wrote, if anything; the step to go on with."""
-    if not path.exists():
-        return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(path)
-    model.load_state_dict(
-        {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
-    )
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            parameter, _, key = rest.partition(".")
+    def save(self, path: Path, step: int) -> None:
+        """Save what ``resume`` needs, whole or not at all."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for parameter, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{parameter}.{key}": value for key, value in state.items()}
+        if self.constraint is not None:
+            held = self.constraint.state_dict()
+            tensors |= {f"constraint.{name}": value for name, value in held.items()}
+        _write_weights(path, self.model, tensors, {"step": str(step)})
+
+    def resume(self, path: Path) -> int:
+        """Load what ``save`` wrote, if anything; the step to go on with."""
+        if not path.exists():
+            return 0
+        parts = _load_weights(path, self.model)
+        if self.constraint is not None:
+            self.constraint.load_state_dict(parts["constraint"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            parameter, _, key = name.partition(".")
             state.setdefault(int(parameter), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    schedule.last_epoch = step
-    groups = zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-    for group, peak, factor in groups:
-        group["lr"] = peak * factor(step)
-    return step
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        with safe_open(path, "pt") as file:
+            return int(file.metadata()["step"])
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout and gradients off."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
+def _keep_best(path: Path, model: ReducedClassifier, score: float) -> None:
+    """Write the model's weights and rules, unless better ones are there."""
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            if float(file.metadata()["score"]) > score:
+                return
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    _write_weights(path, model, tensors, {"score": repr(score)})
+
+
+def _write_weights(
+    path: Path, model: ReducedClassifier, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write tensors, and the model's rules beside them."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    rules = json.dumps(model.reduction.to_json())
+    with staged_file(path) as staging:
+        write_safetensors(staging, tensors, {**metadata, "reduction": rules})
+
+
+def _load_weights(path: Path, model: ReducedClassifier) -> dict[str, dict[str, Tensor]]:
+    """Load the model's weights and rules; all tensors of the file by their first name."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in load_file(path).items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    with safe_open(path, "pt") as file:
+        rules = json.loads(file.metadata()["reduction"])
+    model.load_state_dict(parts["model"])
+    model.set_reduction(ReductionConfig.from_json(rules))
+    return parts

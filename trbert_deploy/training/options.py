@@ -8,7 +8,26 @@ from typing import Any
 
 from trbert_deploy.errors import ConfigError
 
-STAGES = ("teacher", "guide", "policy", "joint")
+STAGES = ("teacher", "guide", "policy", "joint", "hard")
+ESTIMATORS = ("gates", "reinforce")
+
+#: Recipe -> the options whose default it changes. The first is the default itself.
+RECIPES: dict[str, dict[str, Any]] = {
+    "gates": {},
+    # The four published stages with their fixed penalty (TR-BERT, section 3.3 and appendix).
+    "tr-bert": {
+        "estimator": "reinforce",
+        "stages": STAGES[:-1],
+        "target_speedup": None,
+        "teacher_learning_rate": 3e-5,
+        "policy_learning_rate": 3e-5,
+        "joint_learning_rate": 3e-5,
+        "joint_policy_learning_rate": 3e-5,
+        "teacher_epochs": 3.0,
+        "policy_epochs": 3.0,
+        "joint_epochs": 3.0,
+    },
+}
 
 
 def _option(default: Any, help: str, metavar: str | None = None) -> Any:
@@ -38,6 +57,18 @@ class TrainOptions:
     validation: str | None = _option(
         None, "Held-out data [default: a tenth of the training data].", "FILE_OR_HUB_NAME"
     )
+    target_speedup: float | None = _option(
+        3.0,
+        "FLOPs of the dense model over the chain's: what the length penalty is adjusted to while "
+        "training, and the threshold afterwards.",
+        "FACTOR",
+    )
+    max_drop: float | None = _option(
+        None,
+        "Instead of --target-speedup: save as much as costs at most so many points of validation "
+        "accuracy under the teacher.",
+        "POINTS",
+    )
     cuts: str | None = _option(
         None,
         "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 "
@@ -51,28 +82,41 @@ class TrainOptions:
     )
     truncate: bool = _option(True, "Cut longer texts, or refuse them.")
     stages: tuple[str, ...] = _option(STAGES, "Stages to run.", "NAMES")
+    estimator: str = _option(
+        "gates",
+        "How policies learn: from the gradient of straight-through gates, or by REINFORCE.",
+        "|".join(ESTIMATORS),
+    )
     seed: int = _option(0, "Of data order, new weights, dropout and rollouts.")
     batch_tokens: int = _option(8192, "Tokens of one optimizer step.")
     teacher_epochs: float = _option(3.0, "Passes over the data in the teacher stage.")
-    policy_epochs: float = _option(3.0, "The same in the policy stage.")
+    policy_epochs: float = _option(1.0, "The same in the policy stage.")
     joint_epochs: float = _option(1.0, "The same in the joint stage.")
+    hard_epochs: float = _option(2.0, "The same in the hard stage.")
     teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
     policy_learning_rate: float = _option(1e-3, "The same in the policy stage.")
-    joint_learning_rate: float = _option(2e-5, "The same in the joint stage, for the encoder.")
-    joint_policy_learning_rate: float = _option(1e-4, "The same there, for the policies.")
+    joint_learning_rate: float = _option(3e-5, "The same in the joint stage, for the encoder.")
+    joint_policy_learning_rate: float = _option(1e-3, "The same there, for the policies.")
+    hard_learning_rate: float = _option(3e-5, "The same in the hard stage, for the encoder.")
+    penalty_ramp: float = _option(
+        0.6, "Share of the joint stage over which the computation falls to the wanted one."
+    )
     length_penalty: float = _option(
-        1.0, "Lambda: price of keeping all tokens, in units of loss, in the policy stage."
+        1.0,
+        "Lambda: price of keeping all tokens, in units of loss, where REINFORCE learns without "
+        "a wanted speed-up.",
     )
     joint_length_penalty: float = _option(1.0, "The same in the joint stage.")
-    target_speedup: float | None = _option(
-        None,
-        "After the policy and joint stages set the threshold that saves this factor of FLOPs on "
-        "the validation data [default: the threshold stays 0.5].",
-    )
-    rollouts: int = _option(8, "K: sampled paths per text in the policy stage.")
-    joint_rollouts: int = _option(4, "The same in the joint stage.")
+    rollouts: int = _option(8, "K: sampled paths per text in REINFORCE's policy stage.")
+    joint_rollouts: int = _option(4, "The same in its joint stage.")
     imitation_share: float = _option(
-        0.5, "Share of the policy stage in which one path imitates the saliency guide."
+        0.5, "Share of REINFORCE's policy stage in which one path imitates the saliency guide."
+    )
+    mixed_share: float = _option(
+        0.25, "Share of the hard stage's rows that keep more tokens than wanted, up to all."
+    )
+    validations: int = _option(
+        4, "Times that a stage is validated; the best checkpoint of a stage is kept."
     )
     warmup_share: float = _option(0.1, "Share of a stage over which its learning rate rises.")
     save_seconds: float = _option(60.0, "Seconds between two saves of a stage's progress.")
@@ -89,13 +133,22 @@ class TrainOptions:
                 f"stages {','.join(self.stages)}: expected each once, "
                 f"in the order {','.join(STAGES)}"
             )
+        if self.estimator not in ESTIMATORS:
+            raise ConfigError(
+                f"unknown estimator {self.estimator}: expected one of {', '.join(ESTIMATORS)}"
+            )
+        if self.estimator == "gates" and self.target_speedup is None and self.max_drop is None:
+            raise ConfigError(
+                "gates learn under a wanted computation: give a target_speedup or a max_drop, "
+                "or take the estimator reinforce"
+            )
         for name in ("rollouts", "joint_rollouts"):
             if getattr(self, name) < 2:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)}: expected 2 or more, since a rollout is "
                     "judged by the others' mean"
                 )
-        for name in ("imitation_share", "warmup_share"):
+        for name in ("imitation_share", "warmup_share", "penalty_ramp", "mixed_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1")
         for name, value in asdict(self).items():
@@ -105,8 +158,23 @@ class TrainOptions:
                 raise ConfigError(f"{name} is {value}: expected 0 or more")
         if self.target_speedup is not None and not self.target_speedup >= 1:
             raise ConfigError(f"target_speedup is {self.target_speedup}: expected 1 or more")
+        if self.max_drop is not None and not self.max_drop >= 0:
+            raise ConfigError(f"max_drop is {self.max_drop}: expected 0 or more points")
+        if self.validations < 1:
+            raise ConfigError(f"validations is {self.validations}: expected 1 or more")
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length}: expected 2 or more")
+
+    @classmethod
+    def by_recipe(cls, recipe: str, **given: Any) -> TrainOptions:
+        """Options with the defaults of a recipe; those ``given`` come first.
+
+        Raises:
+            ConfigError: an unknown recipe, or an option out of range.
+        """
+        if recipe not in RECIPES:
+            raise ConfigError(f"unknown recipe {recipe}: expected one of {', '.join(RECIPES)}")
+        return cls(**{**RECIPES[recipe], **given})
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,7 +5,7 @@ Tokens are really dropped here: behind every cut the packed tensor is shorter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -66,30 +66,49 @@ def head_logits(model: ReducedClassifier, hidden: Tensor, layout: PackedLayout) 
 Chooser = Callable[[int, Tensor, Survivors], Tensor]
 
 
-def later_segments(
+def select_at_cuts(
     model: ReducedClassifier, survivors: Survivors, choose: Chooser
-) -> tuple[Tensor, list[Tensor]]:
-    """Select at every cut and run what follows it.
+) -> Iterator[Survivors]:
+    """Select at every cut, and run the segment between two of them.
 
     Args:
         survivors: the first segment's output.
         choose: decides at every cut; it may note what it needs.
+
+    Yields:
+        Behind every cut what is left. The segment that follows runs when more is asked for, and
+        the last one not at all.
+    """
+    for segment in model.segments[:-1]:
+        if not segment.is_first:
+            hidden = model.run_segment(segment.index, survivors.hidden, survivors.layout)
+            survivors = Survivors(hidden, survivors.layout, survivors.token)
+        # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
+        logit = model.keep_logit(segment.index, survivors.hidden.detach())
+        survivors = survivors.compact(choose(segment.index, logit, survivors))
+        yield survivors
+
+
+def later_segments(
+    model: ReducedClassifier, survivors: Survivors, choose: Chooser
+) -> tuple[Tensor, list[Tensor]]:
+    """Everything behind the first segment.
+
+    Args:
+        survivors, choose: as ``select_at_cuts`` takes them.
 
     Returns:
         Logits [B, C] (P * B rows where a choice makes P), and the tokens left in each row
         behind every cut, int64.
     """
     kept = []
-    for segment in model.segments:
-        if segment.cut is None:
-            break
-        # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
-        logit = model.keep_logit(segment.index, survivors.hidden.detach())
-        survivors = survivors.compact(choose(segment.index, logit, survivors))
+    for left in select_at_cuts(model, survivors, choose):
+        survivors = left
         kept.append(torch.from_numpy(survivors.layout.lengths))
-        hidden = model.run_segment(segment.index + 1, survivors.hidden, survivors.layout)
-        survivors = Survivors(hidden, survivors.layout, survivors.token)
-    return head_logits(model, survivors.hidden, survivors.layout), kept
+    hidden = survivors.hidden
+    if kept:
+        hidden = model.run_segment(len(kept), hidden, survivors.layout)
+    return head_logits(model, hidden, survivors.layout), kept
 
 
 def choose_by_rule(model: ReducedClassifier) -> Chooser:
@@ -100,5 +119,20 @@ def choose_by_rule(model: ReducedClassifier) -> Chooser:
         lengths = torch.from_numpy(layout.lengths).to(logit.device)
         rule = model.reduction.cuts[index].rule
         return layout.unpad(select(layout.pad(logit), lengths, rule))[None]
+
+    return choose
+
+
+def choose_by_logits(thresholds: Tensor) -> Chooser:
+    """Keep what reaches its row's threshold, the same at every cut, and the first token.
+
+    Args:
+        thresholds: [B] float32 keep logits, one for each row.
+    """
+
+    def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:
+        keep = logit >= thresholds[survivors.layout.row_of_token]
+        keep[survivors.layout.starts] = True
+        return keep[None]
 
     return choose

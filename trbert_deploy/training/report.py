@@ -29,6 +29,25 @@ def print_training(report: TrainReport, console: Console) -> None:
             f"{evaluation.flops_speedup:.2f}x" if trained else "-",
         )
     console.print(table)
+    if report.points:
+        console.print(_operating_points(report))
     console.print(
         f"checkpoint: {report.checkpoint}   next: trbert-deploy export {report.checkpoint}"
     )
+
+
+def _operating_points(report: TrainReport) -> Table:
+    """Quality against FLOPs over the threshold."""
+    table = Table(title="the newest checkpoint at other thresholds (--threshold of evaluate)")
+    for heading in ("threshold", "FLOPs speed-up", "kept per cut", "accuracy", "under the teacher"):
+        table.add_column(heading, justify="right")
+    for point in report.points:
+        drop = 100.0 * ((report.teacher_accuracy or 0.0) - point.accuracy)
+        table.add_row(
+            f"{point.threshold:.3f}",
+            f"{point.flops_speedup:.2f}x",
+            " / ".join(f"{share:.1%}" for share in point.kept),
+            f"{point.accuracy:.2%}",
+            f"{drop:+.2f} points",
+        )
+    return table

@@ -14,13 +14,14 @@ or by the selection rule, so that the encoder is trained on what it will see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
+from trbert_deploy.flops import speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.selection import keep_best
 from trbert_deploy.training.reduced import Chooser, Survivors, later_segments
@@ -35,12 +36,14 @@ class Rollouts:
         reward: [K, B].
         policy_loss: scalar; its gradient reaches the policies (and what made their input).
         kept: for each cut the mean share of the text's tokens that the paths kept.
+        flops_share: FLOPs of the paths over those of as many dense ones.
     """
 
     task_loss: Tensor
     reward: Tensor
     policy_loss: Tensor
     kept: tuple[float, ...]
+    flops_share: float
 
 
 def run_rollouts(
@@ -48,7 +51,7 @@ def run_rollouts(
     start: Survivors,
     target: Tensor,
     count: int,
-    length_penalty: float,
+    length_penalty: Callable[[float], float],
     first_path: Chooser | None = None,
     imitate: bool = False,
 ) -> Rollouts:
@@ -58,7 +61,7 @@ def run_rollouts(
         start: the first segment's output on the batch, B rows with T tokens in all.
         target: [B, C] probabilities that the task loss compares the answers with.
         count: K.
-        length_penalty: lambda.
+        length_penalty: lambda, given the share of the dense FLOPs that the paths take.
         first_path: chooses for the first path instead of sampling.
         imitate: the first path is a demonstration to learn from, whatever its reward.
     """
@@ -83,14 +86,18 @@ def run_rollouts(
     logits, kept = later_segments(model, start, choose)
     task_loss = -(target.repeat(count, 1) * log_softmax(logits, -1)).sum(-1).view(count, batch)
     shares = torch.stack(kept).to(text_lengths.device).view(-1, count, batch) / text_lengths
-    reward = -task_loss.detach() - length_penalty * shares.mean(0)
+    rows = torch.stack([torch.from_numpy(start.layout.lengths).repeat(count), *kept]).T.tolist()
+    flops_share = 1.0 / speedup(model.spec, model.reduction, rows)
+    reward = -task_loss.detach() - length_penalty(flops_share) * shares.mean(0)
     advantage = reward - (reward.sum(0) - reward) / (count - 1)
     advantage = advantage / (advantage.std() + 1e-6)
     log_probability = torch.stack(log_probabilities).sum(0)  # [K, B]
     policy_loss = -(advantage * log_probability).mean()
     if imitate:
         policy_loss = policy_loss - log_probability[0].mean()
-    return Rollouts(task_loss, reward, policy_loss, tuple(shares.mean((1, 2)).tolist()))
+    return Rollouts(
+        task_loss, reward, policy_loss, tuple(shares.mean((1, 2)).tolist()), flops_share
+    )
 
 
 def choose_salient(saliency: Sequence[Tensor]) -> Chooser:

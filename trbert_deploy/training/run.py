@@ -12,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from trbert_deploy.modeling.checkpoint import (
 from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.training.aim import Aim, rows_needed
 from trbert_deploy.training.batches import plan_batches
-from trbert_deploy.training.calibrate import calibrate_threshold
 from trbert_deploy.training.data import (
     Example,
     LabelledRow,
@@ -41,14 +41,14 @@ from trbert_deploy.training.data import (
     split_validation,
     tokenize,
 )
-from trbert_deploy.training.evaluate import Evaluation, evaluate
-from trbert_deploy.training.loop import RESUME_FILE, StageSettings
+from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
+from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.saliency import GUIDE_FILE, Guide, make_guide
-from trbert_deploy.training.stages import train_joint, train_policy, train_teacher
+from trbert_deploy.training.stages import make_stage
 
 RUN_FILE = "training.json"
-RUN_VERSION = 1
+RUN_VERSION = 2
 NUM_SAMPLES = 16
 
 
@@ -58,15 +58,18 @@ class TrainReport:
 
     Attributes:
         checkpoint: directory of the newest checkpoint.
+        teacher_accuracy: of the teacher on the validation rows, once it is finished.
         stages: validation after each finished stage that trained weights.
+        points: the newest checkpoint at several thresholds.
     """
 
     checkpoint: Path
+    teacher_accuracy: float | None
     stages: dict[str, Evaluation]
+    points: tuple[OperatingPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
-        stages = {stage: evaluation.to_json() for stage, evaluation in self.stages.items()}
-        return {"checkpoint": str(self.checkpoint), "stages": stages}
+        return {**asdict(self), "checkpoint": str(self.checkpoint)}
 
 
 def train(
@@ -96,12 +99,13 @@ def train(
         write_json(output / RUN_FILE, record)
         for stage in STAGES:
             _do_stage(stage, run, options, output, record, progress, note)
-    evaluations = {
-        stage: Evaluation(**{**figures, "kept": tuple(figures["kept"])})
-        for stage, figures in record["stages"].items()
-        if figures
-    }
-    return TrainReport(output, evaluations)
+    stages = {name: figures for name, figures in record["stages"].items() if figures}
+    return TrainReport(
+        checkpoint=output,
+        teacher_accuracy=record["teacher_accuracy"],
+        stages={name: Evaluation.from_json(figures) for name, figures in stages.items()},
+        points=tuple(OperatingPoint.from_json(point) for point in record["points"]),
+    )
 
 
 def _do_stage(
@@ -116,39 +120,39 @@ def _do_stage(
     """Run one stage if it is wanted, or load what it came to if it is done."""
     directory = output / "stages" / stage
     checkpoint = run.checkpoint
+    model = checkpoint.model
     if stage in record["stages"]:
         if stage != "guide":
             done = load_checkpoint(directory).model
-            checkpoint.model.load_state_dict(done.state_dict())
-            checkpoint.model.set_reduction(done.reduction)
+            model.load_state_dict(done.state_dict())
+            model.set_reduction(done.reduction)
         return
     if stage not in options.stages:
         return
+    validator = Validator(run.validation, options.batch_tokens, run.device, progress)
+    guide_path = output / "stages" / "guide" / GUIDE_FILE
+    if stage == "guide":
+        model.to(run.device)
+        record["teacher_accuracy"] = validator.dense_accuracy(model)
+        guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)
+        guide.save(guide_path)
+        record["stages"][stage] = {}
+        write_json(output / RUN_FILE, record)
+        return
+    aim = Aim(options, validator, record["teacher_accuracy"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
         note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
     else:
-        _run_stage(stage, run, options, directory, progress)
-    if stage == "guide":
-        record["stages"][stage] = {}
-    else:
-        if options.target_speedup is not None and stage != "teacher":
-            calibrate_threshold(
-                checkpoint.model,
-                run.validation,
-                options.target_speedup,
-                options.batch_tokens,
-                run.device,
-                progress,
-            )
-        evaluation = evaluate(
-            checkpoint.model, run.validation, options.batch_tokens, run.device, progress
-        )
-        record["stages"][stage] = evaluation.to_json()
-        checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
-        save_checkpoint(checkpoint, directory)
-        save_checkpoint(checkpoint, output)
+        _run_stage(stage, run, options, directory, guide_path, aim, progress)
+    if stage == [name for name in options.stages if name != "guide"][-1] != "teacher":
+        record["points"] = [asdict(point) for point in aim.finish(model)]
+    record["stages"][stage] = validator.evaluate(model).to_json()
+    checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
+    save_checkpoint(checkpoint, directory)
+    save_checkpoint(checkpoint, output)
     write_json(output / RUN_FILE, record)
-    (directory / RESUME_FILE).unlink(missing_ok=True)
+    for name in (RESUME_FILE, BEST_FILE):
+        (directory / name).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,13 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
             raise ConfigError(
                 f"{output} is not empty: choose another --output, or remove what is there"
             )
-        return {"version": RUN_VERSION, "options": options.to_json(), "stages": {}}
+        return {
+            "version": RUN_VERSION,
+            "options": options.to_json(),
+            "teacher_accuracy": None,
+            "stages": {},
+            "points": [],
+        }
     if not resume:
         raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")
     record = read_json(path, CheckpointError)
@@ -191,9 +201,10 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
 
 
 def _check_stages(options: TrainOptions, done: set[str]) -> None:
-    """Refuse stages without those that they build on."""
+    """Refuse stages without those that they build on; the joint stage may be left out."""
+    available = done | set(options.stages)
     for place, stage in enumerate(STAGES):
-        missing = [name for name in STAGES[:place] if name not in done | set(options.stages)]
+        missing = [name for name in STAGES[:place] if name not in available | {"joint"}]
         if stage in options.stages and missing:
             raise ConfigError(
                 f"stage {stage} needs the stages {', '.join(missing)}, which are not done: "
@@ -210,6 +221,11 @@ def _prepare(options: TrainOptions, scratch: Path, note: Callable[[str], None]) 
     else:
         validation = read_examples(options.validation, split="validation")
     labels = labels_in(training)
+    if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
+        note(
+            f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
+            f"from chance: about {needed} are needed"
+        )
     reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
     torch.manual_seed(options.seed)
     pretrained = load_pretrained(options.model, labels, reduction)
@@ -257,30 +273,29 @@ def _run_stage(
     run: _Run,
     options: TrainOptions,
     directory: Path,
+    guide_path: Path,
+    aim: Aim,
     progress: Progress,
 ) -> None:
-    """Run one stage on the run's model, in place."""
+    """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
-    guide_path = directory.parent / "guide" / GUIDE_FILE
-    if stage == "guide":
-        guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)
-        guide.save(guide_path)
-        return
-    epochs = getattr(options, f"{stage}_epochs")
-    lengths = [len(row) for row in run.training]
-    seed = options.seed * len(STAGES) + STAGES.index(stage)
     settings = StageSettings(
         name=stage,
         directory=directory,
-        plan=plan_batches(lengths, options.batch_tokens, epochs, seed),
+        plan=plan_batches(
+            [len(row) for row in run.training],
+            options.batch_tokens,
+            getattr(options, f"{stage}_epochs"),
+            seed=options.seed * len(STAGES) + STAGES.index(stage),
+        ),
         warmup_share=options.warmup_share,
         seed=options.seed,
         save_seconds=options.save_seconds,
+        validations=options.validations,
         device=run.device,
     )
-    if stage == "teacher":
-        train_teacher(model, run.training, options, settings, progress)
-        return
-    guide = Guide.load(guide_path)
-    train_stage = train_policy if stage == "policy" else train_joint
-    train_stage(model, run.training, guide, options, settings, progress)
+    aim.prepare(stage, model)
+    guide = None if stage == "teacher" else Guide.load(guide_path)
+    work = make_stage(stage, model, options, guide)
+    judge = aim.judge(stage, model, work.constraint)
+    train_stage(settings, model, work, run.training, judge, progress)

@@ -25,8 +25,8 @@ from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.loop import autocast
 from trbert_deploy.training.reduced import head_logits
 
 GUIDE_FILE = "guide.safetensors"

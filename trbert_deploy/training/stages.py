@@ -1,51 +1,162 @@
-"""The trained stages: teacher, policy, joint (the guide, one pass, is saliency.py)."""
+"""What each trained stage computes (the guide, one pass, is saliency.py).
+
+teacher   the dense model learns the labels
+policy    the policies learn, encoder and head are frozen
+joint     all learn, while the computation falls to the wanted share
+hard      encoder and head learn on what the policies, now frozen, really leave
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from torch.nn.functional import cross_entropy, one_hot
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
+from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.progress import Progress
 from trbert_deploy.training.batches import PackedBatch
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.loop import StageSettings, Step, train_stage
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.distillation import distillation_loss
+from trbert_deploy.training.gates import run_gated
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import choose_by_rule, dense_logits, first_segment
+from trbert_deploy.training.reduced import (
+    choose_by_logits,
+    choose_by_rule,
+    dense_logits,
+    first_segment,
+    later_segments,
+)
 from trbert_deploy.training.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.saliency import Guide
 
 
-def train_teacher(
-    model: ReducedClassifier,
-    rows: Sequence[LabelledRow],
-    options: TrainOptions,
-    settings: StageSettings,
-    progress: Progress,
-) -> None:
-    """Fine-tune the dense model on the labels; the policies take no part."""
+@dataclass(frozen=True)
+class Step:
+    """What one batch came to.
 
+    Attributes:
+        loss: scalar to go down.
+        figures: what to write down of it.
+    """
+
+    loss: Tensor
+    figures: dict[str, float]
+
+
+#: (batch, share of the stage that is done) -> loss and figures.
+Compute = Callable[[PackedBatch, float], Step]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A trained stage.
+
+    Attributes:
+        compute: one step.
+        groups: optimizer groups: ``params`` and ``lr``. What is in none of them is frozen.
+        dropout: whether the encoder's dropout is on. It would drown the differences between
+            paths, and a student is regularized by its teacher.
+        constraint: what ``compute`` holds the stage to.
+    """
+
+    compute: Compute
+    groups: list[dict[str, Any]]
+    dropout: bool = False
+    constraint: FlopsConstraint | None = None
+
+
+def make_stage(
+    name: str, model: ReducedClassifier, options: TrainOptions, guide: Guide | None
+) -> Stage:
+    """The stage of this name; all but the teacher's need the guide."""
+    body = [*model.encoder.parameters(), *model.head.parameters()]
+    policies = [*model.policies.parameters()]
+    if guide is None:
+        return Stage(
+            _teacher(model), [{"params": body, "lr": options.teacher_learning_rate}], dropout=True
+        )
+    if name == "hard":
+        groups = [{"params": body, "lr": options.hard_learning_rate}]
+        return Stage(_hard(model, guide, options.mixed_share), groups)
+    gates = options.estimator == "gates"
+    if name == "policy" and gates:
+        groups = [{"params": policies, "lr": options.policy_learning_rate}]
+        return Stage(_policy_by_ranks(model, guide), groups)
+    constraint = None
+    wanted = LARGEST_SPEEDUP if options.max_drop is not None else options.target_speedup
+    if wanted is not None:
+        constraint = FlopsConstraint(wanted, options.penalty_ramp)
+    if name == "policy":
+        groups = [{"params": policies, "lr": options.policy_learning_rate}]
+        compute = _policy_by_rollouts(model, guide, options, constraint)
+        return Stage(compute, groups, constraint=constraint)
+    groups = [
+        {"params": body, "lr": options.joint_learning_rate},
+        {"params": policies, "lr": options.joint_policy_learning_rate},
+    ]
+    if gates:
+        assert constraint is not None  # the options see to it
+        return Stage(_joint_by_gates(model, guide, constraint), groups, constraint=constraint)
+    compute = _joint_by_rollouts(model, guide, options, constraint)
+    return Stage(compute, groups, constraint=constraint)
+
+
+#: Where the computation would end that a wanted quality stops on its way.
+LARGEST_SPEEDUP = 10.0
+
+
+def _teacher(model: ReducedClassifier) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         logits = dense_logits(model, batch)
-        accuracy = (logits.argmax(-1) == batch.labels).float().mean().item()
-        return Step(cross_entropy(logits, batch.labels), {"accuracy": accuracy})
+        return Step(cross_entropy(logits, batch.labels), {"accuracy": _accuracy(logits, batch)})
 
-    model.train()
-    weights = [*model.encoder.parameters(), *model.head.parameters()]
-    groups = [{"params": weights, "lr": options.teacher_learning_rate}]
-    train_stage(settings, model, groups, rows, compute, progress)
+    return compute
 
 
-def train_policy(
+def _policy_by_ranks(model: ReducedClassifier, guide: Guide) -> Compute:
+    """Keep probability = share of the row's tokens that are less salient to the teacher."""
+
+    def compute(batch: PackedBatch, _: float) -> Step:
+        hidden = []
+        with torch.no_grad():
+            states = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            for segment in model.segments[:-1]:
+                states = model.run_segment(segment.index, states, batch.layout)
+                hidden.append(states)
+        losses = [
+            binary_cross_entropy_with_logits(
+                model.keep_logit(index, states), rank_shares(saliency, batch.layout)
+            )
+            for index, (states, saliency) in enumerate(
+                zip(hidden, guide.saliency_of(batch), strict=True)
+            )
+        ]
+        return Step(torch.stack(losses).mean(), {})
+
+    return compute
+
+
+def rank_shares(scores: Tensor, layout: PackedLayout) -> Tensor:
+    """For each token the share of its row's tokens that it beats: [T], above 0 and below 1."""
+    lengths = torch.from_numpy(layout.lengths).to(scores.device)[:, None]
+    padded = layout.pad(scores)
+    behind = torch.arange(padded.shape[1], device=scores.device) >= lengths
+    order = padded.masked_fill(behind, math.inf).argsort(dim=1, stable=True)
+    return layout.unpad((order.argsort(dim=1) + 0.5) / lengths)
+
+
+def _policy_by_rollouts(
     model: ReducedClassifier,
-    rows: Sequence[LabelledRow],
     guide: Guide,
     options: TrainOptions,
-    settings: StageSettings,
-    progress: Progress,
-) -> None:
-    """Teach the policies alone by REINFORCE with imitation; encoder and head are frozen."""
+    constraint: FlopsConstraint | None,
+) -> Compute:
+    """REINFORCE, with imitation of the guide in its first part."""
 
     def compute(batch: PackedBatch, done: float) -> Step:
         imitating = done < options.imitation_share
@@ -54,58 +165,112 @@ def train_policy(
             first_segment(model, batch),
             guide.logits_of(batch).softmax(-1),
             options.rollouts,
-            options.length_penalty,
+            _penalty(constraint, options.length_penalty, done),
             choose_salient(guide.saliency_of(batch)) if imitating else None,
             imitate=imitating,
         )
-        return Step(rollouts.policy_loss, _figures(rollouts))
+        return Step(rollouts.policy_loss, _rollout_figures(rollouts))
 
-    # Without dropout the paths of a text differ by their choices alone.
-    model.eval()
-    model.encoder.requires_grad_(False)
-    model.head.requires_grad_(False)
-    groups = [{"params": [*model.policies.parameters()], "lr": options.policy_learning_rate}]
-    train_stage(settings, model, groups, rows, compute, progress)
-    model.requires_grad_(True)
+    return compute
 
 
-def train_joint(
+def _joint_by_rollouts(
     model: ReducedClassifier,
-    rows: Sequence[LabelledRow],
     guide: Guide,
     options: TrainOptions,
-    settings: StageSettings,
-    progress: Progress,
-) -> None:
-    """Train all weights: task loss and distillation on every path, plus the policy loss.
+    constraint: FlopsConstraint | None,
+) -> Compute:
+    """Task loss and distillation on every path, plus the policy loss.
 
     One path goes by the selection rule, as at inference; the others are sampled.
     """
 
-    def compute(batch: PackedBatch, _: float) -> Step:
+    def compute(batch: PackedBatch, done: float) -> Step:
         labels = one_hot(batch.labels, len(model.spec.labels)).float()
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
             (labels + guide.logits_of(batch).softmax(-1)) / 2,
             options.joint_rollouts,
-            options.joint_length_penalty,
+            _penalty(constraint, options.joint_length_penalty, done),
             choose_by_rule(model),
         )
-        return Step(rollouts.task_loss.mean() + rollouts.policy_loss, _figures(rollouts))
+        return Step(rollouts.task_loss.mean() + rollouts.policy_loss, _rollout_figures(rollouts))
 
-    model.eval()  # dropout would drown the differences between paths
-    weights = [*model.encoder.parameters(), *model.head.parameters()]
-    groups = [
-        {"params": weights, "lr": options.joint_learning_rate},
-        {"params": [*model.policies.parameters()], "lr": options.joint_policy_learning_rate},
-    ]
-    train_stage(settings, model, groups, rows, compute, progress)
+    return compute
 
 
-def _figures(rollouts: Rollouts) -> dict[str, float]:
+def _joint_by_gates(model: ReducedClassifier, guide: Guide, constraint: FlopsConstraint) -> Compute:
+    """Distillation through straight-through gates, and the price of what they keep."""
+
+    def compute(batch: PackedBatch, done: float) -> Step:
+        gated = run_gated(model, batch)
+        task = distillation_loss(gated.logits, guide.logits_of(batch), batch.labels).mean()
+        share = gated.flops_share(model)
+        penalty = constraint.penalty(share.item(), done)
+        figures = {
+            "task_loss": task.item(),
+            "accuracy": _accuracy(gated.logits, batch),
+            "flops_share": share.item(),
+            "goal": constraint.goal(done),
+            "penalty": penalty,
+        }
+        return Step(task + penalty * share, figures)
+
+    return compute
+
+
+def _hard(model: ReducedClassifier, guide: Guide, mixed_share: float) -> Compute:
+    """Distillation on survivors alone, by the calibrated threshold.
+
+    Some rows keep more tokens, half of those all, so that one model serves every operating
+    point (after the budgets sampled by Length-Adaptive Transformer, Kim & Cho 2021).
+    """
+
+    def compute(batch: PackedBatch, _: float) -> Step:
+        rows = len(batch.rows)
+        device = batch.labels.device
+        thresholds = torch.full((rows,), model.reduction.cuts[0].rule.value, device=device)
+        lower = thresholds * torch.rand(rows, device=device)
+        lower[torch.rand(rows, device=device) < 0.5] = 0.0
+        mixed = torch.rand(rows, device=device) < mixed_share
+        thresholds = torch.where(mixed, lower, thresholds)
+        logits, kept = later_segments(
+            model, first_segment(model, batch), choose_by_logits(thresholds.logit())
+        )
+        loss = distillation_loss(logits, guide.logits_of(batch), batch.labels).mean()
+        tokens = len(batch.input_ids)
+        shares = {f"kept_{cut}": int(left.sum()) / tokens for cut, left in enumerate(kept)}
+        return Step(loss, {"accuracy": _accuracy(logits, batch), **shares})
+
+    return compute
+
+
+def _penalty(
+    constraint: FlopsConstraint | None, fixed: float, done: float
+) -> Callable[[float], float]:
+    """Share of FLOPs that a step takes -> length penalty."""
+    if constraint is None:
+        return lambda share: fixed
+    return lambda share: constraint.penalty(share, done)
+
+
+def _accuracy(logits: Tensor, batch: PackedBatch) -> float:
+    return (logits.argmax(-1) == batch.labels).float().mean().item()
+
+
+def _rollout_figures(rollouts: Rollouts) -> dict[str, float]:
     figures = {
         "task_loss": rollouts.task_loss.mean().item(),
         "reward": rollouts.reward.mean().item(),
+        "flops_share": rollouts.flops_share,
     }
     return figures | {f"kept_{cut}": share for cut, share in enumerate(rollouts.kept)}
+
+
+def freeze_all_but(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Let gradients reach the groups' parameters alone."""
+    model.requires_grad_(False)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)

@@ -1,0 +1,142 @@
+"""What a run aims at: a speed-up, or a loss of quality; and the operating point it ends at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.evaluate import (
+    REACHED,
+    OperatingPoint,
+    Validator,
+    set_threshold,
+)
+from trbert_deploy.training.options import TrainOptions
+
+#: FLOPs speed-ups of the table at the end of training.
+TABLE_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
+#: The speed-up at which policies are compared while only a loss of quality is given.
+REFERENCE_SPEEDUP = 2.0
+#: Gates start at the threshold that saves this little.
+OPENING_SPEEDUP = 1.1
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What validation asks of a stage.
+
+    Attributes:
+        options: of the run.
+        validator: held-out rows.
+        teacher_accuracy: on them.
+        note: told what a person should know.
+    """
+
+    options: TrainOptions
+    validator: Validator
+    teacher_accuracy: float
+    note: Callable[[str], None]
+
+    def prepare(self, stage: str, model: ReducedClassifier) -> None:
+        """Set the threshold that a stage starts with."""
+        if stage != "joint" or self.options.estimator != "gates":
+            return
+        self.validator.calibrate(model, OPENING_SPEEDUP)
+        # Gates are half open at a keep probability of 0.5: the threshold moves there.
+        threshold = torch.tensor(model.reduction.cuts[0].rule.value).logit()
+        with torch.no_grad():
+            for index in range(len(model.policies)):
+                model.policy(index).score.bias.sub_(threshold)
+        set_threshold(model, 0.5)
+
+    def judge(
+        self, stage: str, model: ReducedClassifier, constraint: FlopsConstraint | None
+    ) -> Callable[[float], float]:
+        """How a stage is validated: share of it that is done -> score, the highest is best."""
+        if stage == "teacher":
+            return lambda done: self.validator.dense_accuracy(model)
+        if self.options.max_drop is None:
+            return lambda done: self._at_speedup(model, self.options.target_speedup, done)
+        if stage == "joint" and constraint is not None:
+            return lambda done: self._while_quality_lasts(model, constraint, done)
+        # The joint stage left the threshold at what it could save.
+        speedup = REFERENCE_SPEEDUP
+        if stage == "hard":
+            speedup = self.validator.chain(model).flops_speedup
+        return lambda done: self._at_speedup(model, speedup, done)
+
+    def _at_speedup(self, model: ReducedClassifier, speedup: float | None, done: float) -> float:
+        """Accuracy at a speed-up; where none is wanted the last checkpoint counts as best."""
+        if speedup is None:
+            return done
+        self.validator.calibrate(model, speedup)
+        return self.validator.chain(model).accuracy
+
+    def _while_quality_lasts(
+        self, model: ReducedClassifier, constraint: FlopsConstraint, done: float
+    ) -> float:
+        """Let the computation fall until it costs too much quality; the last one is best."""
+        goal = constraint.goal(done)
+        self.validator.calibrate(model, 1.0 / goal)
+        if self.drop_of(self.validator.chain(model).accuracy) > self.max_drop:
+            constraint.stop_falling(goal)
+        return done
+
+    @property
+    def max_drop(self) -> float:
+        """The wanted largest loss, in points."""
+        return math.inf if self.options.max_drop is None else self.options.max_drop
+
+    def drop_of(self, accuracy: float) -> float:
+        """Points under the teacher."""
+        return 100.0 * (self.teacher_accuracy - accuracy)
+
+    def finish(self, model: ReducedClassifier) -> list[OperatingPoint]:
+        """Set the operating point that was asked for; the table of others beside it."""
+        own = self.validator.chain(model)
+        others = self.validator.operating_points(model, TABLE_SPEEDUPS)
+        points = sorted([own, *others], key=lambda point: point.flops_speedup)
+        wanted = self.options.target_speedup
+        if self.options.max_drop is not None:
+            chosen = self._choose(points)
+            set_threshold(model, chosen.threshold)
+        elif wanted is not None and own.flops_speedup < wanted * REACHED:
+            self.note(
+                f"a speed-up of {wanted:g} cannot be reached with cuts at "
+                f"{_places(model)}: kept {own.flops_speedup:.2f}, the most; "
+                "earlier cuts (--cuts 0.5,3) allow more"
+            )
+        return points
+
+    def _choose(self, points: Sequence[OperatingPoint]) -> OperatingPoint:
+        """The fastest point within the wanted loss, or the best one there is."""
+        within = [point for point in points if self.drop_of(point.accuracy) <= self.max_drop]
+        if within:
+            return max(within, key=lambda point: point.flops_speedup)
+        best = max(points, key=lambda point: point.accuracy)
+        self.note(
+            f"no operating point loses {self.max_drop:g} points or less: kept the best, "
+            f"{self.drop_of(best.accuracy):.2f} points at {best.flops_speedup:.2f} times fewer "
+            "FLOPs; train longer, or allow a larger --max-drop"
+        )
+        return best
+
+
+def rows_needed(points: float, differing: float = 0.05) -> int:
+    """Rows at which the 95 % interval of an accuracy difference is at most +- ``points``.
+
+    Args:
+        points: half width, above 0.
+        differing: share of rows on which the two models differ, so that each row's difference
+            has this variance at most.
+    """
+    return math.ceil(differing * (1.96 / (points / 100.0)) ** 2)
+
+
+def _places(model: ReducedClassifier) -> str:
+    return ",".join(f"{cut.position:g}" for cut in model.reduction.cuts) or "none"
