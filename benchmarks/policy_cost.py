@@ -73,7 +73,7 @@ def main() -> None:
         targets = torch.zeros(len(batch.rows), len(model.spec.labels), device=device)
         with autocast(device):
             rollouts = run_rollouts(
-                model, first_segment(model, batch), targets, arguments.rollouts, 1.0
+                model, first_segment(model, batch), targets, arguments.rollouts, lambda share: 1.0
             )
         policy_trainer.zero_grad()
         rollouts.policy_loss.backward()

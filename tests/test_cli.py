@@ -65,7 +65,7 @@ def test_train_makes_a_checkpoint_that_exports(tiny_checkpoint: Path, tmp_path: 
     assert result.returncode == 0, result.stderr
     assert "no teacher stage" in result.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures["stages"]) == ["teacher", "policy", "joint"]
+    assert list(figures["stages"]) == ["teacher", "policy", "joint", "hard"]
     assert run("export", "ckpt", cwd=tmp_path).returncode == 0
 
 

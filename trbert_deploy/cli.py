@@ -85,6 +85,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def train(recipe: str, output: Path, resume: bool, json_path: Path | None, **options: Any) -> None:
     """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint, hard."""
     from trbert_deploy.files import write_json
+    from trbert_deploy.training.processes import is_main
     from trbert_deploy.training.report import print_training
     from trbert_deploy.training.run import train as run_training
 
@@ -93,6 +94,8 @@ def train(recipe: str, output: Path, resume: bool, json_path: Path | None, **opt
         report = run_training(
             chosen, output, resume=resume, progress=progress, note=console.notes.print
         )
+    if not is_main():
+        return
     print_training(report, console.out)
     if json_path is not None:
         write_json(json_path, report.to_json())

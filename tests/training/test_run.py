@@ -22,15 +22,14 @@ from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import train
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    """A directory with an encoder, an already fine-tuned model, and data."""
-    path = tmp_path_factory.mktemp("training")
+def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:
+    """Put an encoder, an already fine-tuned model, and data into a directory."""
+    path.mkdir(exist_ok=True)
     datasets.config.HF_DATASETS_CACHE = path / "cache"
     for name, count, seed in (("train", 160, 0), ("validation", 32, 1)):
         rows = make_texts(count, seed)
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = tiny_model("none")
+    model = tiny_model("none", **changes)
     save_checkpoint(Checkpoint(model, tokenizer_dir, 64), path / "fine-tuned")
     reference = AutoModelForSequenceClassification.from_pretrained(path / "fine-tuned")
     BertModel(reference.config).save_pretrained(path / "encoder")
@@ -39,8 +38,18 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> 
     return path
 
 
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    return make_workplace(tmp_path_factory.mktemp("training"), tokenizer_dir)
+
+
 @pytest.fixture
 def options(workplace: Path) -> TrainOptions:
+    return options_for(workplace)
+
+
+def options_for(workplace: Path) -> TrainOptions:
+    """All stages on the data of ``make_workplace``, some seconds."""
     return TrainOptions(
         model=str(workplace / "encoder"),
         train=str(workplace / "train.jsonl"),
@@ -103,7 +112,7 @@ def test_all_stages_leave_checkpoints_and_figures(
         lines = (directory / "figures.jsonl").read_text().splitlines()
         figures = [json.loads(line) for line in lines]
         assert [step["step"] for step in figures] == list(range(len(figures)))
-        assert sum("validation" in step for step in figures) == options.validations
+        assert sum("validation" in step for step in figures) == options.validations_of(stage)
         assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
         assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
         assert {path.name for path in directory.glob("*.safetensors")} == {"model.safetensors"}

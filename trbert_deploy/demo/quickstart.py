@@ -60,8 +60,8 @@ class QuickstartOptions:
             "teacher_learning_rate": 1e-4,
             "policy_epochs": 1,
             "joint_epochs": 2,
-            "joint_rollouts": 2,
-            "joint_learning_rate": 3e-5,
+            "hard_epochs": 2,
+            "validations": 2,
             "target_speedup": 2.6,
             "batch_tokens": 4096,
         }

@@ -13,18 +13,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.training import processes
 from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.processes import Share
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of one step, packed one behind the other.
+    """Rows of one step that this process takes, packed one behind the other.
 
     Attributes:
         rows: [B] int64, indices of the rows in their data set.
         input_ids, token_type_ids, positions: [T] int64.
         labels: [B] int64.
         layout: where the rows lie.
+        share: what they are of the step's rows.
     """
 
     rows: np.ndarray
@@ -33,6 +36,7 @@ class PackedBatch:
     positions: Tensor
     labels: Tensor
     layout: PackedLayout
+    share: Share
 
 
 def plan_batches(
@@ -74,12 +78,22 @@ class _Rows(torch.utils.data.Dataset[tuple[int, LabelledRow]]):
 
 
 def load_batches(
-    rows: Sequence[LabelledRow], plan: Sequence[list[int]], device: torch.device
+    rows: Sequence[LabelledRow],
+    plan: Sequence[list[int]],
+    device: torch.device,
+    shared: bool = False,
 ) -> DataLoader[PackedBatch]:
-    """The batches of ``plan``, packed."""
+    """The batches of ``plan``, packed.
+
+    Args:
+        shared: all processes load this plan, and each takes its share of every batch.
+    """
+    part = (processes.index(), processes.count()) if shared else (0, 1)
 
     def collate(members: list[tuple[int, LabelledRow]]) -> PackedBatch:
         members = sorted(members, key=lambda member: len(member[1]))  # as PackedLayout likes it
+        share = Share.of(np.array([len(row) for _, row in members], np.int64), *part)
+        members = [members[place] for place in share.places]
         lengths = np.array([len(row) for _, row in members], np.int64)
 
         def packed(parts: list[np.ndarray]) -> Tensor:
@@ -92,6 +106,7 @@ def load_batches(
             positions=packed([np.arange(length) for length in lengths]),
             labels=torch.tensor([row.label for _, row in members], device=device),
             layout=PackedLayout(lengths, device),
+            share=share,
         )
 
     return DataLoader[Any](_Rows(rows), batch_sampler=list(plan), collate_fn=collate)

@@ -13,6 +13,7 @@ from torch import Tensor
 from trbert_deploy.flops import speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import LabelledRow
@@ -82,6 +83,9 @@ class Evaluation:
 class Validator:
     """Held-out rows, and how to run them.
 
+    Several processes divide the batches among themselves; what is returned is of all rows, and
+    the same in each.
+
     Attributes:
         rows: the rows.
         batch_tokens: tokens of one batch.
@@ -107,23 +111,24 @@ class Validator:
 
     def dense_accuracy(self, model: ReducedClassifier) -> float:
         """Share of rows that the dense model labels right."""
-        right = 0
+        right: list[int] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
-                right += _right(dense_logits(model, batch), batch)
-        return right / len(self.rows)
+                right.append(_right(dense_logits(model, batch), batch))
+        return sum(processes.gather(right)) / len(self.rows)
 
     def chain(self, model: ReducedClassifier) -> OperatingPoint:
         """The chain at its own rules."""
-        right = 0
+        right: list[int] = []
         lengths: list[list[int]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
                 start = first_segment(model, batch)
                 logits, kept = later_segments(model, start, choose_by_rule(model))
-                right += _right(logits, batch)
+                right.append(_right(logits, batch))
                 lengths += row_lengths(batch, kept)
-        return _point(model, right / len(self.rows), lengths)
+        accuracy = sum(processes.gather(right)) / len(self.rows)
+        return _point(model, accuracy, processes.gather(lengths))
 
     def calibrate(self, model: ReducedClassifier, target_speedup: float) -> float:
         """Set one threshold for all cuts, at which rows take the wanted FLOPs.
@@ -177,6 +182,7 @@ class Validator:
 
     def _batches(self, rows: Sequence[LabelledRow], what: str) -> Iterator[PackedBatch]:
         plan = plan_batches([len(row) for row in rows], self.batch_tokens)
+        plan = plan[processes.index() :: processes.count()]
         for number, batch in enumerate(load_batches(rows, plan, self.device), start=1):
             yield batch
             self.progress(what, number, len(plan))
@@ -188,8 +194,9 @@ Start = tuple[PackedBatch, Survivors]
 
 def _search(model: ReducedClassifier, starts: Sequence[Start], target_speedup: float) -> float:
     """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
-    logits = torch.cat([model.keep_logit(0, start.hidden) for _, start in starts])
-    low, high = logits.min().item() - 1.0, logits.max().item() + 1.0
+    logits = [model.keep_logit(0, start.hidden) for _, start in starts]
+    low = min(processes.gather([part.min().item() for part in logits])) - 1.0
+    high = max(processes.gather([part.max().item() for part in logits])) + 1.0
     for _ in range(CALIBRATION_STEPS):
         middle = (low + high) / 2
         set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
@@ -206,7 +213,7 @@ def _speedup_of(model: ReducedClassifier, starts: Sequence[Start]) -> float:
     for batch, start in starts:
         walk = select_at_cuts(model, start, choose_by_rule(model))
         lengths += row_lengths(batch, [torch.from_numpy(left.layout.lengths) for left in walk])
-    return speedup(model.spec, model.reduction, lengths)
+    return speedup(model.spec, model.reduction, processes.gather(lengths))
 
 
 def set_threshold(model: ReducedClassifier, threshold: float) -> None:

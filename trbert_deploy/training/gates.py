@@ -3,21 +3,24 @@
 Each token at a cut gets a gate, 1 where the policy keeps it and 0 where it does not, whose
 gradient is that of the keep probability (straight-through estimator, Bengio et al. 2013).
 Closed tokens stay in the tensor, but nobody attends to them (see GatedLayout): the answer is
-that of the chain, and still every token's gate learns what the answer would have gained.
+that of the chain, and still a token's gate learns what the answer would have gained from it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trbert_deploy.flops import dense_flops, reduced_flops
-from trbert_deploy.modeling.layouts import GatedLayout, Layout
+from trbert_deploy.modeling.layouts import GatedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.batches import PackedBatch
-from trbert_deploy.training.reduced import head_logits
+from trbert_deploy.training.processes import Share
+from trbert_deploy.training.reduced import Survivors, first_segment, flops_share, head_logits
+
+HOPELESS = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,33 +30,39 @@ class GatedPass:
     Attributes:
         logits: [B, C] float32.
         lengths: tokens of each row in every segment, [B] float32 each, differentiable.
+        share: what these rows are of the batch.
     """
 
     logits: Tensor
     lengths: list[Tensor]
+    share: Share
 
     def flops_share(self, model: ReducedClassifier) -> Tensor:
-        """FLOPs of the chain over those of the dense model, summed over the batch: scalar."""
-        spec, tokens = model.spec, self.lengths[0]
-        reduced = reduced_flops(spec, model.reduction, self.lengths)
-        return torch.as_tensor(reduced).sum() / torch.as_tensor(dense_flops(spec, tokens)).sum()
+        """FLOPs of the chain over those of the dense model, of the whole batch: scalar."""
+        return flops_share(model, self.lengths, self.share)
 
 
 def run_gated(model: ReducedClassifier, batch: PackedBatch) -> GatedPass:
-    """Run a batch with gates at the cuts, half open at a keep probability of 0.5."""
-    hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
-    layout: Layout = batch.layout
-    gate = torch.ones(len(hidden), device=hidden.device)
-    lengths = [batch.layout.row_sums(gate)]
-    for segment in model.segments:
-        hidden = model.run_segment(segment.index, hidden, layout)
-        if segment.cut is None:
-            break
-        gate = gate * straight_through(model.keep_logit(segment.index, hidden))
-        gate = gate.index_fill(0, batch.layout.starts, 1.0)  # the first token always survives
-        lengths.append(batch.layout.row_sums(gate))
-        layout = GatedLayout(batch.layout, gate)
-    return GatedPass(head_logits(model, hidden, batch.layout), lengths)
+    """Run a batch with gates at the cuts, which open at a keep probability of 0.5.
+
+    Tokens whose keep probability is under ``HOPELESS`` are removed: their gates have hardly any
+    gradient left, and without them the pass costs little more than the chain.
+    """
+    tokens = first_segment(model, batch)
+    gate = torch.ones(len(tokens.hidden), device=tokens.hidden.device)
+    lengths = [tokens.layout.row_sums(gate)]
+    for segment in model.segments[:-1]:
+        logit = model.keep_logit(segment.index, tokens.hidden)
+        gate = gate * straight_through(logit)
+        gate = gate.index_fill(0, tokens.layout.starts, 1.0)  # the first token always survives
+        lengths.append(tokens.layout.row_sums(gate))
+        stays = logit > math.log(HOPELESS / (1.0 - HOPELESS))
+        stays[tokens.layout.starts] = True
+        tokens, gate = tokens.compact(stays[None]), gate[stays]
+        gated = GatedLayout(tokens.layout, gate)
+        hidden = model.run_segment(segment.index + 1, tokens.hidden, gated)
+        tokens = Survivors(hidden, tokens.layout, tokens.token)
+    return GatedPass(head_logits(model, tokens.hidden, tokens.layout), lengths, batch.share)
 
 
 def straight_through(logit: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
+from trbert_deploy.training import processes
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
@@ -74,6 +76,11 @@ def train_stage(
     interrupted ends where an uninterrupted one does. The stage ends with the weights and rules
     that were validated best.
 
+    Several processes divide each batch, come to the loss and the gradient that one would come to
+    within rounding, and hold the same weights after every step; the main one writes the files.
+    Where dropout or paths are sampled, each process samples for its own rows: there a run equals
+    one with another number of processes in its statistics alone.
+
     Args:
         validate: share of the stage that is done -> how good the model is; the highest is best,
             the later of two equals. It may change the model's rules.
@@ -98,21 +105,27 @@ def train_stage(
     steps = settings.validations
     validated = {math.ceil(total * number / steps) for number in range(1, steps + 1)}
     saved = time.monotonic()
-    batches = load_batches(rows, settings.plan[first:], settings.device)
-    with _Figures(settings, first) as figures:
+    batches = load_batches(rows, settings.plan[first:], settings.device, shared=True)
+    figures = _Figures(settings, first) if processes.is_main() else None
+    with figures or nullcontext():
         for number, batch in enumerate(batches, start=first):
-            torch.manual_seed(hash((settings.seed, STAGES.index(settings.name), number)) % 2**63)
+            seed = hash((settings.seed, STAGES.index(settings.name), number))
+            torch.manual_seed((seed + processes.index()) % 2**63)
             with autocast(settings.device):
                 step = stage.compute(batch, number / total)
             optimizer.zero_grad(set_to_none=True)
             step.loss.backward()
             for group in optimizer.param_groups:
+                processes.sum_gradients(group["params"])
                 nn.utils.clip_grad_norm_(group["params"], LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()
             values = {"loss": step.loss.item(), **step.figures}
             if number + 1 in validated:
                 values["validation"] = validate((number + 1) / total)
+            if figures is None:
+                continue
+            if "validation" in values:
                 _keep_best(settings.directory / BEST_FILE, model, values["validation"])
             figures.write(number, values)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
@@ -120,6 +133,7 @@ def train_stage(
             if time.monotonic() - saved > settings.save_seconds and number + 1 < total:
                 state.save(settings.directory / RESUME_FILE, number + 1)
                 saved = time.monotonic()
+    processes.wait()  # until the best weights are written
     _load_weights(settings.directory / BEST_FILE, model)
     model.requires_grad_(True)
 

@@ -116,7 +116,7 @@ class TrainOptions:
         0.25, "Share of the hard stage's rows that keep more tokens than wanted, up to all."
     )
     validations: int = _option(
-        4, "Times that a stage is validated; the best checkpoint of a stage is kept."
+        4, "Times that a stage is validated (policy: once); the best checkpoint of each is kept."
     )
     warmup_share: float = _option(0.1, "Share of a stage over which its learning rate rises.")
     save_seconds: float = _option(60.0, "Seconds between two saves of a stage's progress.")
@@ -175,6 +175,10 @@ class TrainOptions:
         if recipe not in RECIPES:
             raise ConfigError(f"unknown recipe {recipe}: expected one of {', '.join(RECIPES)}")
         return cls(**{**RECIPES[recipe], **given})
+
+    def validations_of(self, stage: str) -> int:
+        """How often a stage is validated; the short policy stage is at its end alone."""
+        return 1 if stage == "policy" else self.validations
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,16 +5,18 @@ Tokens are really dropped here: behind every cut the packed tensor is shorter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.selection import select
 from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.processes import Share
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,19 @@ def dense_logits(model: ReducedClassifier, batch: PackedBatch) -> Tensor:
 def head_logits(model: ReducedClassifier, hidden: Tensor, layout: PackedLayout) -> Tensor:
     """Logits [B, C] float32 from last states [T, H]."""
     return model.head(hidden.index_select(0, layout.starts)).float()
+
+
+def flops_share(model: ReducedClassifier, lengths: Sequence[Tensor], share: Share) -> Tensor:
+    """FLOPs of the chain over those of the dense model, summed over the whole batch: scalar.
+
+    Args:
+        lengths: tokens of each of the process's rows in every segment, [B] floating each.
+        share: what these rows are of the batch.
+    """
+    reduced = reduced_flops(model.spec, model.reduction, lengths)
+    dense = dense_flops(model.spec, lengths[0])
+    sums: Tensor = share.total(torch.stack([reduced.sum(), dense.sum()]))
+    return sums[0] / sums[1]
 
 
 #: (cut index, keep logits [T], survivors so far) -> keep [P, T] bool, one or several choices.

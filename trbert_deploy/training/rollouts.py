@@ -6,7 +6,7 @@ Each text is run along K sampled paths. A path's reward is
 
 and the policy loss is the sum over the cuts of advantage * (-mean log probability of the path's
 choices over the text's tokens). The advantage is the reward over the mean of the same text's
-other paths, divided by the batch's standard deviation.
+other paths, divided by the batch's standard deviation (the mean of all advantages is 0).
 
 One path may be chosen instead of sampled: by the saliency guide, which the policy then imitates,
 or by the selection rule, so that the encoder is trained on what it will see.
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-from trbert_deploy.flops import speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.selection import keep_best
-from trbert_deploy.training.reduced import Chooser, Survivors, later_segments
+from trbert_deploy.training.processes import Share
+from trbert_deploy.training.reduced import Chooser, Survivors, flops_share, later_segments
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Rollouts:
         policy_loss: scalar; its gradient reaches the policies (and what made their input).
         kept: for each cut the mean share of the text's tokens that the paths kept.
         flops_share: FLOPs of the paths over those of as many dense ones.
+
+    Where processes share a batch, the first two are of the own texts, the others of all.
     """
 
     task_loss: Tensor
@@ -54,6 +56,7 @@ def run_rollouts(
     length_penalty: Callable[[float], float],
     first_path: Chooser | None = None,
     imitate: bool = False,
+    share: Share | None = None,
 ) -> Rollouts:
     """Run ``count`` paths of every text behind the first segment, which they share.
 
@@ -64,8 +67,10 @@ def run_rollouts(
         length_penalty: lambda, given the share of the dense FLOPs that the paths take.
         first_path: chooses for the first path instead of sampling.
         imitate: the first path is a demonstration to learn from, whatever its reward.
+        share: what the texts are of a batch that processes share.
     """
     batch = len(start.layout.lengths)
+    share = share or Share.of(start.layout.lengths)
     text_lengths = torch.from_numpy(start.layout.lengths).to(start.hidden.device)  # [B]
     log_probabilities: list[Tensor] = []
 
@@ -85,19 +90,19 @@ def run_rollouts(
 
     logits, kept = later_segments(model, start, choose)
     task_loss = -(target.repeat(count, 1) * log_softmax(logits, -1)).sum(-1).view(count, batch)
-    shares = torch.stack(kept).to(text_lengths.device).view(-1, count, batch) / text_lengths
-    rows = torch.stack([torch.from_numpy(start.layout.lengths).repeat(count), *kept]).T.tolist()
-    flops_share = 1.0 / speedup(model.spec, model.reduction, rows)
-    reward = -task_loss.detach() - length_penalty(flops_share) * shares.mean(0)
+    lengths = torch.stack([text_lengths.repeat(count), *(left.to(text_lengths) for left in kept)])
+    shares = lengths[1:].view(-1, count, batch) / text_lengths
+    flops = flops_share(model, lengths.double().unbind(), share).item()
+    reward = -task_loss.detach() - length_penalty(flops) * shares.mean(0)
     advantage = reward - (reward.sum(0) - reward) / (count - 1)
-    advantage = advantage / (advantage.std() + 1e-6)
+    variance = share.total(advantage.square().sum()) / (count * share.rows - 1)
+    advantage = advantage / (variance.sqrt() + 1e-6)
     log_probability = torch.stack(log_probabilities).sum(0)  # [K, B]
-    policy_loss = -(advantage * log_probability).mean()
+    policy_loss = -share.mean(advantage * log_probability).mean()
     if imitate:
-        policy_loss = policy_loss - log_probability[0].mean()
-    return Rollouts(
-        task_loss, reward, policy_loss, tuple(shares.mean((1, 2)).tolist()), flops_share
-    )
+        policy_loss = policy_loss - share.mean(log_probability[0])
+    kept_shares = tuple(share.mean(shares.mean(1)).tolist())
+    return Rollouts(task_loss, reward, policy_loss, kept_shares, flops)
 
 
 def choose_salient(saliency: Sequence[Tensor]) -> Chooser:

@@ -9,47 +9,29 @@ ckpt/
 
 from __future__ import annotations
 
+import os
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, write_json
-from trbert_deploy.modeling.checkpoint import (
-    TOKENIZER_FILE,
-    Checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    tokenizer_directory,
-)
-from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
+from trbert_deploy.modeling.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.tokenizing import TextTokenizer
-from trbert_deploy.training.aim import Aim, rows_needed
+from trbert_deploy.training import processes
+from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import plan_batches
-from trbert_deploy.training.data import (
-    Example,
-    LabelledRow,
-    labels_in,
-    read_examples,
-    split_validation,
-    tokenize,
-)
 from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
 from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.saliency import GUIDE_FILE, Guide, make_guide
 from trbert_deploy.training.stages import make_stage
 
 RUN_FILE = "training.json"
 RUN_VERSION = 2
-NUM_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -82,6 +64,9 @@ def train(
 ) -> TrainReport:
     """Run the stages that ``options`` names, each from where it was interrupted.
 
+    Under ``accelerate launch`` all processes call this alike; the first one writes the files,
+    which the others must see too, and alone uses ``progress`` and ``note``.
+
     Args:
         output: directory of the run; the newest checkpoint lies directly in it.
         resume: go on with the run that is there; otherwise the directory must hold none.
@@ -91,12 +76,20 @@ def train(
         ConfigError: options out of range, or other options than those of the run to resume.
         CheckpointError, DataError, StorageError: the model or the data cannot be used.
     """
+    # Packed batches have ever new shapes, and oneDNN keeps what it compiled for each: of its
+    # default, 1024 primitives, more than 10 GB were held. Read when it computes first.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    device = processes.join()
+    if not processes.is_main():
+        progress, note = no_progress, lambda message: None
     record = _open_record(options, output, resume)
     with tempfile.TemporaryDirectory() as scratch:
-        run = _prepare(options, Path(scratch), note)
+        run = prepare(options, Path(scratch), device, note)
         finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
         _check_stages(options, finished)
-        write_json(output / RUN_FILE, record)
+        processes.wait()  # until all have seen the directory as it was
+        if processes.is_main():
+            write_json(output / RUN_FILE, record)
         for stage in STAGES:
             _do_stage(stage, run, options, output, record, progress, note)
     stages = {name: figures for name, figures in record["stages"].items() if figures}
@@ -110,7 +103,7 @@ def train(
 
 def _do_stage(
     stage: str,
-    run: _Run,
+    run: Prepared,
     options: TrainOptions,
     output: Path,
     record: dict[str, Any],
@@ -135,9 +128,11 @@ def _do_stage(
         model.to(run.device)
         record["teacher_accuracy"] = validator.dense_accuracy(model)
         guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)
-        guide.save(guide_path)
         record["stages"][stage] = {}
-        write_json(output / RUN_FILE, record)
+        if processes.is_main():
+            guide.save(guide_path)
+            write_json(output / RUN_FILE, record)
+        processes.wait()  # all read it
         return
     aim = Aim(options, validator, record["teacher_accuracy"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
@@ -148,22 +143,13 @@ def _do_stage(
         record["points"] = [asdict(point) for point in aim.finish(model)]
     record["stages"][stage] = validator.evaluate(model).to_json()
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
-    save_checkpoint(checkpoint, directory)
-    save_checkpoint(checkpoint, output)
-    write_json(output / RUN_FILE, record)
-    for name in (RESUME_FILE, BEST_FILE):
-        (directory / name).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What every stage shares."""
-
-    checkpoint: Checkpoint
-    fine_tuned: bool
-    training: list[LabelledRow]
-    validation: list[LabelledRow]
-    device: torch.device
+    processes.wait()  # all have read the best weights
+    if processes.is_main():
+        save_checkpoint(checkpoint, directory)
+        save_checkpoint(checkpoint, output)
+        write_json(output / RUN_FILE, record)
+        for name in (RESUME_FILE, BEST_FILE):
+            (directory / name).unlink(missing_ok=True)
 
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
@@ -212,65 +198,9 @@ def _check_stages(options: TrainOptions, done: set[str]) -> None:
             )
 
 
-def _prepare(options: TrainOptions, scratch: Path, note: Callable[[str], None]) -> _Run:
-    """Read the data, load the model, tokenize."""
-    training = read_examples(options.train)
-    if options.validation is None:
-        training, validation = split_validation(training, options.seed)
-        note(f"{len(validation)} of the training rows are held out for validation")
-    else:
-        validation = read_examples(options.validation, split="validation")
-    labels = labels_in(training)
-    if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
-        note(
-            f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
-            f"from chance: about {needed} are needed"
-        )
-    reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
-    torch.manual_seed(options.seed)
-    pretrained = load_pretrained(options.model, labels, reduction)
-    model = pretrained.model
-    max_length = _fit_positions(pretrained, options, note)
-    tokenizer_dir = tokenizer_directory(options.model, scratch)
-    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = [tokenize(part, tokenizer, model.spec.labels) for part in (training, validation)]
-    if tokenizer.truncated:
-        note(
-            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
-            "(a larger --max-length trains on more, beyond the encoder's positions too)"
-        )
-    return _Run(
-        checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
-        fine_tuned=pretrained.fine_tuned,
-        training=rows[0],
-        validation=rows[1],
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-
-
-def _fit_positions(
-    pretrained: Pretrained, options: TrainOptions, note: Callable[[str], None]
-) -> int:
-    """The run's maximum length; the position table is tiled where it is too short."""
-    positions = pretrained.model.spec.max_positions
-    if options.max_length is None or options.max_length <= positions:
-        return options.max_length or positions
-    pretrained.model.extend_positions(options.max_length)
-    note(f"positions extended from {positions} to {options.max_length} by tiling")
-    return options.max_length
-
-
-def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
-    """Texts for benchmarks, spread over the validation data."""
-    texts = [example.text for example in validation if isinstance(example.text, str)]
-    return tuple(texts[:: max(1, len(texts) // NUM_SAMPLES)][:NUM_SAMPLES])
-
-
 def _run_stage(
     stage: str,
-    run: _Run,
+    run: Prepared,
     options: TrainOptions,
     directory: Path,
     guide_path: Path,
@@ -291,7 +221,7 @@ def _run_stage(
         warmup_share=options.warmup_share,
         seed=options.seed,
         save_seconds=options.save_seconds,
-        validations=options.validations,
+        validations=options.validations_of(stage),
         device=run.device,
     )
     aim.prepare(stage, model)

@@ -24,6 +24,7 @@ from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
+from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
@@ -96,11 +97,12 @@ def make_guide(
     device: torch.device,
     progress: Progress,
 ) -> Guide:
-    """One pass of the teacher over the training rows."""
+    """One pass of the teacher over the training rows; processes divide the batches."""
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    logits = np.empty((len(rows), len(model.spec.labels)), np.float32)
-    saliency = tuple(np.empty(starts[-1], np.float32) for _ in model.reduction.cuts)
+    logits = np.zeros((len(rows), len(model.spec.labels)), np.float32)
+    saliency = tuple(np.zeros(starts[-1], np.float32) for _ in model.reduction.cuts)
     plan = plan_batches([len(row) for row in rows], batch_tokens)
+    plan = plan[processes.index() :: processes.count()]
     model.eval()
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         scores, batch_logits = batch_saliency(model, batch)
@@ -109,7 +111,12 @@ def make_guide(
             cut_scores[tokens] = values.cpu().numpy()
         logits[batch.rows] = batch_logits.cpu().numpy()
         progress("guide", number, len(plan))
-    return Guide(logits, starts, saliency)
+    return Guide(_combined(logits), starts, tuple(map(_combined, saliency)))
+
+
+def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the processes found, each 0 where others did."""
+    return processes.total(torch.from_numpy(values)).numpy()
 
 
 def batch_saliency(model: ReducedClassifier, batch: PackedBatch) -> tuple[list[Tensor], Tensor]:

@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.distillation import distillation_loss
@@ -37,10 +38,10 @@ from trbert_deploy.training.saliency import Guide
 
 @dataclass(frozen=True)
 class Step:
-    """What one batch came to.
+    """What one batch came to, the whole of it where processes share it.
 
     Attributes:
-        loss: scalar to go down.
+        loss: scalar to go down; its gradient is that of the process's own rows.
         figures: what to write down of it.
     """
 
@@ -113,7 +114,8 @@ LARGEST_SPEEDUP = 10.0
 def _teacher(model: ReducedClassifier) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         logits = dense_logits(model, batch)
-        return Step(cross_entropy(logits, batch.labels), {"accuracy": _accuracy(logits, batch)})
+        loss = batch.share.mean(cross_entropy(logits, batch.labels, reduction="none"))
+        return Step(loss, {"accuracy": _accuracy(logits, batch)})
 
     return compute
 
@@ -130,13 +132,15 @@ def _policy_by_ranks(model: ReducedClassifier, guide: Guide) -> Compute:
                 hidden.append(states)
         losses = [
             binary_cross_entropy_with_logits(
-                model.keep_logit(index, states), rank_shares(saliency, batch.layout)
+                model.keep_logit(index, states),
+                rank_shares(saliency, batch.layout),
+                reduction="sum",
             )
             for index, (states, saliency) in enumerate(
                 zip(hidden, guide.saliency_of(batch), strict=True)
             )
         ]
-        return Step(torch.stack(losses).mean(), {})
+        return Step(batch.share.total(torch.stack(losses).mean()) / batch.share.tokens, {})
 
     return compute
 
@@ -168,8 +172,9 @@ def _policy_by_rollouts(
             _penalty(constraint, options.length_penalty, done),
             choose_salient(guide.saliency_of(batch)) if imitating else None,
             imitate=imitating,
+            share=batch.share,
         )
-        return Step(rollouts.policy_loss, _rollout_figures(rollouts))
+        return Step(rollouts.policy_loss, _rollout_figures(rollouts, batch))
 
     return compute
 
@@ -194,8 +199,10 @@ def _joint_by_rollouts(
             options.joint_rollouts,
             _penalty(constraint, options.joint_length_penalty, done),
             choose_by_rule(model),
+            share=batch.share,
         )
-        return Step(rollouts.task_loss.mean() + rollouts.policy_loss, _rollout_figures(rollouts))
+        task = batch.share.mean(rollouts.task_loss).mean()
+        return Step(task + rollouts.policy_loss, _rollout_figures(rollouts, batch))
 
     return compute
 
@@ -205,7 +212,8 @@ def _joint_by_gates(model: ReducedClassifier, guide: Guide, constraint: FlopsCon
 
     def compute(batch: PackedBatch, done: float) -> Step:
         gated = run_gated(model, batch)
-        task = distillation_loss(gated.logits, guide.logits_of(batch), batch.labels).mean()
+        losses = distillation_loss(gated.logits, guide.logits_of(batch), batch.labels)
+        task = batch.share.mean(losses)
         share = gated.flops_share(model)
         penalty = constraint.penalty(share.item(), done)
         figures = {
@@ -228,20 +236,20 @@ def _hard(model: ReducedClassifier, guide: Guide, mixed_share: float) -> Compute
     """
 
     def compute(batch: PackedBatch, _: float) -> Step:
-        rows = len(batch.rows)
-        device = batch.labels.device
-        thresholds = torch.full((rows,), model.reduction.cuts[0].rule.value, device=device)
-        lower = thresholds * torch.rand(rows, device=device)
-        lower[torch.rand(rows, device=device) < 0.5] = 0.0
-        mixed = torch.rand(rows, device=device) < mixed_share
-        thresholds = torch.where(mixed, lower, thresholds)
+        share = batch.share
+        # Drawn for the whole batch, so that a row's threshold is the same in whichever process.
+        drawn = processes.from_main(torch.rand(3, share.rows, device=batch.labels.device))
+        factor, coin, mixing = drawn[:, share.places]
+        wanted = torch.full_like(factor, model.reduction.cuts[0].rule.value)
+        lower = torch.where(coin < 0.5, 0.0, factor * wanted)
+        thresholds = torch.where(mixing < mixed_share, lower, wanted)
         logits, kept = later_segments(
             model, first_segment(model, batch), choose_by_logits(thresholds.logit())
         )
-        loss = distillation_loss(logits, guide.logits_of(batch), batch.labels).mean()
-        tokens = len(batch.input_ids)
-        shares = {f"kept_{cut}": int(left.sum()) / tokens for cut, left in enumerate(kept)}
-        return Step(loss, {"accuracy": _accuracy(logits, batch), **shares})
+        losses = distillation_loss(logits, guide.logits_of(batch), batch.labels)
+        left = share.total(torch.stack(kept).sum(1)) / share.tokens
+        shares = {f"kept_{cut}": part for cut, part in enumerate(left.tolist())}
+        return Step(share.mean(losses), {"accuracy": _accuracy(logits, batch), **shares})
 
     return compute
 
@@ -256,13 +264,13 @@ def _penalty(
 
 
 def _accuracy(logits: Tensor, batch: PackedBatch) -> float:
-    return (logits.argmax(-1) == batch.labels).float().mean().item()
+    return batch.share.mean((logits.argmax(-1) == batch.labels).float()).item()
 
 
-def _rollout_figures(rollouts: Rollouts) -> dict[str, float]:
+def _rollout_figures(rollouts: Rollouts, batch: PackedBatch) -> dict[str, float]:
     figures = {
-        "task_loss": rollouts.task_loss.mean().item(),
-        "reward": rollouts.reward.mean().item(),
+        "task_loss": batch.share.mean(rollouts.task_loss.detach()).mean().item(),
+        "reward": batch.share.mean(rollouts.reward).mean().item(),
         "flops_share": rollouts.flops_share,
     }
     return figures | {f"kept_{cut}": share for cut, share in enumerate(rollouts.kept)}

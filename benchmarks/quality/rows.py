@@ -1,0 +1,142 @@
+"""How each row of the quality tables comes to its student.
+
+All begin with one teacher. Ours runs the product's stages; every other row but ``tr-bert`` ends
+with the same hard stage, in which it learns from the teacher's answers on whole texts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from runs import Run
+from setting import locked
+from students import (
+    Student,
+    by_attention,
+    by_chance,
+    by_policy,
+    count_for,
+    evaluate,
+    first_tokens,
+    head_and_tail,
+    lengths_of,
+    thinner,
+    with_ratio,
+)
+
+from trbert_deploy import console
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.training.aim import Aim
+from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.distillation import distillation_loss
+from trbert_deploy.training.evaluate import Validator
+from trbert_deploy.training.stages import Stage, Step, make_stage
+
+#: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.
+ROWS = {
+    "teacher": "the dense model on whole texts, as it is",
+    "ours": "this toolkit's stages: policy, joint, hard",
+    "tr-bert": "the published stages: policy and joint by REINFORCE",
+    "truncate": "the text's first tokens",
+    "head-tail": "a quarter of the tokens from the text's head, the others from its tail",
+    "random": "random tokens, one ratio for all texts and cuts",
+    "attention": "the tokens that receive most attention (LTP), one ratio for all texts and cuts",
+    "fixed-ratio": "our policies before their hard stage, one ratio for all texts and cuts",
+    "student-3": "three of the teacher's layers",
+    "student-2": "two of the teacher's layers",
+}
+
+
+def train_row(run: Run) -> Student:
+    """The student of a row, trained as far as it is not yet."""
+    row = run.row
+    if row == "ours":
+        return _with_policies(run, "policy", "joint", "hard")
+    if row == "tr-bert":
+        return _with_policies(run, "policy", "joint")
+    if row == "fixed-ratio":
+        return _with_fixed_ratio(run)
+    model = run.setting.load_teacher(run.options.cuts, run.options.seed)
+    if row in ("random", "attention"):
+        _set_ratio(run, model)
+        choose = by_attention(model) if row == "attention" else by_chance(model, run.options.seed)
+        return _harden(run, Student(model, choose=choose))
+    model.set_reduction(ReductionConfig())
+    if row == "teacher":
+        return Student(model)
+    if row.startswith("student"):
+        return _harden(run, Student(thinner(model, int(row[-1]))))
+    count = count_for(model.spec, lengths_of(run.setting.validation_rows), _speedup(run))
+    view = first_tokens(count) if row == "truncate" else head_and_tail(count)
+    return _harden(run, Student(model, view))
+
+
+def _with_policies(run: Run, *stages: str) -> Student:
+    """The product's stages after the teacher's."""
+    setting, options = run.setting, run.options
+    model = setting.load_teacher(options.cuts, options.seed)
+    validator = Validator(setting.validation_rows, options.batch_tokens, setting.device)
+    aim = Aim(options, validator, teacher_accuracy=0.0, note=console.notes.print)
+    for name in stages:
+        if run.load(name, model):
+            continue
+        aim.prepare(name, model)
+        stage = make_stage(name, model, options, run.guide())
+        run.train(name, Student(model), stage, aim.judge(name, model, stage.constraint))
+    return Student(model, choose=by_policy(model))
+
+
+def training_seconds(run: Run) -> dict[str, float]:
+    """Training time of each stage that a row builds on."""
+    lent = _ours(run).seconds() if run.row == "fixed-ratio" else {}
+    lent.pop("hard", None)
+    return lent | run.seconds()
+
+
+def _ours(run: Run) -> Run:
+    """The run that lends its policies."""
+    return replace(run, row="ours")
+
+
+def _with_fixed_ratio(run: Run) -> Student:
+    """Our policies; but every text keeps the same share, whatever it says."""
+    ours = _ours(run)
+    with locked(ours.directory):
+        ours.claim()
+        model = _with_policies(ours, "policy", "joint").model
+    _set_ratio(run, model)
+    return _harden(run, Student(model, choose=by_policy(model)))
+
+
+def _set_ratio(run: Run, model: ReducedClassifier) -> None:
+    lengths = lengths_of(run.setting.validation_rows)
+    model.set_reduction(with_ratio(model.spec, model.reduction, lengths, _speedup(run)))
+
+
+def _harden(run: Run, student: Student) -> Student:
+    """The hard stage: encoder and head learn the teacher's answers from what the student sees."""
+    setting, options, model = run.setting, run.options, student.model
+    if run.load("hard", model):
+        return student
+    guide = run.guide()
+
+    def compute(batch: PackedBatch, done: float) -> Step:
+        logits, _ = student.forward(batch, training=True)
+        loss = distillation_loss(logits, guide.logits_of(batch), batch.labels).mean()
+        right = (logits.argmax(-1) == batch.labels).float().mean()
+        return Step(loss, {"accuracy": right.item()})
+
+    def judge(done: float) -> float:
+        rows = setting.validation_rows
+        return evaluate(student, setting.spec, rows, options.batch_tokens, setting.device).accuracy
+
+    body = [*model.encoder.parameters(), *model.head.parameters()]
+    stage = Stage(compute, [{"params": body, "lr": options.hard_learning_rate}])
+    run.train("hard", student, stage, judge)
+    return student
+
+
+def _speedup(run: Run) -> float:
+    assert run.options.target_speedup is not None  # compare.py always gives one
+    return run.options.target_speedup

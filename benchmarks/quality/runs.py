@@ -1,0 +1,159 @@
+"""One row of a quality table in training: its directory, its stages, its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from setting import Setting
+from students import Student, lengths_of
+
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.files import read_json, write_json
+from trbert_deploy.modeling.checkpoint import (
+    WEIGHTS_FILE,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.training.batches import plan_batches
+from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
+from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.saliency import Guide
+from trbert_deploy.training.stages import Stage
+
+OPTIONS_FILE = "options.json"
+SECONDS_FILE = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row in training.
+
+    Attributes:
+        row: what it is, a key of ``rows.ROWS``.
+        setting: what it shares with the others.
+        options: of its stages.
+        output: directory of the comparison.
+        variant: tells rows with other options apart.
+        progress: told of every step.
+    """
+
+    row: str
+    setting: Setting
+    options: TrainOptions
+    output: Path
+    variant: str = ""
+    progress: Progress = no_progress
+
+    @property
+    def name(self) -> str:
+        """What its directory and its figures are called."""
+        if self.row == "teacher":
+            return self.row
+        name = f"{self.row}.{self.variant}" if self.variant else self.row
+        if not self.row.startswith("student"):  # whose layers decide what is saved
+            name += f"-{self.options.target_speedup:g}"
+        return f"{name}-s{self.options.seed}"
+
+    @property
+    def directory(self) -> Path:
+        return self.output / self.name
+
+    def claim(self) -> None:
+        """Begin the row, or go on with it.
+
+        Raises:
+            ConfigError: it was begun with other options.
+        """
+        path = self.directory / OPTIONS_FILE
+        if path.exists() and (changed := self.options.changed(read_json(path))):
+            raise ConfigError(
+                f"{self.directory} was begun with other options ({', '.join(changed)}): give the "
+                "same ones, or a --variant of its own"
+            )
+        write_json(path, self.options.to_json())
+
+    def guide(self) -> Guide:
+        """The teacher's view of the training rows."""
+        options = self.options
+        return self.setting.guide(options.cuts, self.output, options.batch_tokens, self.progress)
+
+    def load(self, stage: str, model: ReducedClassifier) -> bool:
+        """Load what a stage came to, if it is done."""
+        directory = self.directory / stage
+        if not (directory / WEIGHTS_FILE).exists():
+            return False
+        done = load_checkpoint(directory).model
+        model.set_reduction(done.reduction)
+        model.load_state_dict(done.state_dict())
+        return True
+
+    def train(
+        self, name: str, student: Student, stage: Stage, judge: Callable[[float], float]
+    ) -> None:
+        """Train a stage, from where it was stopped, and save what it comes to.
+
+        Batches are planned by whole texts, so that all rows take the same ones.
+        """
+        options, rows = self.options, self.setting.training_rows
+        directory = self.directory / name
+        settings = StageSettings(
+            name=name,
+            directory=directory,
+            plan=plan_batches(
+                lengths_of(rows).tolist(),
+                options.batch_tokens,
+                getattr(options, f"{name}_epochs"),
+                seed=options.seed * len(STAGES) + STAGES.index(name),
+            ),
+            warmup_share=options.warmup_share,
+            seed=options.seed,
+            save_seconds=options.save_seconds,
+            validations=options.validations_of(name),
+            device=self.setting.device,
+        )
+        viewed = [student.view(row) for row in rows]
+        watch = Stopwatch(directory / SECONDS_FILE, self.progress)
+        train_stage(settings, student.model, stage, viewed, judge, watch)
+        watch.save()
+        teacher = Path(self.setting.teacher)
+        length = self.setting.max_length or student.model.spec.max_positions
+        save_checkpoint(Checkpoint(student.model, teacher, length), directory)
+        for file in (RESUME_FILE, BEST_FILE):
+            (directory / file).unlink(missing_ok=True)
+
+    def seconds(self) -> dict[str, float]:
+        """Training time of each of its stages, summed over interruptions."""
+        files = sorted(self.directory.glob(f"*/{SECONDS_FILE}"))
+        return {path.parent.name: read_json(path)["seconds"] for path in files}
+
+
+class Stopwatch:
+    """Adds up the seconds that a stage takes; is told of every step, and passes it on.
+
+    Args:
+        path: holds the seconds so far.
+        progress: told in turn.
+    """
+
+    SAVE_SECONDS = 30.0
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path = path
+        self._progress = progress
+        self._before = read_json(path)["seconds"] if path.exists() else 0.0
+        self._start = self._saved = time.monotonic()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        self._progress(step, done, total)
+        if time.monotonic() - self._saved > self.SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        self._saved = time.monotonic()
+        write_json(self._path, {"seconds": round(self._before + self._saved - self._start, 1)})

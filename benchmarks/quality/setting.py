@@ -1,0 +1,162 @@
+"""What all rows of a quality table share: data, teacher and guide."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from random import Random
+
+import torch
+from filelock import FileLock, Timeout
+
+from trbert_deploy import console
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.files import read_json, write_json
+from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, load_hf_config
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.pretrained import is_fine_tuned, load_pretrained
+from trbert_deploy.progress import Progress
+from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
+from trbert_deploy.training.data import LabelledRow, read_examples, tokenize
+from trbert_deploy.training.saliency import Guide, make_guide
+
+SETTING_FILE = "setting.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data and teacher.
+
+    Attributes:
+        teacher: directory of the fine-tuned dense model.
+        train, validation: labelled data, as ``trbert-deploy train`` takes it.
+        texts: random training texts to take; None for all.
+        max_length: most tokens of a text, the teacher's positions where None; beyond these the
+            positions are tiled.
+    """
+
+    teacher: str
+    train: str
+    validation: str
+    texts: int | None = None
+    max_length: int | None = None
+
+    def claim(self, directory: Path) -> None:
+        """Make this the setting of ``directory``.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        path = directory / SETTING_FILE
+        own = asdict(self)
+        if path.exists() and (found := read_json(path)) != own:
+            changed = ", ".join(name for name in own if found.get(name) != own[name])
+            raise ConfigError(
+                f"{directory} compares rows with another setting ({changed}): give the same one, "
+                "or choose another --output"
+            )
+        write_json(path, own)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The teacher's shape."""
+        return self._dense.spec
+
+    def load_teacher(self, cuts: str | None = None, seed: int = 0) -> ReducedClassifier:
+        """A copy of the teacher, with new policies at ``cuts`` (TR-BERT's places where None)."""
+        model = deepcopy(self._dense)
+        torch.manual_seed(seed)
+        model.set_reduction(reduction_at(cuts, model.spec))
+        return model.to(self.device)
+
+    @cached_property
+    def training_rows(self) -> list[LabelledRow]:
+        return self.read(self.train, self.texts)
+
+    @cached_property
+    def validation_rows(self) -> list[LabelledRow]:
+        return self.read(self.validation)
+
+    def read(self, source: str, count: int | None = None) -> list[LabelledRow]:
+        """Rows of a file, ``count`` random ones (always the same) if it is given."""
+        examples = read_examples(source)
+        if count is not None and count < len(examples):
+            examples = Random(0).sample(examples, count)
+        path = Path(self.teacher) / TOKENIZER_FILE
+        tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # a shorter maximum is a choice here
+            return tokenize(examples, tokenizer, self.spec.labels)
+
+    def guide(
+        self, cuts: str | None, directory: Path, batch_tokens: int, progress: Progress
+    ) -> Guide:
+        """The teacher's view of the training rows, made once for each choice of cuts."""
+        model = self.load_teacher(cuts)
+        places = ",".join(f"{cut.position:g}" for cut in model.reduction.cuts)
+        path = directory / f"guide-{places}.safetensors"
+        with locked(path):
+            if not path.exists():
+                rows = self.training_rows
+                make_guide(model, rows, batch_tokens, self.device, progress).save(path)
+        return Guide.load(path)
+
+    @cached_property
+    def _dense(self) -> ReducedClassifier:
+        if not is_fine_tuned(load_hf_config(self.teacher)):
+            raise CheckpointError(
+                f"{self.teacher} has no classification head: expected a fine-tuned teacher, or a "
+                "run of trbert-deploy train whose teacher stage is done"
+            )
+        model = load_pretrained(self.teacher, (), ReductionConfig()).model  # the labels it has
+        if self.max_length and self.max_length > model.spec.max_positions:
+            model.extend_positions(self.max_length)
+        return model
+
+
+def set_up_torch(threads: int | None) -> None:
+    """Settle what PyTorch takes of the machine; to be called before it computes anything."""
+    # oneDNN keeps a primitive for every shape that it meets: gigabytes, as rows vary in length.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def teacher_in(directory: Path) -> str:
+    """The fine-tuned model of a run, or of a directory that is one itself."""
+    stage = directory / "stages" / "teacher"
+    return str(stage if stage.is_dir() else directory)
+
+
+def reduction_at(cuts: str | None, spec: EncoderSpec) -> ReductionConfig:
+    """The cuts as they are written on a command line; TR-BERT's places where None."""
+    if cuts is None:
+        return ReductionConfig.default_for(spec.num_layers)
+    return ReductionConfig.parse(cuts)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time work on ``path``."""
+    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.notes.print(f"waiting for another process that makes {path.name}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

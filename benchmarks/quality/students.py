@@ -1,0 +1,300 @@
+"""What the rows of the quality tables run: our chain, and what it is compared with.
+
+Every one is a model with the teacher's weights to begin with, and one way to save computation:
+it reads a part of the text, it has fewer layers, or it drops tokens at cuts by some score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.flops import dense_flops, reduced_flops
+from trbert_deploy.modeling.encoder import Attention, EncoderLayer
+from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.selection import SelectionRule, select
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.contexts import autocast, evaluating
+from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.evaluate import REACHED, row_lengths
+from trbert_deploy.training.reduced import (
+    Chooser,
+    Survivors,
+    choose_by_rule,
+    dense_logits,
+    first_segment,
+    later_segments,
+)
+
+BISECTIONS = 40
+
+#: (batch, whether it is a training step) -> what decides at the cuts.
+Choose = Callable[[PackedBatch, bool], Chooser]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model and its way to save computation.
+
+    Attributes:
+        model: without cuts where ``choose`` is None.
+        view: what it reads of a row.
+        choose: decides at the cuts which tokens survive.
+    """
+
+    model: ReducedClassifier
+    view: Callable[[LabelledRow], LabelledRow] = lambda row: row
+    choose: Choose | None = None
+
+    def forward(self, batch: PackedBatch, training: bool = False) -> tuple[Tensor, list[list[int]]]:
+        """Logits [B, C] of rows in its own view, and each row's tokens in every segment."""
+        if self.choose is None:
+            return dense_logits(self.model, batch), row_lengths(batch, [])
+        start = first_segment(self.model, batch)
+        logits, kept = later_segments(self.model, start, self.choose(batch, training))
+        return logits, row_lengths(batch, kept)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A student on labelled rows.
+
+    Attributes:
+        correct: [N] bool.
+        flops_speedup: FLOPs of the teacher on whole rows over the student's.
+    """
+
+    correct: NDArray[np.bool_]
+    flops_speedup: float
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
+
+def evaluate(
+    student: Student,
+    teacher: EncoderSpec,
+    rows: Sequence[LabelledRow],
+    batch_tokens: int,
+    device: torch.device,
+    progress: Progress = no_progress,
+) -> Outcome:
+    """Run a student on whole rows, of which it reads its own view."""
+    model = student.model
+    viewed = [student.view(row) for row in rows]
+    plan = plan_batches([len(row) for row in viewed], batch_tokens)
+    correct = np.zeros(len(rows), bool)
+    flops = 0.0
+    with evaluating(model), autocast(device):
+        for number, batch in enumerate(load_batches(viewed, plan, device), start=1):
+            logits, lengths = student.forward(batch)
+            correct[batch.rows] = (logits.argmax(-1) == batch.labels).cpu().numpy()
+            columns = list(np.array(lengths).T)
+            flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
+            progress("evaluation", number, len(plan))
+    dense = float(dense_flops(teacher, lengths_of(rows)).sum())
+    return Outcome(correct, dense / flops)
+
+
+def lengths_of(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
+    """Tokens of each row: [N]."""
+    return np.array([len(row) for row in rows], np.int64)
+
+
+# A part of the text
+
+
+def first_tokens(count: int) -> Callable[[LabelledRow], LabelledRow]:
+    """The first ``count`` tokens, the last of them the row's last one ([SEP])."""
+    return lambda row: _part(row, [*range(count - 1), len(row) - 1]) if len(row) > count else row
+
+
+def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
+    """``count`` tokens: the first and the last ([CLS], [SEP]), of the others a quarter from the
+    text's head and three from its tail, about the 128 + 382 of Sun et al. 2019.
+    """
+
+    def view(row: LabelledRow) -> LabelledRow:
+        if len(row) <= count:
+            return row
+        head = 1 + (count - 2) // 4
+        return _part(row, [*range(head), *range(len(row) - (count - head), len(row))])
+
+    return view
+
+
+def _part(row: LabelledRow, places: Sequence[int]) -> LabelledRow:
+    tokens = TokenRow(row.tokens.input_ids[places], row.tokens.token_type_ids[places])
+    return replace(row, tokens=tokens)
+
+
+# Fewer layers
+
+
+def thinner(teacher: ReducedClassifier, layers: int) -> ReducedClassifier:
+    """A model of ``layers`` of the teacher's layers, evenly spaced from the first one on
+    (as DistilBERT begins, Sanh et al. 2019).
+    """
+    taken = [index * teacher.spec.num_layers // layers for index in range(layers)]
+    model = ReducedClassifier(replace(teacher.spec, num_layers=layers), ReductionConfig())
+    model.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
+    model.head.load_state_dict(teacher.head.state_dict())
+    for index, layer in enumerate(taken):
+        model.encoder.layers[index].load_state_dict(teacher.encoder.layers[layer].state_dict())
+    return model.to(teacher.head.pooler.weight.device)
+
+
+# Dropping tokens at cuts, as many as the cuts' rules say
+
+
+def by_policy(model: ReducedClassifier) -> Choose:
+    """By the policies' keep logits."""
+    return lambda batch, training: choose_by_rule(model)
+
+
+def by_chance(model: ReducedClassifier, seed: int) -> Choose:
+    """At random: anew in every training step, and always the same of a row in evaluation."""
+
+    def choose_in(batch: PackedBatch, training: bool) -> Chooser:
+        if training:
+            scores = torch.rand(len(batch.input_ids), device=batch.labels.device)
+        else:
+            rows = zip(batch.rows.tolist(), batch.layout.lengths.tolist(), strict=True)
+            drawn = [np.random.default_rng([seed, row]).random(length) for row, length in rows]
+            scores = torch.from_numpy(np.concatenate(drawn)).float().to(batch.labels.device)
+
+        def choose(index: int, _: Tensor, survivors: Survivors) -> Tensor:
+            return _select(model, index, scores[survivors.token], survivors.layout)
+
+        return choose
+
+    return choose_in
+
+
+def by_attention(model: ReducedClassifier) -> Choose:
+    """By the attention that a token receives in the last layer before the cut (LTP, Kim et al.
+    2022, equation 2).
+
+    Raises:
+        ConfigError: no attention runs before a cut, or none since the cut before it.
+    """
+    layers = [(cut.step - 1) // 2 for cut in model.reduction.cuts]  # whose attention runs last
+    if -1 in layers or len(set(layers)) < len(layers):
+        raise ConfigError(
+            "attention-received selection needs an attention before every cut: expected cuts "
+            "from 0.5 on, a layer or more from each other"
+        )
+    modules = [cast(EncoderLayer, model.encoder.layers[layer]).attention for layer in layers]
+    inputs: dict[Attention, tuple[Tensor, PackedLayout]] = {}
+    for module in modules:
+        module.register_forward_pre_hook(inputs.__setitem__)
+
+    def choose(index: int, _: Tensor, survivors: Survivors) -> Tensor:
+        hidden, layout = inputs.pop(modules[index])
+        scores = received_attention(modules[index], hidden.detach(), layout)
+        return _select(model, index, scores, survivors.layout)
+
+    return lambda batch, training: choose
+
+
+@torch.no_grad()
+def received_attention(attention: Attention, hidden: Tensor, layout: PackedLayout) -> Tensor:
+    """Attention probability that each token gets, mean over heads and over the row's queries.
+
+    Args:
+        hidden: [T, H] what ``attention`` is run on.
+
+    Returns:
+        [T] float32.
+    """
+    lengths = layout.lengths.tolist()
+    queries, keys = (
+        linear(hidden).float().unflatten(-1, (attention.num_heads, -1)).split(lengths)
+        for linear in (attention.query, attention.key)
+    )
+    scores = []
+    with torch.autocast(hidden.device.type, enabled=False):
+        for query, key in zip(queries, keys, strict=True):  # [S, N, D] each
+            weights = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
+            scores.append(weights.softmax(-1).mean((0, 1)))
+    return torch.cat(scores)
+
+
+def _select(model: ReducedClassifier, index: int, scores: Tensor, layout: PackedLayout) -> Tensor:
+    """Keep the best by ``scores`` [T], as many as the rule of a cut says: keep [1, T]."""
+    lengths = torch.from_numpy(layout.lengths).to(scores.device)
+    rule = model.reduction.cuts[index].rule
+    return layout.unpad(select(layout.pad(scores), lengths, rule))[None]
+
+
+# How much to keep for the wanted computation: a matter of lengths alone
+
+
+def count_for(spec: EncoderSpec, lengths: NDArray[np.int64], speedup: float) -> int:
+    """To how many tokens rows of ``lengths`` [N] are to be cut.
+
+    Raises:
+        ConfigError: so much cannot be saved.
+    """
+
+    def reached(share: float) -> float:
+        cut = np.minimum(lengths, _tokens(share, lengths))
+        return float(dense_flops(spec, lengths).sum() / dense_flops(spec, cut).sum())
+
+    return _tokens(_bisect(reached, speedup, "truncation"), lengths)
+
+
+def _tokens(share: float, lengths: NDArray[np.int64]) -> int:
+    return max(3, round(share * int(lengths.max())))  # [CLS], one token, [SEP]
+
+
+def with_ratio(
+    spec: EncoderSpec, reduction: ReductionConfig, lengths: NDArray[np.int64], speedup: float
+) -> ReductionConfig:
+    """The same cuts, all with the one ratio at which rows of ``lengths`` [N] save so much.
+
+    Raises:
+        ConfigError: so much cannot be saved with these cuts.
+    """
+
+    def at(ratio: float) -> ReductionConfig:
+        return reduction.with_rules((SelectionRule("ratio", ratio),) * len(reduction.cuts))
+
+    def reached(ratio: float) -> float:
+        columns = [lengths]
+        for _ in reduction.cuts:
+            kept = np.ceil(ratio * columns[-1] - 1e-9)  # as ``select`` has it
+            columns.append(np.maximum(1, kept).astype(np.int64))
+        reduced = reduced_flops(spec, reduction, columns)
+        return float(dense_flops(spec, lengths).sum() / reduced.sum())
+
+    return at(_bisect(reached, speedup, "a ratio at these cuts"))
+
+
+def _bisect(reached: Callable[[float], float], speedup: float, what: str) -> float:
+    """The share, above 0 and up to 1, at which a falling function comes nearest to ``speedup``."""
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) >= speedup else (low, middle)
+    # Few rows allow coarse steps only, and the two stand on either side of one.
+    best = min((low or high, high), key=lambda share: abs(math.log(reached(share) / speedup)))
+    if reached(best) < speedup * REACHED:
+        raise ConfigError(
+            f"{what} saves {reached(best):.2f} times the FLOPs at most: expected {speedup:g}; "
+            "ask for less, or cut earlier"
+        )
+    return best

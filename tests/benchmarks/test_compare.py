@@ -1,0 +1,397 @@
+"""The rows of the quality tables on a tiny model: training, resuming, figures, table, folds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import compare
+import datasets
+import folds
+import numpy as np
+import pytest
+import tables
+import times
+import torch
+from click.testing import CliRunner
+from compare import finish
+from conftest import make_texts, tiny_model, tiny_spec
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+from rows import ROWS, train_row
+from runs import Run, Stopwatch
+from safetensors.torch import load_file
+from setting import Setting
+from students import (
+    by_attention,
+    by_chance,
+    count_for,
+    first_tokens,
+    head_and_tail,
+    received_attention,
+    thinner,
+    with_ratio,
+)
+
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.flops import dense_flops, speedup
+from trbert_deploy.modeling.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.training.batches import load_batches
+from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.loop import RESUME_FILE
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.reduced import Survivors
+
+TARGET = 1.6
+CPU = torch.device("cpu")
+STUDENTS = {"student-3": 4 / 3, "student-2": 2.0}  # of four layers
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A directory with a run whose teacher stage is done, and data."""
+    path = tmp_path_factory.mktemp("comparison")
+    datasets.config.HF_DATASETS_CACHE = path / "cache"
+    for name, count, seed in (("train", 60, 0), ("validation", 32, 1), ("test", 40, 2)):
+        rows = make_texts(count, seed)
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint = Checkpoint(tiny_model("1,2"), tokenizer_dir, 64)
+    save_checkpoint(checkpoint, path / "run" / "stages" / "teacher")
+    return path
+
+
+def setting_in(workplace: Path, **changes: object) -> Setting:
+    values: dict[str, object] = {
+        "teacher": str(workplace / "run" / "stages" / "teacher"),
+        "train": str(workplace / "train.jsonl"),
+        "validation": str(workplace / "validation.jsonl"),
+    }
+    return Setting(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run(workplace: Path, tmp_path: Path) -> Run:
+    setting = setting_in(workplace)
+    options = TrainOptions(
+        model=setting.teacher,
+        train=setting.train,
+        validation=setting.validation,
+        target_speedup=TARGET,
+        hard_epochs=1,
+        validations=2,
+        batch_tokens=256,
+        rollouts=2,
+        joint_rollouts=2,
+    )
+    return Run("truncate", setting, options, tmp_path / "out")
+
+
+def options_for(run: Run, row: str) -> TrainOptions:
+    if row != "tr-bert":
+        return run.options
+    return replace(run.options, estimator="reinforce")
+
+
+@pytest.mark.parametrize("row", list(ROWS))
+def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
+    run: Run, workplace: Path, row: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    run = replace(
+        run,
+        row=row,
+        options=options_for(run, row),
+        progress=lambda step, done, total: steps.append(step.split()[0]),
+    )
+    figures = finish(run, test=None)
+    assert "test" not in figures
+    validation = figures["validation"]
+    wanted = 1.0 if row == "teacher" else STUDENTS.get(row, TARGET)
+    assert validation["flops_speedup"] == pytest.approx(wanted, rel=0.05)
+    assert validation["correct"].count("1") / 32 == pytest.approx(validation["accuracy"])
+    assert 0.0 <= validation["dense_accuracy"] <= 1.0
+    trained = {"teacher": set(), "tr-bert": {"policy", "joint"}}.get(row, {"hard"})
+    borrowed = {"policy", "joint"} if row in ("ours", "fixed-ratio") else set()
+    assert set(figures["training_seconds"]) == trained | borrowed
+    assert trained <= set(steps)
+
+    steps.clear()
+    tested = finish(run, str(workplace / "test.jsonl"))
+    assert set(steps) == {"evaluation"}  # with the weights that are there
+    assert tested["validation"] == validation
+    assert (tested["test"]["rows"], len(tested["test"]["correct"])) == (40, 40)
+
+    monkeypatch.setattr(compare, "train_row", None)
+    again = finish(run, str(workplace / "test.jsonl"))
+    assert again == json.loads(json.dumps(tested))
+    saved = json.loads((run.output / "results" / f"{run.name}.json").read_text())
+    assert saved == again
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("row", ["ours", "random", "truncate"])
+def test_an_interrupted_row_ends_where_an_uninterrupted_one_does(run: Run, row: str) -> None:
+    run = replace(run, row=row, options=replace(run.options, save_seconds=0.0))
+    whole = finish(run, test=None)
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("hard") and done == total // 2 + 1:
+            raise Interrupted
+
+    again = replace(run, output=run.output.with_name("parts"), progress=interrupt)
+    with pytest.raises(Interrupted):
+        finish(again, test=None)
+    assert (again.directory / "hard" / RESUME_FILE).exists()
+    parts = finish(replace(again, progress=run.progress), test=None)
+    assert parts["validation"] == whole["validation"]
+    one, other = (load_file(each.directory / "hard" / "model.safetensors") for each in (run, again))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_time_is_summed_over_interruptions(tmp_path: Path) -> None:
+    path = tmp_path / "seconds.json"
+    path.write_text('{"seconds": 1000.0}')
+    watch = Stopwatch(path, lambda step, done, total: None)
+    watch("hard", 1, 2)
+    watch.save()
+    assert json.loads(path.read_text())["seconds"] >= 1000.0
+
+
+def a_row(length: int, seed: int = 0) -> LabelledRow:
+    ids = np.random.default_rng(seed).integers(5, 200, length)
+    return LabelledRow(TokenRow(ids, np.zeros(length, np.int64)), seed % 2)
+
+
+def places(row: LabelledRow) -> list[int]:
+    return row.tokens.input_ids.tolist()
+
+
+def test_parts_of_a_text() -> None:
+    row = LabelledRow(TokenRow(np.arange(20), np.arange(20) // 10), 1)
+    assert places(first_tokens(6)(row)) == [0, 1, 2, 3, 4, 19]
+    assert places(head_and_tail(10)(row)) == [0, 1, 2, *range(13, 20)]
+    assert first_tokens(6)(row).tokens.token_type_ids.tolist() == [0, 0, 0, 0, 0, 1]
+    for view in (first_tokens(20), head_and_tail(20)):
+        assert view(row) is row
+    assert len(first_tokens(3)(row)) == len(head_and_tail(3)(row)) == 3
+
+
+@given(
+    lengths=st.lists(st.integers(100, 512), min_size=20, max_size=60),
+    wanted=st.floats(1.1, 3.0),
+)
+def test_the_wanted_computation_is_met(lengths: list[int], wanted: float) -> None:
+    spec = tiny_spec(num_layers=6)
+    rows = np.array(lengths)
+    count = count_for(spec, rows, wanted)
+    cut = sum(dense_flops(spec, min(length, count)) for length in lengths)
+    assert sum(dense_flops(spec, length) for length in lengths) / cut == pytest.approx(
+        wanted, rel=0.03
+    )
+    reduction = with_ratio(spec, ReductionConfig.parse("0.5,3"), rows, wanted)
+    columns = [rows]
+    for each in reduction.cuts:
+        columns.append(np.ceil(each.rule.value * columns[-1] - 1e-9).astype(int))
+    assert speedup(spec, reduction, np.stack(columns, 1).tolist()) == pytest.approx(
+        wanted, rel=0.03
+    )
+
+
+def test_a_computation_out_of_reach_is_refused() -> None:
+    lengths = np.array([10, 20])
+    with pytest.raises(ConfigError, match=r"truncation saves \d.* at most: expected 900"):
+        count_for(tiny_spec(), lengths, 900.0)
+    with pytest.raises(ConfigError, match=r"a ratio at these cuts saves .* expected 9;"):
+        with_ratio(tiny_spec(), ReductionConfig.parse("1,2"), lengths, 9.0)
+
+
+def test_thin_students_begin_as_evenly_spaced_layers_of_the_teacher() -> None:
+    teacher = tiny_model("none", num_layers=6)
+    for count, taken in ((3, (0, 2, 4)), (2, (0, 3))):
+        student = thinner(teacher, count)
+        assert student.spec.num_layers == count
+        for index, layer in enumerate(taken):
+            one, other = student.encoder.layers[index], teacher.encoder.layers[layer]
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+            )
+
+
+def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
+    model = tiny_model("1,2")
+    model.set_reduction(with_ratio(model.spec, model.reduction, np.array([12, 30]), 1.5))
+    rows = [a_row(12 + 2 * index, index) for index in range(6)]
+    choose = by_chance(model, seed=3)
+
+    def kept(members: list[int], training: bool = False) -> dict[int, list[int]]:
+        """For each row the places that survive the first cut."""
+        (batch,) = load_batches(rows, [members], CPU)
+        hidden = torch.zeros(len(batch.input_ids), 32)
+        survivors = Survivors(hidden, batch.layout, torch.arange(len(hidden)))
+        keep = choose(batch, training)(0, hidden[:, 0], survivors)[0]
+        row_of = torch.from_numpy(batch.rows)[batch.layout.row_of_token]
+        return {row: batch.positions[keep & (row_of == row)].tolist() for row in members}
+
+    together, apart = kept([0, 1, 2, 3, 4, 5]), kept([4, 1])
+    assert all(apart[row] == together[row] for row in apart)
+    assert all(places[0] == 0 for places in together.values())
+    assert kept([0, 1, 2, 3, 4, 5]) == together
+    assert kept([4, 1], training=True) != kept([4, 1], training=True)
+
+
+def test_received_attention_is_the_mean_over_heads_and_queries() -> None:
+    model = tiny_model("1,2")
+    (batch,) = load_batches([a_row(9, 1), a_row(5, 2)], [[0, 1]], CPU)
+    hidden = torch.randn(14, 32, generator=torch.Generator().manual_seed(0))
+    attention = model.encoder.layers[0].attention
+    scores = received_attention(attention, hidden, batch.layout)
+    with torch.no_grad():
+        row = hidden[5:]  # rows lie by length: the longer one behind
+        query, key = (linear(row).view(9, 4, 8) for linear in (attention.query, attention.key))
+        expected = torch.zeros(9)
+        for head in range(4):
+            for token in range(9):
+                products = [float(query[token, head] @ key[other, head]) for other in range(9)]
+                expected += torch.tensor(products).div(8**0.5).softmax(0) / (4 * 9)
+    torch.testing.assert_close(scores[5:], expected)
+    assert scores.sum().item() == pytest.approx(2.0)  # each row's queries give away one in all
+
+
+def test_attention_looks_at_the_last_layer_before_each_cut(
+    monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    seen: list[object] = []
+
+    def received(attention: object, hidden: torch.Tensor, layout: object) -> torch.Tensor:
+        seen.append(attention)
+        return received_attention(attention, hidden, layout)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("students.received_attention", received)
+    for cuts, layers in (("1,3", (0, 2)), ("0.5,2.5", (0, 2)), ("1.5,3.5", (1, 3))):
+        options = replace(run.options, cuts=cuts, target_speedup=1.1, hard_epochs=0.01)
+        student = train_row(replace(run, row="attention", options=options, variant=cuts))
+        seen.clear()
+        (batch,) = load_batches([a_row(12)], [[0]], CPU)
+        with torch.no_grad():
+            student.forward(batch)
+        assert seen == [student.model.encoder.layers[layer].attention for layer in layers]
+    for cuts in ("0,2", "0.5,1"):
+        with pytest.raises(ConfigError, match="an attention before every cut"):
+            by_attention(tiny_model(cuts))
+
+
+def test_texts_longer_than_the_teachers_positions(run: Run, workplace: Path) -> None:
+    setting = setting_in(workplace, max_length=100, texts=10)
+    assert len(setting.training_rows) == 10
+    assert setting.training_rows[0].tokens.input_ids.tolist() == (
+        setting_in(workplace, texts=10).training_rows[0].tokens.input_ids.tolist()
+    )
+    run = replace(run, setting=setting, options=replace(run.options, max_length=100))
+    student = train_row(run)
+    assert student.model.spec.max_positions == 100
+    setting.claim(run.output)
+    with pytest.raises(ConfigError, match=r"another setting \(texts\)"):
+        replace(setting, texts=9).claim(run.output)
+
+
+def test_a_teacher_needs_a_head(workplace: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, BertModel
+
+    teacher = setting_in(workplace).teacher
+    config = AutoModelForSequenceClassification.from_pretrained(teacher).config
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="expected a fine-tuned teacher"):
+        setting_in(workplace, teacher=str(tmp_path)).load_teacher()
+
+
+def test_the_commands_make_rows_a_table_and_a_picture(workplace: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = ["--teacher", workplace / "run", "--train", workplace / "train.jsonl"]
+    command += ["--validation", workplace / "validation.jsonl", "--output", output]
+    command += ["--target-speedup", "1.5", "--batch-tokens", "256", "--validations", "1"]
+    command += ["--hard-epochs", "0.2", "--texts", "30"]
+
+    def invoke(main: object, *arguments: object) -> str:
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments])  # type: ignore[arg-type]
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    empty = CliRunner().invoke(tables.main, [str(tmp_path)])
+    assert (empty.exit_code, "has no figures of a teacher" in empty.output) == (1, True)
+    for seed in (0, 1):
+        told = invoke(
+            compare.main, *command, "--row", "teacher", "--row", "truncate", "--seed", seed
+        )
+        assert f"truncate-1.5-s{seed}  validation" in told
+    table = invoke(tables.main, output).splitlines()
+    assert [line.split(" | ")[0] for line in table] == ["| row", "| ---", "| teacher", "| truncate"]
+    assert "validation [95 %]" in table[0] and " ± " in table[3]
+
+    test = ("--test", workplace / "test.jsonl")
+    invoke(compare.main, *command, *test, "--row", "teacher", "--row", "student-2")
+    for seed in (0, 1):
+        invoke(compare.main, *command, *test, "--row", "truncate", "--seed", seed)
+    invoke(times.main, output, "--texts", "12")
+    table = invoke(tables.main, output, "--plot", tmp_path / "rows.png").splitlines()
+    assert "test [95 %]" in table[0] and "measured speed-up" in table[0]
+    assert len(table) == 5
+    height, width, _ = imread(tmp_path / "rows.png").shape
+    assert 500 < height < 1000 and 1500 < width < 3000
+
+    refused = CliRunner().invoke(
+        compare.main, [*map(str, command), "--row", "truncate", "--hard-learning-rate", "1"]
+    )
+    assert refused.exit_code == 1
+    assert "begun with other options (hard_learning_rate)" in refused.output
+    refused = CliRunner().invoke(
+        compare.main, [*map(str, command[:4]), "--output", str(output), "--row", "ours"]
+    )
+    assert "no validation data: give --validation" in refused.output
+
+
+def test_a_difference_counts_each_text_once() -> None:
+    def run(correct: str, teacher: str, data: str) -> dict[str, object]:
+        split = {"correct": correct, "data": data}
+        return {"row": "ours", "test": split, "teacher": {"test": {"correct": teacher}}}
+
+    seeds = [run("1100", "1110", "a"), run("1111", "1110", "a"), run("01", "11", "b")]
+    change, (low, high) = tables.Line("ours", seeds).difference("test")
+    assert change == pytest.approx(100 * (0 + 0 - 0.5 + 0.5 - 1 + 0) / 6)
+    assert low < change < high
+
+
+def test_folds_test_every_text_once_and_keep_the_labels_shares(
+    workplace: Path, tmp_path: Path
+) -> None:
+    files = [str(workplace / name) for name in ("train.jsonl", "test.jsonl")]
+    done = CliRunner().invoke(folds.main, [*files, "--output", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    every = Counter(row["text"] for file in files for row in read(Path(file)))
+    tested: Counter[str] = Counter()
+    for number in range(1, 6):
+        parts = {
+            name: read(tmp_path / f"fold-{number}" / f"{name}.jsonl")
+            for name in ("train", "validation", "test")
+        }
+        assert sum(
+            (Counter(row["text"] for row in part) for part in parts.values()), Counter()
+        ) == (every)
+        tested += Counter(row["text"] for row in parts["test"])
+        good = [sum(row["label"] == "good" for row in part) / len(part) for part in parts.values()]
+        assert max(good) - min(good) < 0.1
+    assert tested == every
+    few = CliRunner().invoke(folds.main, [files[0], "--output", str(tmp_path), "--folds", "31"])
+    assert "60 texts are too few for 31 folds" in few.output
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,111 @@
+"""What a training run needs before its first stage: rows of tokens, and a model that fits them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, tokenizer_directory
+from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.training.aim import rows_needed
+from trbert_deploy.training.data import (
+    Example,
+    LabelledRow,
+    labels_in,
+    read_examples,
+    split_validation,
+    tokenize,
+)
+from trbert_deploy.training.options import TrainOptions
+
+NUM_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every stage shares.
+
+    Attributes:
+        checkpoint: the model that is trained, with its tokenizer.
+        fine_tuned: whether it knows the labels already.
+        training, validation: the rows, tokenized.
+        device: to compute on.
+    """
+
+    checkpoint: Checkpoint
+    fine_tuned: bool
+    training: list[LabelledRow]
+    validation: list[LabelledRow]
+    device: torch.device
+
+
+def prepare(
+    options: TrainOptions, scratch: Path, device: torch.device, note: Callable[[str], None]
+) -> Prepared:
+    """Read the data, load the model, tokenize.
+
+    Args:
+        scratch: an empty directory, for the tokenizer's files.
+        note: told what a person should know.
+
+    Raises:
+        CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
+    """
+    training = read_examples(options.train)
+    if options.validation is None:
+        training, validation = split_validation(training, options.seed)
+        note(f"{len(validation)} of the training rows are held out for validation")
+    else:
+        validation = read_examples(options.validation, split="validation")
+    labels = labels_in(training)
+    if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
+        note(
+            f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
+            f"from chance: about {needed} are needed"
+        )
+    reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
+    torch.manual_seed(options.seed)
+    pretrained = load_pretrained(options.model, labels, reduction)
+    model = pretrained.model
+    max_length = _fit_positions(pretrained, options, note)
+    tokenizer_dir = tokenizer_directory(options.model, scratch)
+    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = [tokenize(part, tokenizer, model.spec.labels) for part in (training, validation)]
+    if tokenizer.truncated:
+        note(
+            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
+            "(a larger --max-length trains on more, beyond the encoder's positions too)"
+        )
+    return Prepared(
+        checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
+        fine_tuned=pretrained.fine_tuned,
+        training=rows[0],
+        validation=rows[1],
+        device=device,
+    )
+
+
+def _fit_positions(
+    pretrained: Pretrained, options: TrainOptions, note: Callable[[str], None]
+) -> int:
+    """The run's maximum length; the position table is tiled where it is too short."""
+    positions = pretrained.model.spec.max_positions
+    if options.max_length is None or options.max_length <= positions:
+        return options.max_length or positions
+    pretrained.model.extend_positions(options.max_length)
+    note(f"positions extended from {positions} to {options.max_length} by tiling")
+    return options.max_length
+
+
+def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
+    """Texts for benchmarks, spread over the validation data."""
+    texts = [example.text for example in validation if isinstance(example.text, str)]
+    return tuple(texts[:: max(1, len(texts) // NUM_SAMPLES)][:NUM_SAMPLES])
