@@ -60,9 +60,9 @@ class QuickstartOptions:
             "teacher_learning_rate": 1e-4,
             "policy_epochs": 1,
             "joint_epochs": 2,
-            "hard_epochs": 2,
+            "hard_epochs": 3,
             "validations": 2,
-            "target_speedup": 2.6,
+            "target_speedup": 2.5,
             "batch_tokens": 4096,
         }
     )
