@@ -24,12 +24,12 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from rows import ROWS
 
+from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.metrics import bootstrap_interval
 from trbert_deploy.cli_options import png_file
 from trbert_deploy.errors import DataError, TrbertError
-from trbert_deploy.files import read_json, staged_file
+from trbert_deploy.files import read_json
 
-DPI = 150
 #: Told apart with any colour vision (Okabe and Ito 2008), and by their markers.
 STYLES = {
     "ours": ("#0072b2", "o"),
@@ -254,8 +254,7 @@ def main(directories: tuple[Path, ...], plot: Path | None) -> None:
         sys.exit(f"error: {problem}")
     click.echo(markdown(lines))
     if plot is not None:
-        with staged_file(plot) as staging:
-            draw(lines).savefig(staging, format="png", dpi=DPI)
+        write_figure(draw(lines), plot)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.kept import (
     KeptText,
     Piece,
@@ -26,7 +27,6 @@ from trbert_deploy.bench.pictures import (
     draw_kept_by_length,
     draw_texts,
     draw_words,
-    write_figure,
 )
 from trbert_deploy.errors import DataError
 from trbert_deploy.files import write_json_lines

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,11 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import LogLocator, PercentFormatter, ScalarFormatter
 
+from trbert_deploy.bench.figures import DPI
 from trbert_deploy.bench.kept import KeptText, LengthBin, Piece, WordShare
 from trbert_deploy.errors import DataError
-from trbert_deploy.files import staged_file
-
-DPI = 150
 
 #: Told apart with any colour vision (Okabe and Ito 2008), one per cut.
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -33,12 +30,6 @@ _TEXT_WIDTH = 8.0
 _LINE_HEIGHT = 0.235
 _SPACE = 0.055
 _FONT_SIZE = 10.5  # points
-
-
-def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to ``path`` as PNG, whole or not at all."""
-    with staged_file(path) as staging:
-        figure.savefig(staging, format="png", dpi=DPI)
 
 
 def cut_name(position: float) -> str:

@@ -7,10 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.sweep import SweepReport
-from trbert_deploy.files import staged_file
-
-DPI = 150
 
 #: Told apart with any colour vision (Okabe and Ito 2008).
 _CHAIN, _CURRENT, _DENSE = "#0072b2", "#d55e00", "#404040"
@@ -18,8 +16,7 @@ _CHAIN, _CURRENT, _DENSE = "#0072b2", "#d55e00", "#404040"
 
 def write_sweep_plot(report: SweepReport, path: Path) -> None:
     """Write ``draw_sweep`` to ``path`` as PNG, whole or not at all."""
-    with staged_file(path) as staging:
-        draw_sweep(report).savefig(staging, format="png", dpi=DPI)
+    write_figure(draw_sweep(report), path)
 
 
 def draw_sweep(report: SweepReport) -> Figure:
