@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from setting import Setting
-from students import Student, lengths_of
+from students import Student
 
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.files import read_json, write_json
@@ -20,9 +20,8 @@ from trbert_deploy.modeling.checkpoint import (
 )
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
-from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.saliency import Guide
 from trbert_deploy.training.stages import Stage
 
@@ -102,21 +101,7 @@ class Run:
         """
         options, rows = self.options, self.setting.training_rows
         directory = self.directory / name
-        settings = StageSettings(
-            name=name,
-            directory=directory,
-            plan=plan_batches(
-                lengths_of(rows).tolist(),
-                options.batch_tokens,
-                getattr(options, f"{name}_epochs"),
-                seed=options.seed * len(STAGES) + STAGES.index(name),
-            ),
-            warmup_share=options.warmup_share,
-            seed=options.seed,
-            save_seconds=options.save_seconds,
-            validations=options.validations_of(name),
-            device=self.setting.device,
-        )
+        settings = StageSettings.planned(name, options, rows, directory, self.setting.device)
         viewed = [student.view(row) for row in rows]
         watch = Stopwatch(directory / SECONDS_FILE, self.progress)
         train_stage(settings, student.model, stage, viewed, judge, watch)

@@ -157,7 +157,7 @@ def test_two_processes_go_on_where_one_was_to_where_it_comes(
         plans.append(plan_batches(*arguments, **options))
         return plans[-1]
 
-    monkeypatch.setattr("trbert_deploy.training.run.plan_batches", planned)
+    monkeypatch.setattr("trbert_deploy.training.loop.plan_batches", planned)
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     train(options, one, resume=True)
     assert 1 in {len(batch) for batch in plans[1]}  # of the joint stage

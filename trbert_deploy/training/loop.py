@@ -23,11 +23,11 @@ from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
-from trbert_deploy.training.batches import load_batches
+from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.options import STAGES
+from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.stages import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
@@ -60,6 +60,32 @@ class StageSettings:
     save_seconds: float
     validations: int
     device: torch.device
+
+    @classmethod
+    def planned(
+        cls,
+        name: str,
+        options: TrainOptions,
+        rows: Sequence[LabelledRow],
+        directory: Path,
+        device: torch.device,
+    ) -> StageSettings:
+        """The settings that ``options`` give a stage on training rows."""
+        return cls(
+            name=name,
+            directory=directory,
+            plan=plan_batches(
+                [len(row) for row in rows],
+                options.batch_tokens,
+                getattr(options, f"{name}_epochs"),
+                seed=options.seed * len(STAGES) + STAGES.index(name),
+            ),
+            warmup_share=options.warmup_share,
+            seed=options.seed,
+            save_seconds=options.save_seconds,
+            validations=options.validations_of(name),
+            device=device,
+        )
 
 
 def train_stage(

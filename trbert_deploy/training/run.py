@@ -22,7 +22,6 @@ from trbert_deploy.modeling.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
-from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
 from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import STAGES, TrainOptions
@@ -209,21 +208,7 @@ def _run_stage(
 ) -> None:
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
-    settings = StageSettings(
-        name=stage,
-        directory=directory,
-        plan=plan_batches(
-            [len(row) for row in run.training],
-            options.batch_tokens,
-            getattr(options, f"{stage}_epochs"),
-            seed=options.seed * len(STAGES) + STAGES.index(stage),
-        ),
-        warmup_share=options.warmup_share,
-        seed=options.seed,
-        save_seconds=options.save_seconds,
-        validations=options.validations_of(stage),
-        device=run.device,
-    )
+    settings = StageSettings.planned(stage, options, run.training, directory, run.device)
     aim.prepare(stage, model)
     guide = None if stage == "teacher" else Guide.load(guide_path)
     work = make_stage(stage, model, options, guide)

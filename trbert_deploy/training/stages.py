@@ -35,6 +35,9 @@ from trbert_deploy.training.reduced import (
 from trbert_deploy.training.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.saliency import Guide
 
+#: Where the computation would end that a wanted quality stops on its way.
+LARGEST_SPEEDUP = 10.0
+
 
 @dataclass(frozen=True)
 class Step:
@@ -105,10 +108,6 @@ def make_stage(
         return Stage(_joint_by_gates(model, guide, constraint), groups, constraint=constraint)
     compute = _joint_by_rollouts(model, guide, options, constraint)
     return Stage(compute, groups, constraint=constraint)
-
-
-#: Where the computation would end that a wanted quality stops on its way.
-LARGEST_SPEEDUP = 10.0
 
 
 def _teacher(model: ReducedClassifier) -> Compute:
