@@ -68,12 +68,18 @@ def test_cuts_at_the_end_or_behind_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "expected"), [(12, [1, 6]), (6, [1, 3]), (4, [1, 2]), (3, [1]), (2, [1]), (1, [])]
+    ("layers", "first", "published"),
+    [(12, [0.5, 6], [1, 6]), (6, [0.5, 3], [1, 3]), (3, [0.5, 1], [1]), (1, [0.5], [])],
 )
-def test_default_cuts_fit_every_depth(layers: int, expected: list[float]) -> None:
-    reduction = ReductionConfig.default_for(layers)
-    assert [cut.position for cut in reduction.cuts] == expected
-    reduction.segments(layers)
+def test_default_cuts_fit_every_depth(
+    layers: int, first: list[float], published: list[float]
+) -> None:
+    for reduction, expected in (
+        (ReductionConfig.default_for(layers), first),
+        (ReductionConfig.published_for(layers), published),
+    ):
+        assert [cut.position for cut in reduction.cuts] == expected
+        reduction.segments(layers)
 
 
 def test_rules_of_the_cuts_can_be_changed() -> None:

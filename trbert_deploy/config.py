@@ -161,6 +161,11 @@ class ReductionConfig:
 
     @classmethod
     def default_for(cls, num_layers: int) -> ReductionConfig:
+        """Inside layer 0, behind its attention, and before layer L//2."""
+        return cls(tuple(Cut(position) for position in sorted({0.5, float(num_layers // 2)} - {0})))
+
+    @classmethod
+    def published_for(cls, num_layers: int) -> ReductionConfig:
         """TR-BERT's places: before layer 1 and before layer L//2."""
         positions = sorted({1, num_layers // 2} - {0, num_layers})
         return cls(tuple(Cut(float(position)) for position in positions))

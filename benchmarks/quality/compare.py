@@ -17,23 +17,25 @@ DIR/
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rows import ROWS, train_row, training_seconds
+from rows import ROWS, THRESHOLDED, train_row, training_seconds
 from runs import Run
 from setting import Setting, locked, set_up_torch, teacher_in
 from students import Student, evaluate
 
 from trbert_deploy import console
-from trbert_deploy.cli_options import given_training_options, training_options
+from trbert_deploy.commands.options import given_training_options, training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.options import TrainOptions
 
+#: FLOPs speed-ups at which rows with a threshold are looked at beside their own.
+OTHER_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 #: Options of a training run that the rows decide.
 DECIDED = ("model", "stages", "estimator", "max_drop", "truncate")
 
@@ -85,6 +87,9 @@ def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, A
     if split == "validation":  # dense on all test rows would take longer than the row itself
         validator = Validator(rows, tokens, setting.device, run.progress)
         figures["dense_accuracy"] = validator.dense_accuracy(student.model)
+        if run.row in THRESHOLDED:
+            points = validator.operating_points(student.model, OTHER_SPEEDUPS)
+            figures["points"] = [{**asdict(point), "kept": list(point.kept)} for point in points]
     return figures
 
 

@@ -47,6 +47,9 @@ ROWS = {
     "student-2": "two of the teacher's layers",
 }
 
+#: Rows whose threshold can be moved without training.
+THRESHOLDED = ("ours", "tr-bert")
+
 
 def train_row(run: Run) -> Student:
     """The student of a row, trained as far as it is not yet."""

@@ -74,7 +74,7 @@ class Setting:
         return self._dense.spec
 
     def load_teacher(self, cuts: str | None = None, seed: int = 0) -> ReducedClassifier:
-        """A copy of the teacher, with new policies at ``cuts`` (TR-BERT's places where None)."""
+        """A copy of the teacher, with new policies at ``cuts`` (the default places where None)."""
         model = deepcopy(self._dense)
         torch.manual_seed(seed)
         model.set_reduction(reduction_at(cuts, model.spec))
@@ -140,7 +140,7 @@ def teacher_in(directory: Path) -> str:
 
 
 def reduction_at(cuts: str | None, spec: EncoderSpec) -> ReductionConfig:
-    """The cuts as they are written on a command line; TR-BERT's places where None."""
+    """The cuts as they are written on a command line; the default places where None."""
     if cuts is None:
         return ReductionConfig.default_for(spec.num_layers)
     return ReductionConfig.parse(cuts)

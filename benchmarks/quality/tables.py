@@ -26,7 +26,7 @@ from rows import ROWS
 
 from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.metrics import bootstrap_interval
-from trbert_deploy.cli_options import png_file
+from trbert_deploy.commands.options import png_file
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import read_json
 
@@ -148,22 +148,28 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def draw(lines: Sequence[Line]) -> Figure:
-    """Accuracy against what is saved: in FLOPs, and in time where it was measured."""
+    """Accuracy against what is saved: in FLOPs, and in time where it was measured.
+
+    Marks are trained rows; a thin line is what one of them comes to at other thresholds.
+    """
     split = shown_split(lines)
     panels = [("FLOPs speed-up over the teacher", lambda line: line.mean(split, "flops_speedup"))]
     if all(line.has("time") for line in lines):
         panels.append(("measured speed-up", lambda line: line.mean("time", "speedup")))
     figure = Figure(figsize=(7.0 * len(panels), 4.6), layout="constrained")
-    for axes, (title, saved) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        _draw_panel(axes, lines, split, saved)
+    panes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, saved) in zip(panes, panels, strict=True):
+        _draw_panel(axes, lines, split, saved, by_flops=axes is panes[0])
         axes.set_xlabel(title)
     return figure
 
 
 def _draw_panel(
-    axes: Axes, lines: Sequence[Line], split: str, saved: Callable[[Line], float]
+    axes: Axes,
+    lines: Sequence[Line],
+    split: str,
+    saved: Callable[[Line], float],
+    by_flops: bool,
 ) -> None:
     teacher = next(line for line in lines if line.row == "teacher")
     level = teacher.mean(split, "accuracy")
@@ -175,6 +181,9 @@ def _draw_panel(
     labels = []
     for name, points in names.items():
         color, marker = STYLES[points[0].row]
+        for line in points:
+            for run in line.runs if by_flops and split == "validation" else ():
+                _draw_thresholds(axes, run[split].get("points", ()), color)
         points = sorted(points, key=saved)
         heights = [point.mean(split, "accuracy") for point in points]
         spreads = [point.spread(split, "accuracy") for point in points]
@@ -206,6 +215,12 @@ def _draw_panel(
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylabel(f"{split} accuracy")
+
+
+def _draw_thresholds(axes: Axes, points: Sequence[dict[str, Any]], color: str) -> None:
+    """What one trained model comes to as its threshold is moved."""
+    saved = [point["flops_speedup"] for point in points]
+    axes.plot(saved, [point["accuracy"] for point in points], color=color, alpha=0.45, linewidth=1)
 
 
 def _label(axes: Axes, labels: Sequence[tuple[str, str, float, float]]) -> None:

@@ -21,7 +21,7 @@ from conftest import make_texts, tiny_model, tiny_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
-from rows import ROWS, train_row
+from rows import ROWS, THRESHOLDED, train_row
 from runs import Run, Stopwatch
 from safetensors.torch import load_file
 from setting import Setting
@@ -119,6 +119,8 @@ def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
     borrowed = {"policy", "joint"} if row in ("ours", "fixed-ratio") else set()
     assert set(figures["training_seconds"]) == trained | borrowed
     assert trained <= set(steps)
+    saved = [point["flops_speedup"] for point in validation.get("points", ())]
+    assert saved == sorted(saved) and bool(saved) == (row in THRESHOLDED)
 
     steps.clear()
     tested = finish(run, str(workplace / "test.jsonl"))

@@ -101,9 +101,9 @@ class PackedLayout:
         self.row_of_token = torch.from_numpy(rows_of).to(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-        if query.device.type == "cpu":
-            # PyTorch's attention for bfloat16 on CPUs is slower than for float32 (backward, on
-            # short rows, several times).
+        if query.device.type == "cpu" and query.requires_grad:
+            # On CPUs the backward pass of PyTorch's attention is slower for bfloat16 than for
+            # float32, on short rows several times. Its forward pass is faster.
             with torch.autocast("cpu", enabled=False):
                 return self._attend(query.float(), key.float(), value.float(), num_heads)
         return self._attend(query, key, value, num_heads)

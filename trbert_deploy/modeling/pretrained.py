@@ -43,7 +43,7 @@ def load_pretrained(
     Args:
         source: checkpoint directory or hub name.
         labels: class names found in the training data.
-        reduction: the cuts, or None for TR-BERT's places.
+        reduction: the cuts, or None for the default places.
 
     Raises:
         CheckpointError: not loadable, or an unsupported family.

@@ -109,7 +109,7 @@ class Aim:
             self.note(
                 f"a speed-up of {wanted:g} cannot be reached with cuts at "
                 f"{_places(model)}: kept {own.flops_speedup:.2f}, the most; "
-                "earlier cuts (--cuts 0.5,3) allow more"
+                "earlier cuts (--cuts 0,3) allow more"
             )
         return points
 

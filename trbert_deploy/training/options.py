@@ -40,7 +40,7 @@ class TrainOptions:
     """Options of a run; saved with it, and compared when it is resumed.
 
     Each field's help says what it is. ``None`` stands for a default that the model or the data
-    decides: TR-BERT's cuts, the encoder's positions, a tenth of the training data.
+    decides: the estimator's cuts, the encoder's positions, a tenth of the training data.
 
     Raises:
         ConfigError: an option out of range.
@@ -72,7 +72,7 @@ class TrainOptions:
     cuts: str | None = _option(
         None,
         "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 "
-        "[default: before layer 1 and half-way].",
+        "[default: inside layer 0 and half-way; for REINFORCE before layer 1 and half-way].",
         "PLACES",
     )
     max_length: int | None = _option(
@@ -97,7 +97,7 @@ class TrainOptions:
     policy_learning_rate: float = _option(1e-3, "The same in the policy stage.")
     joint_learning_rate: float = _option(3e-5, "The same in the joint stage, for the encoder.")
     joint_policy_learning_rate: float = _option(1e-3, "The same there, for the policies.")
-    hard_learning_rate: float = _option(3e-5, "The same in the hard stage, for the encoder.")
+    hard_learning_rate: float = _option(5e-5, "The same in the hard stage, for the encoder.")
     penalty_ramp: float = _option(
         0.6, "Share of the joint stage over which the computation falls to the wanted one."
     )

@@ -73,6 +73,8 @@ def prepare(
     torch.manual_seed(options.seed)
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
+    if reduction is None and options.estimator == "reinforce":
+        model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
     max_length = _fit_positions(pretrained, options, note)
     tokenizer_dir = tokenizer_directory(options.model, scratch)
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)

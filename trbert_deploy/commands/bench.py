@@ -1,0 +1,74 @@
+"""The command ``trbert-deploy bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trbert_deploy import console
+from trbert_deploy.commands.options import (
+    bundle_argument,
+    json_option,
+    needs,
+    numbers,
+    threads_option,
+)
+
+
+@click.command()
+@bundle_argument
+@click.option(
+    "--lengths",
+    callback=numbers,
+    help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
+)
+@click.option(
+    "--batch",
+    "batches",
+    callback=numbers,
+    default="1",
+    show_default=True,
+    help="Rows per call, such as 1,8.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    help="[default: onnxruntime, and tensorrt where the bundle has engines]",
+)
+@threads_option
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help="Measured repetitions [default: 8 or more, for about 5 seconds a point].",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
+)
+@json_option
+@needs("export")
+def bench(
+    bundle: Path,
+    lengths: tuple[int, ...] | None,
+    batches: tuple[int, ...],
+    backend: str | None,
+    threads: int,
+    rounds: int | None,
+    data: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Measure how much faster BUNDLE is than the same model with no token removed."""
+    from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+    from trbert_deploy.bench.report import print_report
+    from trbert_deploy.bench.timing import Rounds
+    from trbert_deploy.files import write_json
+
+    effort = Rounds() if rounds is None else Rounds.exactly(rounds)
+    options = BenchOptions(lengths, batches, backend, threads, effort, data)
+    with console.progress() as progress:
+        report = bench_bundle(bundle, options, progress)
+    print_report(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())

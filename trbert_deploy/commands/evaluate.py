@@ -1,0 +1,108 @@
+"""The command ``trbert-deploy evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from trbert_deploy import console
+from trbert_deploy.commands.options import (
+    json_option,
+    needs,
+    png_file,
+    threads_option,
+    threshold_option,
+)
+
+
+@click.command()
+@click.argument(
+    "model",
+    metavar="[BUNDLE or CHECKPOINT]",
+    type=click.Path(path_type=Path),
+    default=Path("bundle"),
+    required=False,
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help='JSON lines with "text", optionally "text_pair", and "label", plain or .gz.',
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path),
+    help="Compare with the dense model of this bundle or checkpoint, such as "
+    "ckpt/stages/teacher [default: the model's own weights].",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
+)
+@threads_option
+@threshold_option
+@click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=png_file,
+    help="PNG file of the sweep [default: sweep.png].",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="Exit with code 3 if accuracy falls by more than so many points.",
+)
+@json_option
+@needs("export")
+def evaluate(
+    model: Path,
+    data: Path,
+    teacher: Path | None,
+    backend: str | None,
+    threads: int,
+    threshold: float | None,
+    sweep: bool,
+    plot: Path | None,
+    max_drop: float | None,
+    json_path: Path | None,
+) -> None:
+    """Compare a model with its dense model, or its teacher, on labelled texts."""
+    from trbert_deploy.bench.models import open_models
+    from trbert_deploy.bench.quality import evaluate_quality, warn_of_few_rows
+    from trbert_deploy.bench.report import print_quality, print_sweep
+    from trbert_deploy.files import write_json
+    from trbert_deploy.runtime.reading import read_texts
+
+    if plot is not None and not sweep:
+        raise click.UsageError("--plot draws a sweep: add --sweep")
+    if sweep:
+        from trbert_deploy.bench.plots import write_sweep_plot
+        from trbert_deploy.bench.sweep import sweep_thresholds
+    pipeline, dense = open_models(model, teacher, backend, threads=threads, threshold=threshold)
+    texts = list(read_texts(data))
+    with console.progress() as progress:
+        if sweep:
+            swept = sweep_thresholds(pipeline, texts, teacher=dense, progress=progress)
+            report, figures = swept.current, swept.to_json()
+        else:
+            report = evaluate_quality(pipeline, texts, teacher=dense, progress=progress)
+            figures = report.to_json()
+    print_quality(report, console.out)
+    if sweep:
+        print_sweep(swept, console.out)
+        plot = plot or Path("sweep.png")
+        write_sweep_plot(swept, plot)
+        console.out.print(f"plot: {plot}", soft_wrap=True)
+    if json_path is not None:
+        write_json(json_path, figures)
+    if max_drop:
+        warn_of_few_rows(report, max_drop)
+    if max_drop is not None and -report.accuracy_change > max_drop:
+        console.notes.print(
+            f"accuracy falls by {-report.accuracy_change:.2f} points, more than {max_drop:g}"
+        )
+        sys.exit(3)

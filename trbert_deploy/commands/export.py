@@ -1,0 +1,37 @@
+"""The command ``trbert-deploy export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trbert_deploy import console
+from trbert_deploy.commands.options import json_option, needs
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("bundle"),
+    show_default=True,
+    help="Bundle directory to make; an older bundle there is replaced.",
+)
+@click.option(
+    "--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle."
+)
+@json_option
+@needs("export")
+def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None) -> None:
+    """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
+    from trbert_deploy.exporters.export import export_bundle
+    from trbert_deploy.exporters.report import print_export
+    from trbert_deploy.files import write_json
+
+    with console.progress() as progress:
+        report = export_bundle(checkpoint, output, samples=samples, progress=progress)
+    print_export(report, console.out)
+    if json_path is not None:
+        write_json(json_path, report.to_json())

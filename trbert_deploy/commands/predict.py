@@ -1,0 +1,103 @@
+"""The command ``trbert-deploy predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trbert_deploy import console
+from trbert_deploy.commands.options import (
+    backend_option,
+    bundle_argument,
+    needs,
+    threads_option,
+    threshold_option,
+)
+
+
+@click.command()
+@bundle_argument
+@click.option("--text", "texts", multiple=True, help="A text; may be given several times.")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help='JSON lines with "text" and optionally "text_pair", plain or .gz; - for stdin.',
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file, whole or not at all, instead of stdout.",
+)
+@backend_option
+@threads_option
+@threshold_option
+@click.option("--dense", is_flag=True, help="Remove no token.")
+@click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Texts per call.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Most tokens of a text [default: what the bundle takes].",
+)
+@click.option(
+    "--truncate/--no-truncate", default=True, help="Cut longer texts (the default), or refuse them."
+)
+@needs("export")
+def predict(
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Path | None,
+    output: Path | None,
+    backend: str,
+    threads: int,
+    threshold: float | None,
+    dense: bool,
+    kept: bool,
+    batch_size: int,
+    max_length: int | None,
+    truncate: bool,
+) -> None:
+    """Classify texts with BUNDLE: one JSON object a line, in the order of the texts."""
+    from trbert_deploy.files import staged_file
+    from trbert_deploy.runtime.pipeline import load
+    from trbert_deploy.runtime.predicting import name_texts, predict_lines
+    from trbert_deploy.runtime.reading import count_texts, read_texts
+
+    if bool(texts) == (source is not None):
+        raise click.UsageError("give texts either with --text or with --input FILE")
+    pipeline = load(
+        bundle,
+        backend,
+        threads=threads,
+        truncate=truncate,
+        max_length=max_length,
+        threshold=threshold,
+    )
+    named = name_texts(texts) if source is None else read_texts(source)
+    lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
+    if output is None:
+        console.write_lines(lines)
+    else:
+        total = len(texts) if source is None else count_texts(source)
+        with (
+            staged_file(output) as staging,
+            staging.open("w", encoding="utf-8") as file,
+            console.progress() as progress,
+        ):
+            for done, line in enumerate(lines, start=1):
+                file.write(line + "\n")
+                progress("predict", done, total)
+    tokenizer = pipeline.tokenizer
+    if tokenizer.truncated:
+        console.notes.print(
+            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to "
+            f"{tokenizer.max_length} tokens"
+        )
