@@ -61,8 +61,10 @@ class QuickstartOptions:
             "policy_epochs": 1,
             "joint_epochs": 2,
             "hard_epochs": 3,
+            "hard_learning_rate": 3e-5,
             "validations": 2,
             "target_speedup": 2.5,
+            "cuts": "1,3",
             "batch_tokens": 4096,
         }
     )
