@@ -174,7 +174,7 @@ def test_a_speedup_out_of_reach_is_told(options: TrainOptions, tmp_path: Path) -
     notes: list[str] = []
     far = replace(options, target_speedup=40.0, teacher_epochs=1, hard_epochs=0.2)
     train(far, tmp_path / "ckpt", note=notes.append)
-    assert any("a speed-up of 40 cannot be reached with cuts at 1,2" in note for note in notes)
+    assert any("a speed-up of 40 cannot be reached with cuts at 0.5,2" in note for note in notes)
 
 
 class Interrupted(Exception):

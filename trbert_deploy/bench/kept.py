@@ -220,7 +220,8 @@ def word_shares(
     for word, counts in sorted(reached.items()):
         if seen_in[word] >= least_texts:
             prior = weight * totals[1:] / np.maximum(totals[:-1], 1)  # [C]
-            kept = (counts[1:] + prior) / (counts[:-1] + weight)
+            # Rounding alone could take a share above 1.
+            kept = np.minimum((counts[1:] + prior) / (counts[:-1] + weight), 1.0)
             shares.append(WordShare(word, tuple(counts.tolist()), tuple(kept.tolist())))
     return shares
 
