@@ -69,7 +69,14 @@ def test_cuts_at_the_end_or_behind_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("layers", "first", "published"),
-    [(12, [0.5, 6], [1, 6]), (6, [0.5, 3], [1, 3]), (3, [0.5, 1], [1]), (1, [0.5], [])],
+    [
+        (12, [0.5, 6], [1, 6]),
+        (6, [0.5, 3], [1, 3]),
+        (4, [0.5, 2], [1, 2]),
+        (3, [0.5, 1], [1]),
+        (2, [0.5, 1], [1]),
+        (1, [0.5], []),
+    ],
 )
 def test_default_cuts_fit_every_depth(
     layers: int, first: list[float], published: list[float]

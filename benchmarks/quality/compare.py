@@ -17,7 +17,7 @@ DIR/
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, A
         figures["dense_accuracy"] = validator.dense_accuracy(student.model)
         if run.row in THRESHOLDED:
             points = validator.operating_points(student.model, OTHER_SPEEDUPS)
-            figures["points"] = [{**asdict(point), "kept": list(point.kept)} for point in points]
+            figures["points"] = [point.to_json() for point in points]
     return figures
 
 

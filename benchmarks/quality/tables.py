@@ -158,18 +158,16 @@ def draw(lines: Sequence[Line]) -> Figure:
         panels.append(("measured speed-up", lambda line: line.mean("time", "speedup")))
     figure = Figure(figsize=(7.0 * len(panels), 4.6), layout="constrained")
     panes = figure.subplots(1, len(panels), squeeze=False)[0]
+    if split == "validation":  # other thresholds are not looked at on test texts
+        _draw_thresholds(panes[0], lines)
     for axes, (title, saved) in zip(panes, panels, strict=True):
-        _draw_panel(axes, lines, split, saved, by_flops=axes is panes[0])
+        _draw_panel(axes, lines, split, saved)
         axes.set_xlabel(title)
     return figure
 
 
 def _draw_panel(
-    axes: Axes,
-    lines: Sequence[Line],
-    split: str,
-    saved: Callable[[Line], float],
-    by_flops: bool,
+    axes: Axes, lines: Sequence[Line], split: str, saved: Callable[[Line], float]
 ) -> None:
     teacher = next(line for line in lines if line.row == "teacher")
     level = teacher.mean(split, "accuracy")
@@ -181,9 +179,6 @@ def _draw_panel(
     labels = []
     for name, points in names.items():
         color, marker = STYLES[points[0].row]
-        for line in points:
-            for run in line.runs if by_flops and split == "validation" else ():
-                _draw_thresholds(axes, run[split].get("points", ()), color)
         points = sorted(points, key=saved)
         heights = [point.mean(split, "accuracy") for point in points]
         spreads = [point.spread(split, "accuracy") for point in points]
@@ -217,10 +212,15 @@ def _draw_panel(
     axes.set_ylabel(f"{split} accuracy")
 
 
-def _draw_thresholds(axes: Axes, points: Sequence[dict[str, Any]], color: str) -> None:
-    """What one trained model comes to as its threshold is moved."""
-    saved = [point["flops_speedup"] for point in points]
-    axes.plot(saved, [point["accuracy"] for point in points], color=color, alpha=0.45, linewidth=1)
+def _draw_thresholds(axes: Axes, lines: Sequence[Line]) -> None:
+    """What each trained model comes to as its threshold is moved, against FLOPs."""
+    for line in lines:
+        for run in line.runs:
+            if points := run["validation"].get("points"):
+                saved = [point["flops_speedup"] for point in points]
+                heights = [point["accuracy"] for point in points]
+                color, _ = STYLES[line.row]
+                axes.plot(saved, heights, color=color, alpha=0.45, linewidth=1)
 
 
 def _label(axes: Axes, labels: Sequence[tuple[str, str, float, float]]) -> None:

@@ -60,7 +60,7 @@ def test_a_fine_tuned_model_answers_as_in_transformers(tmp_path: Path, activatio
     reference.save_pretrained(tmp_path)
     loaded = load_pretrained(str(tmp_path), LABELS, None)
     assert loaded.fine_tuned
-    assert loaded.model.reduction == ReductionConfig.default_for(4)
+    assert loaded.model.reduction == ReductionConfig.parse("0.5,2")
     np.testing.assert_allclose(ours(loaded.model.eval()), theirs(reference), atol=1e-5)
 
 

@@ -50,6 +50,9 @@ class OperatingPoint:
     kept: tuple[float, ...]
     flops_speedup: float
 
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "kept": list(self.kept)}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OperatingPoint:
         return cls(**{**data, "kept": tuple(data["kept"])})

@@ -139,7 +139,7 @@ def _do_stage(
     else:
         _run_stage(stage, run, options, directory, guide_path, aim, progress)
     if stage == [name for name in options.stages if name != "guide"][-1] != "teacher":
-        record["points"] = [asdict(point) for point in aim.finish(model)]
+        record["points"] = [point.to_json() for point in aim.finish(model)]
     record["stages"][stage] = validator.evaluate(model).to_json()
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
     processes.wait()  # all have read the best weights
