@@ -18,6 +18,7 @@ OPTIONAL = (
     "tensorboard",
     "onnx",
     "onnxscript",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx",
     "cuda",
@@ -76,6 +77,11 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
         (
             ("predict", "BUNDLE", "--text", "a", "--backend", "torch"),
             "torch, which is not installed: run pip install 'trbert-deploy[export]'",
+        ),
+        (
+            ("predict", "BUNDLE", "--text", "a", "--backend", "openvino"),
+            "trbert-deploy predict --backend openvino needs the package openvino, which is not "
+            "installed: run pip install 'trbert-deploy[openvino]'",
         ),
         (
             ("export", "BUNDLE"),

@@ -34,6 +34,7 @@ class BenchOptions:
         batches: rows per call.
         backend: the one to measure, or None for ONNX Runtime and, where the bundle has
             engines and a GPU answers, TensorRT.
+        precision: what the backend computes in; None is its own choice.
         threads: threads of one graph; 0 lets the backend choose.
         rounds: measured repetitions of every point.
         data: JSON lines with texts, instead of the bundle's samples.
@@ -42,6 +43,7 @@ class BenchOptions:
     lengths: tuple[int, ...] | None = None
     batches: tuple[int, ...] = (1,)
     backend: str | None = None
+    precision: str | None = None
     threads: int = 0
     rounds: Rounds = field(default_factory=Rounds)
     data: Path | None = None
@@ -62,7 +64,9 @@ def bench_bundle(
     """
     bundle = Bundle.open(path)
     backend = options.backend or DEFAULT_BACKEND
-    pipeline = load(path, backend, threads=options.threads, verify=False)
+    pipeline = load(
+        path, backend, threads=options.threads, precision=options.precision, verify=False
+    )
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
     engines, note = None, None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trbert_deploy.bundle import MANIFEST
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.backend import DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
 
 #: What every checkpoint directory holds, and no bundle.
@@ -19,6 +19,7 @@ def open_models(
     backend: str | None = None,
     *,
     threads: int = 0,
+    precision: str | None = None,
     threshold: float | None = None,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
@@ -29,10 +30,12 @@ def open_models(
         backend: the one to run on; by default PyTorch if there is a checkpoint, which nothing
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
+        precision: f32 or bf16, where the backend can be asked; None is its own choice.
         threshold: keep probability from which a token survives, instead of the model's rules.
 
     Raises:
-        ConfigError: another backend for a checkpoint, or a threshold out of range.
+        ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
+            threshold out of range.
         StorageError, BundleError, CheckpointError: no model there, or a damaged one.
         MissingDependencyError, DeviceError, EngineError: the backend cannot run here.
     """
@@ -43,15 +46,16 @@ def open_models(
             f"{backend} make a bundle of it first, with trbert-deploy export {checkpoints[0]}"
         )
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
-    pipeline = _open(path, backend, threads)
+    require_precision(backend, precision)
+    pipeline = _open(path, backend, threads, precision)
     if threshold is not None:
         pipeline = pipeline.at_threshold(threshold)
-    return pipeline, None if teacher is None else _open(teacher, backend, threads)
+    return pipeline, None if teacher is None else _open(teacher, backend, threads, precision)
 
 
-def _open(path: Path, backend: str, threads: int) -> Pipeline:
+def _open(path: Path, backend: str, threads: int, precision: str | None) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(path, backend, threads=threads)
+        return load(path, backend, threads=threads, precision=precision)
     from trbert_deploy.modeling.checkpoint_pipeline import load_checkpoint_pipeline
 
     return load_checkpoint_pipeline(path, threads=threads)

@@ -8,10 +8,12 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    backend_choice,
     bundle_argument,
     json_option,
     needs,
     numbers,
+    precision_option,
     threads_option,
 )
 
@@ -33,9 +35,10 @@ from trbert_deploy.commands.options import (
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    type=backend_choice,
     help="[default: onnxruntime, and tensorrt where the bundle has engines]",
 )
+@precision_option
 @threads_option
 @click.option(
     "--rounds",
@@ -54,6 +57,7 @@ def bench(
     lengths: tuple[int, ...] | None,
     batches: tuple[int, ...],
     backend: str | None,
+    precision: str | None,
     threads: int,
     rounds: int | None,
     data: Path | None,
@@ -66,7 +70,7 @@ def bench(
     from trbert_deploy.files import write_json
 
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, threads, effort, data)
+    options = BenchOptions(lengths, batches, backend, precision, threads, effort, data)
     with console.progress() as progress:
         report = bench_bundle(bundle, options, progress)
     print_report(report, console.out)

@@ -9,9 +9,11 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    backend_choice,
     json_option,
     needs,
     png_file,
+    precision_option,
     threads_option,
     threshold_option,
 )
@@ -39,9 +41,10 @@ from trbert_deploy.commands.options import (
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
+    type=backend_choice,
     help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
 )
+@precision_option
 @threads_option
 @threshold_option
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
@@ -63,6 +66,7 @@ def evaluate(
     data: Path,
     teacher: Path | None,
     backend: str | None,
+    precision: str | None,
     threads: int,
     threshold: float | None,
     sweep: bool,
@@ -82,7 +86,9 @@ def evaluate(
     if sweep:
         from trbert_deploy.bench.plots import write_sweep_plot
         from trbert_deploy.bench.sweep import sweep_thresholds
-    pipeline, dense = open_models(model, teacher, backend, threads=threads, threshold=threshold)
+    pipeline, dense = open_models(
+        model, teacher, backend, threads=threads, precision=precision, threshold=threshold
+    )
     texts = list(read_texts(data))
     with console.progress() as progress:
         if sweep:

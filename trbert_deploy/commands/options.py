@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
+from trbert_deploy.runtime.backend import BACKENDS, PRECISIONS
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
@@ -26,7 +27,11 @@ _OPTIONAL = (
     "onnxscript",
 )
 #: Packages that one option of a command needs, and the extra that brings them.
-_OF_OPTIONS = {"polygraphy": ("--verify", "verify"), "matplotlib": ("--sweep", "plots")}
+_OF_OPTIONS = {
+    "polygraphy": ("--verify", "verify"),
+    "matplotlib": ("--sweep", "plots"),
+    "openvino": ("--backend openvino", "openvino"),
+}
 
 
 def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -61,11 +66,12 @@ threads_option = click.option(
     default=0,
     help="Threads of one graph [default: the backend chooses].",
 )
-backend_option = click.option(
-    "--backend",
-    type=click.Choice(["onnxruntime", "torch", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
+backend_choice = click.Choice(list(BACKENDS))
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(sorted({each for offered in PRECISIONS.values() for each in offered})),
+    help="What the backend computes in [default: bf16 for openvino where the processor has it, "
+    "f32 elsewhere; engines keep their own].",
 )
 threshold_option = click.option(
     "--threshold",

@@ -8,12 +8,14 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
-    backend_option,
+    backend_choice,
     bundle_argument,
     needs,
+    precision_option,
     threads_option,
     threshold_option,
 )
+from trbert_deploy.runtime.backend import DEFAULT_BACKEND
 
 
 @click.command()
@@ -30,7 +32,8 @@ from trbert_deploy.commands.options import (
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file, whole or not at all, instead of stdout.",
 )
-@backend_option
+@click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
+@precision_option
 @threads_option
 @threshold_option
 @click.option("--dense", is_flag=True, help="Remove no token.")
@@ -57,6 +60,7 @@ def predict(
     source: Path | None,
     output: Path | None,
     backend: str,
+    precision: str | None,
     threads: int,
     threshold: float | None,
     dense: bool,
@@ -77,6 +81,7 @@ def predict(
         bundle,
         backend,
         threads=threads,
+        precision=precision,
         truncate=truncate,
         max_length=max_length,
         threshold=threshold,

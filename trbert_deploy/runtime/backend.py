@@ -44,29 +44,50 @@ class BackendOptions:
 
     Attributes:
         threads: threads of one graph; 0 lets the backend choose.
+        precision: what it computes in, one of ``PRECISIONS``; None is the backend's own choice.
     """
 
     threads: int = 0
+    precision: str | None = None
 
 
 #: name -> module with a function ``open_backend(bundle, options) -> Backend``.
 BACKENDS = {
     "onnxruntime": "trbert_deploy.runtime.onnxruntime_backend",
+    "openvino": "trbert_deploy.runtime.openvino_backend",
     "tensorrt": "trbert_deploy.runtime.tensorrt_backend",
     "torch": "trbert_deploy.modeling.torch_backend",
 }
 DEFAULT_BACKEND = "onnxruntime"
+
+#: What a backend can be asked to compute in; the others decide for themselves.
+PRECISIONS = {"onnxruntime": ("f32",), "openvino": ("f32", "bf16"), "torch": ("f32",)}
 
 
 def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
     """Open the backend called ``name`` on a bundle.
 
     Raises:
-        ConfigError: no such backend.
+        ConfigError: no such backend, or it cannot compute in the wanted precision.
         MissingDependencyError: its package is not installed.
     """
     if name not in BACKENDS:
         raise ConfigError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    require_precision(name, options.precision)
     module = importlib.import_module(BACKENDS[name])
     backend: Backend = module.open_backend(bundle, options)
     return backend
+
+
+def require_precision(name: str, precision: str | None) -> None:
+    """Refuse a precision that the backend called ``name`` cannot be asked for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    offered = PRECISIONS.get(name, ())
+    if precision is not None and precision not in offered:
+        raise ConfigError(
+            f"backend {name} cannot be asked for {precision}: expected "
+            f"{' or '.join(offered) or 'no precision, its engines have one'}"
+        )

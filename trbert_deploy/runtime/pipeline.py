@@ -163,6 +163,7 @@ def load(
     backend: str = DEFAULT_BACKEND,
     *,
     threads: int = 0,
+    precision: str | None = None,
     truncate: bool = True,
     max_length: int | None = None,
     threshold: float | None = None,
@@ -172,8 +173,9 @@ def load(
 
     Args:
         path: the bundle directory.
-        backend: onnxruntime, torch or tensorrt.
+        backend: onnxruntime, openvino, torch or tensorrt.
         threads: threads of one graph; 0 lets the backend choose.
+        precision: f32 or bf16, where the backend can be asked; None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
         max_length: most tokens of a row; the bundle's own maximum by default.
         threshold: keep probability from which a token survives, instead of the bundle's rules.
@@ -181,7 +183,8 @@ def load(
 
     Raises:
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
-        ConfigError: unknown backend, or an option out of range.
+        ConfigError: unknown backend, an option out of range, or a precision that the backend or
+            the processor lacks.
         MissingDependencyError: the backend's package is not installed.
     """
     bundle = Bundle.open(path, verify=verify)
@@ -194,7 +197,7 @@ def load(
     reduction = manifest.reduction
     if threshold is not None:
         reduction = reduction.at_threshold(threshold)
-    runner = open_backend(backend, bundle, BackendOptions(threads=threads))
+    runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, reduction, manifest.encoder.num_layers)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
     return Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
