@@ -20,8 +20,9 @@ from trbert_deploy.modeling.checkpoint import (
 )
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.saliency import Guide
 from trbert_deploy.training.stages import Stage
 
@@ -78,9 +79,20 @@ class Run:
         write_json(path, self.options.to_json())
 
     def guide(self) -> Guide:
-        """The teacher's view of the training rows."""
+        """The teacher's view of the training rows, and its answers on the recombined ones."""
         options = self.options
-        return self.setting.guide(options.cuts, self.output, options.batch_tokens, self.progress)
+        making = (self.output, options.batch_tokens, self.progress)
+        guide = self.setting.guide(options.cuts, *making)
+        if not options.recombined:
+            return guide
+        return guide.with_answers(self.setting.answers(options.recombined, *making))
+
+    def rows_of(self, stage: str) -> list[LabelledRow]:
+        """What a stage learns from (see ``Prepared.rows_of``)."""
+        rows = self.setting.training_rows
+        if stage not in DISTILLING or not self.options.recombined:
+            return rows
+        return rows + self.setting.recombined_rows(self.options.recombined)
 
     def load(self, stage: str, model: ReducedClassifier) -> bool:
         """Load what a stage came to, if it is done."""
@@ -99,7 +111,7 @@ class Run:
 
         Batches are planned by whole texts, so that all rows take the same ones.
         """
-        options, rows = self.options, self.setting.training_rows
+        options, rows = self.options, self.rows_of(name)
         directory = self.directory / name
         settings = StageSettings.planned(name, options, rows, directory, self.setting.device)
         viewed = [student.view(row) for row in rows]

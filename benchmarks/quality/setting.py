@@ -12,20 +12,24 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.files import read_json, write_json
-from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, load_hf_config
+from trbert_deploy.files import read_json, staged_file, write_json
+from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, load_hf_config, write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.pretrained import is_fine_tuned, load_pretrained
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.training.data import LabelledRow, read_examples, tokenize
-from trbert_deploy.training.saliency import Guide, make_guide
+from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.saliency import Guide, answers, make_guide
 
 SETTING_FILE = "setting.json"
 
@@ -111,6 +115,24 @@ class Setting:
                 rows = self.training_rows
                 make_guide(model, rows, batch_tokens, self.device, progress).save(path)
         return Guide.load(path)
+
+    def recombined_rows(self, factor: float) -> list[LabelledRow]:
+        """Rows made of the training rows, the same for all that ask for so many."""
+        rows = self.training_rows
+        return recombine(rows, round(factor * len(rows)), seed=0)
+
+    def answers(
+        self, factor: float, directory: Path, batch_tokens: int, progress: Progress
+    ) -> NDArray[np.float32]:
+        """The teacher's logits [M, C] on the recombined rows, computed once."""
+        path = directory / f"answers-{factor:g}.safetensors"
+        with locked(path):
+            if not path.exists():
+                rows, teacher = self.recombined_rows(factor), self.load_teacher()
+                logits = answers(teacher, rows, batch_tokens, self.device, progress)
+                with staged_file(path) as staging:
+                    write_safetensors(staging, {"logits": torch.from_numpy(logits)})
+        return load_file(path)["logits"]
 
     @cached_property
     def _dense(self) -> ReducedClassifier:

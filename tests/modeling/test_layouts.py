@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,3 +37,26 @@ def test_padding_and_unpadding_are_inverse(lengths: np.ndarray) -> None:
     assert torch.equal((padded > 0).sum(1), torch.from_numpy(lengths))
     expected = [part.sum() for part in values.split(lengths.tolist())]
     torch.testing.assert_close(layout.row_sums(values), torch.stack(expected))
+
+
+def test_long_rows_learn_in_half_precision_and_short_ones_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PackedLayout, "BACKWARD_IN_BF16", 6)
+    states = torch.randn(3, 12, 8, generator=torch.Generator().manual_seed(0))
+    layout = PackedLayout(np.array([3, 9]))
+
+    def attend(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        given = states.to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            context = layout.attend(*given, num_heads=2)
+        return context.float(), torch.autograd.grad(context.float().square().sum(), given)[0]
+
+    context, gradient = attend(torch.bfloat16)
+    rounded = states.bfloat16().float()
+    reference, expected = attend(torch.float32)
+    torch.testing.assert_close(context, reference, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(gradient.float(), expected, atol=0.15, rtol=0.15)
+    short = PaddedLayout(None).attend(*rounded[:, None, :3], 2)[0]
+    torch.testing.assert_close(context[:3], short, atol=1e-6, rtol=1e-5)  # not rounded again
+    assert torch.equal(context[3:], context[3:].bfloat16().float())

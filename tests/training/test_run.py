@@ -90,11 +90,13 @@ def by(estimator: str, options: TrainOptions) -> TrainOptions:
     return replace(options, estimator=estimator, stages=stages, target_speedup=None)
 
 
-@pytest.mark.parametrize("estimator", ["gates", "reinforce"])
+@pytest.mark.parametrize(
+    ("estimator", "recombined"), [("gates", 0.0), ("gates", 0.5), ("reinforce", 0.0)]
+)
 def test_all_stages_leave_checkpoints_and_figures(
-    options: TrainOptions, tmp_path: Path, estimator: str
+    options: TrainOptions, tmp_path: Path, estimator: str, recombined: float
 ) -> None:
-    options = by(estimator, options)
+    options = replace(by(estimator, options), recombined=recombined)
     output = tmp_path / "ckpt"
     steps: list[str] = []
 
@@ -103,7 +105,10 @@ def test_all_stages_leave_checkpoints_and_figures(
         steps.append(step.partition(" ")[0])
 
     report = train(options, output, progress=progress)
-    assert set(steps) <= {*options.stages, "validation", "validation,", "calibration"}
+    assert ("answers" in steps) == (recombined > 0)
+    assert set(steps) <= {
+        *options.stages, "answers", "validation", "validation,", "calibration"
+    }  # fmt: skip
     assert list(report.stages) == STAGES_OF[estimator]
     for stage, evaluation in report.stages.items():
         directory = output / "stages" / stage
@@ -113,6 +118,7 @@ def test_all_stages_leave_checkpoints_and_figures(
         figures = [json.loads(line) for line in lines]
         assert [step["step"] for step in figures] == list(range(len(figures)))
         assert sum("validation" in step for step in figures) == options.validations_of(stage)
+        assert all(0 <= step.get("accuracy", 0.0) <= 1 for step in figures)
         assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
         assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
         assert {path.name for path in directory.glob("*.safetensors")} == {"model.safetensors"}
@@ -307,6 +313,8 @@ def test_validation_labels_must_be_known(
         ({"max_drop": -1.0}, "expected 0 or more points"),
         ({"estimator": "guess"}, "unknown estimator guess: expected one of gates, reinforce"),
         ({"validations": 0}, "validations is 0"),
+        ({"recombined": -0.5}, "recombined is -0.5: expected 0 or more"),
+        ({"recombined": 1.0, "estimator": "reinforce"}, "recombined texts have no labels"),
     ],
 )
 def test_options_out_of_range_are_named(changes: dict[str, object], message: str) -> None:

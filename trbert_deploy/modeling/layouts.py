@@ -6,6 +6,7 @@ each row. The encoder is written once and runs under any of them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -80,6 +81,10 @@ class PackedLayout:
 
     MAX_GROUP_TOKENS = 16384
 
+    #: Backward, PyTorch's bfloat16 attention on CPUs is slower than float32 on shorter rows than
+    #: these, several times on short ones. Forward it is always faster.
+    BACKWARD_IN_BF16 = 1024
+
     def __init__(self, lengths: NDArray[np.int64], device: torch.device | str = "cpu") -> None:
         self.lengths = lengths
         groups = group_by_length(lengths, self.MAX_GROUP_TOKENS, max_padding=0.0)
@@ -101,25 +106,20 @@ class PackedLayout:
         self.row_of_token = torch.from_numpy(rows_of).to(device)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-        if query.device.type == "cpu" and query.requires_grad:
-            # On CPUs the backward pass of PyTorch's attention is slower for bfloat16 than for
-            # float32, on short rows several times. Its forward pass is faster.
-            with torch.autocast("cpu", enabled=False):
-                return self._attend(query.float(), key.float(), value.float(), num_heads)
-        return self._attend(query, key, value, num_heads)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
         sizes = [batch * length for batch, length in self._shapes]
         parts = zip(
             *(_gather(states, self._order).split(sizes) for states in (query, key, value)),
             strict=True,
         )
-        contexts = [
-            _attend(
-                q.unflatten(0, shape), k.unflatten(0, shape), v.unflatten(0, shape), num_heads, None
-            ).flatten(0, 1)
-            for (q, k, v), shape in zip(parts, self._shapes, strict=True)
-        ]
+        backward_on_cpu = query.device.type == "cpu" and query.requires_grad
+        contexts = []
+        for states, shape in zip(parts, self._shapes, strict=True):
+            in_float32 = backward_on_cpu and shape[1] < self.BACKWARD_IN_BF16
+            with torch.autocast("cpu", enabled=False) if in_float32 else nullcontext():
+                q, k, v = (
+                    (part.float() if in_float32 else part).unflatten(0, shape) for part in states
+                )
+                contexts.append(_attend(q, k, v, num_heads, None).flatten(0, 1))
         return _gather(torch.cat(contexts), self._back)
 
     def pad(self, values: Tensor) -> Tensor:

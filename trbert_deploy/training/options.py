@@ -9,6 +9,8 @@ from typing import Any
 from trbert_deploy.errors import ConfigError
 
 STAGES = ("teacher", "guide", "policy", "joint", "hard")
+#: Stages that match the teacher's answers on texts, whether these have labels or not.
+DISTILLING = ("joint", "hard")
 ESTIMATORS = ("gates", "reinforce")
 
 #: Recipe -> the options whose default it changes. The first is the default itself.
@@ -93,6 +95,12 @@ class TrainOptions:
     policy_epochs: float = _option(1.0, "The same in the policy stage.")
     joint_epochs: float = _option(1.0, "The same in the joint stage.")
     hard_epochs: float = _option(2.0, "The same in the hard stage.")
+    recombined: float = _option(
+        0.0,
+        "Texts joined from parts of two training texts, for each training text; the teacher "
+        "labels them, and the joint and hard stage learn from them too.",
+        "FACTOR",
+    )
     teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
     policy_learning_rate: float = _option(1e-3, "The same in the policy stage.")
     joint_learning_rate: float = _option(3e-5, "The same in the joint stage, for the encoder.")
@@ -141,6 +149,13 @@ class TrainOptions:
             raise ConfigError(
                 "gates learn under a wanted computation: give a target_speedup or a max_drop, "
                 "or take the estimator reinforce"
+            )
+        if not self.recombined >= 0:
+            raise ConfigError(f"recombined is {self.recombined}: expected 0 or more")
+        if self.recombined and self.estimator == "reinforce":
+            raise ConfigError(
+                "recombined texts have no labels, which the estimator reinforce needs: leave "
+                "recombined at 0, or take the estimator gates"
             )
         for name in ("rollouts", "joint_rollouts"):
             if getattr(self, name) < 2:

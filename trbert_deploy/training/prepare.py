@@ -22,7 +22,8 @@ from trbert_deploy.training.data import (
     split_validation,
     tokenize,
 )
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import DISTILLING, TrainOptions
+from trbert_deploy.training.recombining import recombine
 
 NUM_SAMPLES = 16
 
@@ -35,6 +36,7 @@ class Prepared:
         checkpoint: the model that is trained, with its tokenizer.
         fine_tuned: whether it knows the labels already.
         training, validation: the rows, tokenized.
+        recombined: rows without labels that are made of the training rows.
         device: to compute on.
     """
 
@@ -42,7 +44,12 @@ class Prepared:
     fine_tuned: bool
     training: list[LabelledRow]
     validation: list[LabelledRow]
+    recombined: list[LabelledRow]
     device: torch.device
+
+    def rows_of(self, stage: str) -> list[LabelledRow]:
+        """What a stage learns from: those that distil take rows without labels too."""
+        return self.training + self.recombined if stage in DISTILLING else self.training
 
 
 def prepare(
@@ -91,6 +98,7 @@ def prepare(
         fine_tuned=pretrained.fine_tuned,
         training=rows[0],
         validation=rows[1],
+        recombined=recombine(rows[0], round(options.recombined * len(rows[0])), options.seed),
         device=device,
     )
 

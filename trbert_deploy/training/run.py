@@ -26,7 +26,7 @@ from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validato
 from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
-from trbert_deploy.training.saliency import GUIDE_FILE, Guide, make_guide
+from trbert_deploy.training.saliency import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages import make_stage
 
 RUN_FILE = "training.json"
@@ -126,7 +126,9 @@ def _do_stage(
     if stage == "guide":
         model.to(run.device)
         record["teacher_accuracy"] = validator.dense_accuracy(model)
-        guide = make_guide(model, run.training, options.batch_tokens, run.device, progress)
+        making = (options.batch_tokens, run.device, progress)
+        guide = make_guide(model, run.training, *making)
+        guide = guide.with_answers(answers(model, run.recombined, *making))
         record["stages"][stage] = {}
         if processes.is_main():
             guide.save(guide_path)
@@ -208,9 +210,10 @@ def _run_stage(
 ) -> None:
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
-    settings = StageSettings.planned(stage, options, run.training, directory, run.device)
+    rows = run.rows_of(stage)
+    settings = StageSettings.planned(stage, options, rows, directory, run.device)
     aim.prepare(stage, model)
     guide = None if stage == "teacher" else Guide.load(guide_path)
     work = make_stage(stage, model, options, guide)
     judge = aim.judge(stage, model, work.constraint)
-    train_stage(settings, model, work, run.training, judge, progress)
+    train_stage(settings, model, work, rows, judge, progress)

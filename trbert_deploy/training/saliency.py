@@ -10,7 +10,7 @@ so that tokens whose state still changes behind the cut in a direction that matt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import head_logits
+from trbert_deploy.training.reduced import dense_logits, head_logits
 
 GUIDE_FILE = "guide.safetensors"
 
@@ -38,8 +38,8 @@ class Guide:
     """The teacher's view of the training rows.
 
     Attributes:
-        teacher_logits: [N, C] float32.
-        starts: [N + 1] int64, where each row's tokens begin in ``saliency``.
+        teacher_logits: [N, C] float32; rows without labels may follow the N training rows.
+        starts: [N + 1] int64, where each training row's tokens begin in ``saliency``.
         saliency: for each cut [total tokens] float32.
     """
 
@@ -50,6 +50,10 @@ class Guide:
     def logits_of(self, batch: PackedBatch) -> Tensor:
         """The teacher's logits [B, C] on a batch."""
         return torch.from_numpy(self.teacher_logits[batch.rows]).to(batch.labels.device)
+
+    def with_answers(self, logits: NDArray[np.float32]) -> Guide:
+        """The same view, with the teacher's logits [M, C] on rows that follow the others."""
+        return replace(self, teacher_logits=np.concatenate([self.teacher_logits, logits]))
 
     def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
         """For each cut the scores [T] of a batch's tokens."""
@@ -112,6 +116,25 @@ def make_guide(
         logits[batch.rows] = batch_logits.cpu().numpy()
         progress("guide", number, len(plan))
     return Guide(_combined(logits), starts, tuple(map(_combined, saliency)))
+
+
+def answers(
+    model: ReducedClassifier,
+    rows: Sequence[LabelledRow],
+    batch_tokens: int,
+    device: torch.device,
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """The dense model's logits [N, C] on rows that need no labels; processes divide the batches."""
+    logits = np.zeros((len(rows), len(model.spec.labels)), np.float32)
+    plan = plan_batches([len(row) for row in rows], batch_tokens)
+    plan = plan[processes.index() :: processes.count()]
+    model.eval()
+    for number, batch in enumerate(load_batches(rows, plan, device), start=1):
+        with torch.no_grad(), autocast(device):
+            logits[batch.rows] = dense_logits(model, batch).cpu().numpy()
+        progress("answers", number, len(plan))
+    return _combined(logits)
 
 
 def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:

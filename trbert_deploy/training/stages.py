@@ -263,7 +263,10 @@ def _penalty(
 
 
 def _accuracy(logits: Tensor, batch: PackedBatch) -> float:
-    return batch.share.mean((logits.argmax(-1) == batch.labels).float()).item()
+    """Of the rows that have a label."""
+    right = batch.share.mean((logits.argmax(-1) == batch.labels).float())
+    labelled = batch.share.mean((batch.labels >= 0).float())
+    return (right / labelled.clamp_min(1e-6)).item()
 
 
 def _rollout_figures(rollouts: Rollouts, batch: PackedBatch) -> dict[str, float]:
