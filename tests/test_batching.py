@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trbert_deploy.batching import group_by_length
+from trbert_deploy.batching import group_by_length, split_by_tokens
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
 
@@ -42,3 +42,13 @@ def test_a_row_above_the_limit_runs_alone() -> None:
 
 def test_no_rows_no_groups() -> None:
     assert group_by_length([], 100, 0.1) == []
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_parts_hold_every_row_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
+    parts = split_by_tokens(lengths, max_tokens)
+    assert sorted(index for part in parts for index in part.tolist()) == list(range(len(lengths)))
+    for part in parts:
+        assert len(part) == 1 or sum(lengths[index] for index in part) <= max_tokens
+    ordered = [lengths[index] for part in parts for index in part]
+    assert ordered == sorted(lengths)

@@ -107,9 +107,9 @@ def set_version(version: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_version(2), "format version 2: this release reads 1; upgrade trbert-deploy"),
-        (set_version(0), "format version 0: .* export the checkpoint again"),
-        (set_version("1"), "format version 1"),
+        (set_version(3), "format version 3: this release reads 2; upgrade trbert-deploy"),
+        (set_version(1), "format version 1: .* export the checkpoint again"),
+        (set_version("2"), "format version 2"),
         (lambda data: data.pop("format_version"), "format version None"),
         (lambda data: data.pop("graphs"), "manifest is damaged .*graphs"),
         (lambda data: data.update(max_length=1e999), "manifest is damaged"),

@@ -41,3 +41,25 @@ def group_by_length(
     if members:
         groups.append(np.array(members, dtype=np.int64))
     return groups
+
+
+def split_by_tokens(
+    lengths: Sequence[int] | NDArray[np.int64], max_tokens: int
+) -> list[NDArray[np.int64]]:
+    """Split rows, in ascending length, into parts of at most ``max_tokens`` tokens each.
+
+    Args:
+        lengths: tokens per row.
+        max_tokens: a longer row is a part of its own.
+
+    Returns:
+        Row indices of each part, int64; together each row exactly once.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    parts: list[NDArray[np.int64]] = []
+    order = np.argsort(lengths, kind="stable")
+    while len(order):
+        fitting = int(np.searchsorted(np.cumsum(lengths[order]), max_tokens, side="right"))
+        parts.append(order[: max(fitting, 1)])
+        order = order[max(fitting, 1) :]
+    return parts

@@ -3,8 +3,8 @@
     bundle/
       manifest.json         what is here, how it was made, and the SHA-256 of every file
       weights.safetensors   every weight once; the graphs refer to it as ONNX external data
-      segment_0.onnx ...    one graph per segment
-      dense.onnx            the same weights with no token removed
+      segment_0.onnx ...    one graph per segment, in several forms (segment_0.fused.onnx ...)
+      dense.onnx ...        the same weights with no token removed
       tokenizer.json
       samples.jsonl         a few texts for benchmarking (optional)
       engines/              TensorRT engines, each set with a manifest of its own (optional)
@@ -25,7 +25,7 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, LengthError
 from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_DIRECTORY = "bundle"
 
 MANIFEST = "manifest.json"
@@ -35,6 +35,10 @@ TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
 ENGINES = "engines"
 DENSE = "dense"
+
+#: Forms of a graph (exporters/forms.py): with a padding mask; for rows of one length; the same
+#: with the operators of ONNX Runtime.
+MASKED, UNMASKED, FUSED = FORMS = ("masked", "unmasked", "fused")
 
 #: Behind the name of a weight that weights.safetensors holds as [in, out].
 TRANSPOSED = ".transposed"
@@ -71,8 +75,9 @@ class GraphDescription:
     """One ONNX graph of a bundle.
 
     Attributes:
-        name: ``segment_0`` ... or ``dense``; its file is ``<name>.onnx``.
-        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order.
+        name: ``segment_0`` ... or ``dense``.
+        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order; forms
+            without a mask lack that input.
     """
 
     name: str
@@ -81,7 +86,11 @@ class GraphDescription:
 
     @property
     def file(self) -> str:
-        return f"{self.name}.onnx"
+        """The file of the masked form."""
+        return self.file_of(MASKED)
+
+    def file_of(self, form: str) -> str:
+        return f"{self.name}.onnx" if form == MASKED else f"{self.name}.{form}.onnx"
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,9 @@ class Bundle:
                 f"{path} is not a bundle: it has no {MANIFEST}; make one with trbert-deploy export"
             )
         bundle = cls(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)))
-        required = {WEIGHTS, TOKENIZER, *(graph.file for graph in bundle.manifest.graphs)}
+        required = {WEIGHTS, TOKENIZER} | {
+            graph.file_of(form) for graph in bundle.manifest.graphs for form in FORMS
+        }
         undeclared = sorted(required - set(bundle.manifest.files))
         if undeclared:
             raise BundleError(f"{path / MANIFEST} lists no digest of {', '.join(undeclared)}")
@@ -250,9 +261,9 @@ class Bundle:
                 )
         return bundle
 
-    def graph_path(self, name: str) -> Path:
+    def graph_path(self, name: str, form: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""
-        return self.path / self.manifest.graph(name).file
+        return self.path / self.manifest.graph(name).file_of(form)
 
     @property
     def weights_path(self) -> Path:

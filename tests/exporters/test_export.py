@@ -36,7 +36,10 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_bundle_holds_every_weight_once(tiny_bundle: Path) -> None:
     weights = (tiny_bundle / "weights.safetensors").stat().st_size
     graphs = [path for path in tiny_bundle.iterdir() if path.suffix == ".onnx"]
-    assert {path.stem for path in graphs} == {"segment_0", "segment_1", "segment_2", "dense"}
+    names = {"segment_0", "segment_1", "segment_2", "dense"}
+    assert {path.stem for path in graphs} == {
+        name + form for name in names for form in ("", ".unmasked", ".fused")
+    }
     places: set[tuple[int, int]] = set()
     for path in graphs:
         for tensor in onnx.load(path, load_external_data=False).graph.initializer:

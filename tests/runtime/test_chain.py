@@ -14,7 +14,7 @@ from trbert_deploy.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.torch_backend import TorchBackend
-from trbert_deploy.runtime.backend import Backend, BackendOptions, open_backend
+from trbert_deploy.runtime.backend import Backend, BackendOptions, Graph, Tensors, open_backend
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
 from trbert_deploy.selection import SelectionRule
 
@@ -163,6 +163,49 @@ def test_rows_that_keep_few_tokens_meet_rows_that_keep_many() -> None:
     results = chain.run(rows_of(*[20] * 5), timing)
     assert {len(kept) for result in results for kept in result.kept} == {4}
     assert set(timing.graph_seconds) == {"segment_0", "segment_1", "segment_2"}
+
+
+class Watching:
+    """A backend that notes what its graphs are given."""
+
+    max_padding = 0.0
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.description = backend.description
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+
+    def graph(self, name: str) -> Graph:
+        def run(inputs: Tensors) -> Tensors:
+            assert "attention_mask" not in inputs
+            self.calls.append((name, next(iter(inputs.values())).shape[:2]))
+            return self._backend.graph(name)(inputs)
+
+        return run
+
+
+def test_rows_go_on_with_those_that_kept_as_many() -> None:
+    rule = SelectionRule("ratio", 0.5, round_to=8)
+    reduction = ReductionConfig.parse("1,2").with_rules((rule, rule))
+    backend = Watching(torch_backend("1,2"))
+    rows = rows_of(64, 40, 33, 40, 60, 34)
+    Chain(backend, reduction, 4).run(rows)
+    assert backend.calls == [
+        *[("segment_0", shape) for shape in ((1, 33), (1, 34), (2, 40), (1, 60), (1, 64))],
+        *[("segment_1", shape) for shape in ((4, 24), (2, 32))],
+        ("segment_2", (6, 16)),
+    ]
+
+
+def test_so_many_tokens_are_on_their_way_at_a_time() -> None:
+    backend = Watching(torch_backend("1,2"))
+    rows = rows_of(10, 30, 10, 20, 50)
+    results = Chain(backend, ReductionConfig.parse("1,2"), 4, max_batch_tokens=40).run(rows)
+    assert_same(results, torch_chain("1,2").run(rows))
+    firsts = [shape for name, shape in backend.calls if name == "segment_0"]
+    assert firsts == [(2, 10), (1, 20), (1, 30), (1, 50)]
+    order = [name for name, _ in backend.calls]
+    assert order.index("segment_2") < len(order) - order[::-1].index("segment_0")
 
 
 @pytest.mark.parametrize("cuts", ["1,2", "none"])

@@ -12,6 +12,7 @@ from conftest import make_texts
 
 from trbert_deploy.cli import cli
 from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.openvino_backend import OpenVinoBackend
 from trbert_deploy.runtime.pipeline import Pipeline, load
 
@@ -41,6 +42,15 @@ def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
         (alone,) = exact.run([row])
         assert np.allclose(together.logits, alone.logits, atol=1e-5)
         assert all(map(np.array_equal, together.kept, alone.kept))
+
+
+def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
+    rows = exact.tokenizer(TEXTS)
+    chain = exact.chain
+    padded = Chain(chain.backend, chain.reduction, 4, max_padding=1.0)
+    for ours, theirs in zip(padded.run(rows), exact.run(rows), strict=True):
+        assert np.allclose(ours.logits, theirs.logits, atol=1e-5)
+        assert all(map(np.array_equal, ours.kept, theirs.kept))
 
 
 def test_threads_share_one_pipeline(exact: Pipeline) -> None:
@@ -96,7 +106,7 @@ def test_a_precision_that_a_backend_lacks_is_refused(
 
 
 def test_a_damaged_graph_is_named(own_bundle: Path) -> None:
-    (own_bundle / "segment_0.onnx").write_bytes(b"no graph")
+    (own_bundle / "segment_0.unmasked.onnx").write_bytes(b"no graph")
     pipeline = load(own_bundle, "openvino", verify=False)
-    with pytest.raises(BundleError, match=r"OpenVINO cannot load .*segment_0\.onnx: "):
+    with pytest.raises(BundleError, match=r"OpenVINO cannot load .*segment_0\.unmasked\.onnx: "):
         pipeline(["a film"])

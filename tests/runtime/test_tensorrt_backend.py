@@ -131,6 +131,7 @@ class HostBackend:
         engine_set = EngineSet(bundle.engines_path, EngineManifest(key, (), {}))
         library = TensorRT("rtx", HostModule(), "1.0")
         self.description: dict[str, str] = {}
+        self.max_padding = 0.05
         self.device = HostDevice()
         self.engines = {
             graph.name: HostEngine(graph, bundle.graph_path(graph.name))

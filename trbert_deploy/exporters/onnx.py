@@ -34,6 +34,7 @@ from trbert_deploy.bundle import (
     segment_name,
 )
 from trbert_deploy.errors import ParityError
+from trbert_deploy.exporters.forms import write_forms
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
@@ -48,7 +49,7 @@ _INLINE_BYTES = 1024
 
 
 def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDescription]:
-    """Write the file of weights, one graph per segment, and the dense model as one graph.
+    """Write the file of weights, one graph per segment, and the dense model, in all their forms.
 
     Args:
         model: in eval mode, float32.
@@ -58,7 +59,8 @@ def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDe
         A description of each graph when it is traced; all files are there at the end.
 
     Raises:
-        ParityError: the exporter fixed a dimension that must stay dynamic.
+        ParityError: the exporter fixed a dimension that must stay dynamic, or wrote attention in
+            another way than expected.
     """
     modules = {
         segment_name(segment.index): segment_module(model, segment.index)
@@ -69,14 +71,17 @@ def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDe
     modules[DENSE] = FirstSegment(model, dense=True)
     weights = SharedWeights(model)
     protos = {}
+    descriptions = {}
     for name, module in modules.items():
         protos[name] = _export(module, model)
         weights.take(protos[name])
-        yield _describe(name, protos[name])
+        descriptions[name] = _describe(name, protos[name])
+        yield descriptions[name]
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
         weights.link(proto)
-        onnx.save(proto, directory / f"{name}.onnx")
+        for form, written in write_forms(proto, model.spec.num_heads):
+            onnx.save(written, directory / descriptions[name].file_of(form))
 
 
 def _export(module: nn.Module, model: ReducedClassifier) -> onnx.ModelProto:

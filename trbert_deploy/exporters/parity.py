@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from trbert_deploy.bundle import (
 )
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
-from trbert_deploy.runtime.backend import Backend, Tensors
+from trbert_deploy.runtime.backend import Backend, Tensors, with_mask
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection import select
@@ -119,8 +120,9 @@ def compare_graphs(
     shapes: Sequence[tuple[int, int]],
     tolerance: float = FP32_TOLERANCE,
     reference_name: str = "PyTorch",
+    without_padding: Sequence[Backend] = (),
 ) -> Iterator[GraphParity]:
-    """Run every graph on both backends over padded batches and compare all outputs.
+    """Run every graph on both backends, over batches with padding and without, and compare.
 
     Args:
         reference, candidate: backends that open the same graphs.
@@ -128,9 +130,10 @@ def compare_graphs(
         shapes: (batch, length) pairs.
         tolerance: largest relative difference allowed.
         reference_name: what errors call the reference.
+        without_padding: more candidates, compared where no row is padded.
 
     Yields:
-        One result per graph.
+        One result per graph, the worst of all candidates.
 
     Raises:
         ParityError: a difference above the tolerance.
@@ -141,29 +144,32 @@ def compare_graphs(
         cut = None if name == DENSE else segments[index].cut
         worst: dict[str, float] = {}
         differing = total = 0
-        for batch, length in shapes:
-            inputs = _padded_inputs(rows_of(length, batch))
-            mask = inputs[ATTENTION_MASK]
+        for (batch, length), padded in product(shapes, (True, False)):
+            inputs = _inputs(rows_of(length, batch), padded)
+            mask = with_mask(inputs)[ATTENTION_MASK]
             # A later segment is fed the states that the layers before it made of real text.
             for earlier in names[:index] if name != DENSE else []:
                 hidden = reference.graph(earlier)(inputs)[HIDDEN_OUT]
-                inputs = {HIDDEN: hidden, ATTENTION_MASK: mask}
-            expected, received = reference.graph(name)(inputs), candidate.graph(name)(inputs)
-            for output, difference in _differences(expected, received, mask).items():
-                if not difference <= tolerance:  # so that NaN fails, too
-                    raise ParityError(
-                        f"graph {name}, batch {batch}, length {length}: {output} differs from "
-                        f"{reference_name} by {difference:.2g}, more than the tolerance "
-                        f"{tolerance:g}"
+                inputs = {HIDDEN: hidden} | ({ATTENTION_MASK: mask} if padded else {})
+            expected = reference.graph(name)(inputs)
+            for side in (candidate, *(() if padded else without_padding)):
+                received = side.graph(name)(inputs)
+                for output, difference in _differences(expected, received, mask).items():
+                    if not difference <= tolerance:  # so that NaN fails, too
+                        raise ParityError(
+                            f"graph {name}, batch {batch}, length {length}: {output} differs from "
+                            f"{reference_name} by {difference:.2g}, more than the tolerance "
+                            f"{tolerance:g}"
+                        )
+                    worst[output] = max(worst.get(output, 0.0), difference)
+                if cut is not None:
+                    lengths = mask.sum(axis=1)
+                    ours, theirs = (
+                        select(outputs[KEEP_LOGIT], lengths, cut.rule)
+                        for outputs in (expected, received)
                     )
-                worst[output] = max(worst.get(output, 0.0), difference)
-            if cut is not None:
-                lengths = mask.sum(axis=1)
-                kept = [
-                    select(side[KEEP_LOGIT], lengths, cut.rule) for side in (expected, received)
-                ]
-                differing += int((kept[0] != kept[1]).sum())
-                total += int(mask.sum())
+                    differing += int((ours != theirs).sum())
+                    total += int(mask.sum())
         agreement = 1.0 - differing / total if total else 1.0
         yield GraphParity(name, tuple(shapes), worst, agreement, tolerance)
 
@@ -222,15 +228,18 @@ def relative_difference(expected: NDArray[Any], received: NDArray[Any]) -> float
     return float(np.abs(expected.astype(np.float64) - received).max()) / scale
 
 
-def _padded_inputs(rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
-    """The first segment's inputs [B, S]; every row but the first loses tokens to padding."""
+def _inputs(rows: Sequence[TokenRow], padded: bool) -> dict[str, np.ndarray]:
+    """The first segment's inputs [B, S]; padded, all rows but the first lose tokens to padding."""
     input_ids = np.stack([row.input_ids for row in rows])
+    token_type_ids = np.stack([row.token_type_ids for row in rows])
+    if not padded:
+        return {INPUT_IDS: input_ids, TOKEN_TYPE_IDS: token_type_ids}
     length = input_ids.shape[1]
     lengths = np.array([max(1, length // (place + 1)) for place in range(len(rows))])
     mask = np.arange(length) < lengths[:, None]
     return {
         INPUT_IDS: np.where(mask, input_ids, 0),
-        TOKEN_TYPE_IDS: np.stack([row.token_type_ids for row in rows]),
+        TOKEN_TYPE_IDS: token_type_ids,
         ATTENTION_MASK: mask,
     }
 

@@ -20,7 +20,7 @@ from trbert_deploy.exporters.parity import (
     row_maker,
 )
 from trbert_deploy.exporters.precision import rounded_graph
-from trbert_deploy.runtime.backend import BackendOptions, Graph
+from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Graph, with_mask
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.onnxruntime_backend import OnnxGraph, OnnxRuntimeBackend
 
@@ -135,6 +135,7 @@ class RoundedBackend:
         self._models = models
         self._precision = precision
         self.graph = cache(self._open)
+        self.max_padding = PADDING_ON_GPUS
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "precision": f"{precision}, emulated",
@@ -144,8 +145,8 @@ class RoundedBackend:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         model = rounded_graph(self._models[name], self._precision)
-        return OnnxGraph(
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        graph = OnnxGraph(lambda masked: session)
+        return lambda inputs: graph(with_mask(inputs))

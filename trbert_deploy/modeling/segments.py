@@ -22,13 +22,13 @@ class FirstSegment(nn.Module):
         self.dense = dense or model.segments[0].is_last
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor
+        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run the segment.
 
         Args:
             input_ids, token_type_ids: [B, S] int64.
-            attention_mask: [B, S] bool, True where a token is.
+            attention_mask: [B, S] bool, True where a token is; None when no row is padded.
 
         Returns:
             hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, logits [B, C] float32.
@@ -51,12 +51,14 @@ class LaterSegment(nn.Module):
         self.model = model
         self.index = index
 
-    def forward(self, hidden: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the segment.
 
         Args:
             hidden: [B, S, H] survivors of the cut before.
-            attention_mask: [B, S] bool, True where a token is.
+            attention_mask: [B, S] bool, True where a token is; None when no row is padded.
 
         Returns:
             hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, logits [B, C] float32.

@@ -18,15 +18,17 @@ from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
 class TorchGraph:
     """A segment's module, called with named numpy arrays."""
 
-    def __init__(self, module: nn.Module, outputs: tuple[str, str]) -> None:
+    def __init__(self, module: nn.Module, last: bool) -> None:
         self._module = module
-        self._outputs = outputs
+        self._last = last
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> Tensors:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
-        values = self._module(**tensors)
-        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
+        hidden, scores = self._module(**tensors)
+        if self._last:
+            return {LOGITS: scores.numpy()}
+        return {HIDDEN_OUT: hidden.numpy(), KEEP_LOGIT: scores.numpy()}
 
 
 class TorchBackend:
@@ -35,6 +37,7 @@ class TorchBackend:
     def __init__(self, model: ReducedClassifier) -> None:
         self._model = model.eval()
         self.graph = cache(self._open)
+        self.max_padding = 0.0
         self.description = {
             "backend": "torch",
             "version": torch.__version__,
@@ -44,12 +47,9 @@ class TorchBackend:
 
     def _open(self, name: str) -> Graph:
         if name == DENSE:
-            return TorchGraph(FirstSegment(self._model, dense=True), (HIDDEN_OUT, LOGITS))
+            return TorchGraph(FirstSegment(self._model, dense=True), last=True)
         index = int(name.rpartition("_")[2])
-        last = self._model.segments[index].is_last
-        return TorchGraph(
-            segment_module(self._model, index), (HIDDEN_OUT, LOGITS if last else KEEP_LOGIT)
-        )
+        return TorchGraph(segment_module(self._model, index), self._model.segments[index].is_last)
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:

@@ -13,14 +13,18 @@ from typing import Protocol
 
 import numpy as np
 
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle import ATTENTION_MASK, Bundle
 from trbert_deploy.errors import ConfigError
 
 Tensors = Mapping[str, np.ndarray]
 
 
 class Graph(Protocol):
-    """One runnable graph: named arrays in, named arrays out."""
+    """One runnable graph: named arrays in, named arrays out.
+
+    Without ``attention_mask`` among the inputs every place of the batch holds a token. A graph
+    that ends in logits returns them alone: nobody reads the states behind the head.
+    """
 
     def __call__(self, inputs: Tensors) -> Tensors: ...
 
@@ -33,9 +37,20 @@ class Backend(Protocol):
         """What it runs on (versions, device, threads), for reports."""
         ...
 
+    @property
+    def max_padding(self) -> float:
+        """Highest share of a batch's slots that should be padding; 0 where none pays."""
+        ...
+
     def graph(self, name: str) -> Graph:
         """The graph called ``name`` in the bundle, loaded on its first use."""
         ...
+
+
+def with_mask(inputs: Tensors) -> Tensors:
+    """The inputs of a graph, with a mask that is all True where they had none."""
+    shape = next(iter(inputs.values())).shape[:2]
+    return {ATTENTION_MASK: np.ones(shape, np.bool_), **inputs}
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,9 @@ BACKENDS = {
     "torch": "trbert_deploy.modeling.torch_backend",
 }
 DEFAULT_BACKEND = "onnxruntime"
+
+#: Padding that a larger batch is worth where one row does not fill the device.
+PADDING_ON_GPUS = 0.05
 
 #: What a backend can be asked to compute in; the others decide for themselves.
 PRECISIONS = {"onnxruntime": ("f32",), "openvino": ("f32", "bf16"), "torch": ("f32",)}

@@ -1,8 +1,8 @@
 """The chain: segments one after the other, with fewer tokens behind every cut.
 
-Rows are independent. Before each segment the rows that are left are grouped by length
-(batching.py), so that tensors are physically shorter and little of them is padding; a mask
-keeps what padding there is from changing a result.
+Rows are independent. Before each segment the rows are grouped by what is left of them
+(batching.py), so that tensors are physically shorter and nothing of them is padding, or little
+where a backend likes larger batches; then a mask keeps it from changing a result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.batching import group_by_length
+from trbert_deploy.batching import group_by_length, split_by_tokens
 from trbert_deploy.bundle import (
     ATTENTION_MASK,
     DENSE,
@@ -26,7 +26,7 @@ from trbert_deploy.bundle import (
     TOKEN_TYPE_IDS,
     segment_name,
 )
-from trbert_deploy.config import ReductionConfig
+from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.runtime.backend import Backend, Tensors
 from trbert_deploy.selection import select
 
@@ -78,13 +78,25 @@ class Timing:
 
 
 @dataclass
-class _Survivor:
-    """A row on its way: what is left of it, and where in the text that stood."""
+class _Row:
+    """A row on its way.
 
-    row: int
-    hidden: NDArray[np.float32]  # [S, H]
-    positions: NDArray[np.int64]  # [S]
+    Attributes:
+        index: which of the given rows it is.
+        tokens: the row as it was given.
+        positions: [S] int64, where its survivors stood in the text.
+        hidden: [S, H] float32, their states behind the last cut; None before the first.
+        kept: for each cut so far, the survivors' positions.
+    """
+
+    index: int
+    tokens: TokenRow
+    positions: NDArray[np.int64]
+    hidden: NDArray[np.float32] | None = None
     kept: tuple[NDArray[np.int64], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
 class Chain:
@@ -94,8 +106,10 @@ class Chain:
         backend: runs the graphs.
         reduction: the cuts with their rules.
         num_layers: layers of the encoder.
-        max_batch_tokens: token slots of the largest batch that one graph is given.
-        max_padding: highest share of a batch's slots that may be padding.
+        max_batch_tokens: tokens that are on their way at a time, in one batch or in several; a
+            longer row goes alone.
+        max_padding: highest share of a batch's slots that may be padding; None for what the
+            backend likes.
     """
 
     def __init__(
@@ -104,13 +118,13 @@ class Chain:
         reduction: ReductionConfig,
         num_layers: int,
         max_batch_tokens: int = 16384,
-        max_padding: float = 0.05,
+        max_padding: float | None = None,
     ) -> None:
         self.backend = backend
         self.reduction = reduction
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
-        self.max_padding = max_padding
+        self.max_padding = backend.max_padding if max_padding is None else max_padding
 
     def run(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
         """Classify rows, dropping tokens at every cut.
@@ -122,67 +136,52 @@ class Chain:
         Returns:
             One result per row, in the given order.
         """
-        timing = timing if timing is not None else Timing()
-        start = time.perf_counter()
-        results: dict[int, RowResult] = {}
-        for group in self._groups([len(row) for row in rows]):
-            members = [rows[index] for index in group]
-            inputs, mask = _token_batch(members)
-            survivors = [
-                _Survivor(int(index), np.empty((0, 0), np.float32), np.arange(len(row)))
-                for index, row in zip(group, members, strict=True)
-            ]
-            self._run_group(0, inputs, mask, survivors, results, timing)
-        timing.total_seconds += time.perf_counter() - start
-        return [results[index] for index in range(len(rows))]
+        return self._run(rows, self.segments, timing)
 
     def run_dense(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
-        """Classify rows with the dense model: the same batches, no token removed."""
+        """Classify rows with the dense model: grouped in the same way, no token removed."""
+        return self._run(rows, (), timing)
+
+    def _run(
+        self, rows: Sequence[TokenRow], segments: Sequence[Segment], timing: Timing | None
+    ) -> list[RowResult]:
         timing = timing if timing is not None else Timing()
         start = time.perf_counter()
         results: dict[int, RowResult] = {}
-        for group in self._groups([len(row) for row in rows]):
-            inputs, _ = _token_batch([rows[index] for index in group])
-            logits = self._call(DENSE, inputs, timing)[LOGITS]
-            for index, row_logits in zip(group, logits, strict=True):
-                results[int(index)] = RowResult(row_logits, ())
+        for window in split_by_tokens([len(row) for row in rows], self.max_batch_tokens):
+            waiting = [_Row(index, rows[index], np.arange(len(rows[index]))) for index in window]
+            for segment in segments[:-1]:
+                # All rows pass a cut before the next segment, so that whichever rows kept equally
+                # many tokens go on together.
+                for batch in self._batches(waiting):
+                    self._select(segment, batch, timing)
+            last = DENSE if len(segments) < 2 else segment_name(segments[-1].index)
+            for batch in self._batches(waiting):
+                logits = self._call(last, batch, timing)[LOGITS]
+                for row, row_logits in zip(batch, logits, strict=True):
+                    results[row.index] = RowResult(row_logits, row.kept)
         timing.total_seconds += time.perf_counter() - start
         return [results[index] for index in range(len(rows))]
 
-    def _groups(self, lengths: list[int]) -> list[NDArray[np.int64]]:
-        return group_by_length(lengths, self.max_batch_tokens, self.max_padding)
+    def _batches(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        lengths = [len(row) for row in rows]
+        groups = group_by_length(lengths, self.max_batch_tokens, self.max_padding)
+        return [[rows[place] for place in group] for group in groups]
 
-    def _run_group(
-        self,
-        index: int,
-        inputs: dict[str, np.ndarray],
-        mask: NDArray[np.bool_],
-        survivors: list[_Survivor],
-        results: dict[int, RowResult],
-        timing: Timing,
-    ) -> None:
-        """Run segment ``index`` on one batch, then what follows on regrouped survivors."""
-        segment = self.segments[index]
-        outputs = self._call(
-            DENSE if len(self.segments) == 1 else segment_name(index), inputs, timing
-        )
-        if segment.cut is None:
-            for survivor, logits in zip(survivors, outputs[LOGITS], strict=True):
-                results[survivor.row] = RowResult(logits, survivor.kept)
-            return
-        lengths = mask.sum(axis=1)
+    def _select(self, segment: Segment, batch: Sequence[_Row], timing: Timing) -> None:
+        """Run a segment that ends in a cut, and leave each row what survives it."""
+        assert segment.cut is not None
+        outputs = self._call(segment_name(segment.index), batch, timing)
+        lengths = np.array([len(row) for row in batch])
         keep = select(outputs[KEEP_LOGIT], lengths, segment.cut.rule)
-        for survivor, hidden, row_keep in zip(survivors, outputs[HIDDEN_OUT], keep, strict=True):
-            survivor.hidden = hidden[row_keep]
-            survivor.positions = survivor.positions[row_keep[: len(survivor.positions)]]
-            survivor.kept = (*survivor.kept, survivor.positions)
-        for group in self._groups([len(survivor.positions) for survivor in survivors]):
-            members = [survivors[place] for place in group]
-            hidden, mask = _hidden_batch(members)
-            batch = {HIDDEN: hidden, ATTENTION_MASK: mask}
-            self._run_group(index + 1, batch, mask, members, results, timing)
+        for row, hidden, row_keep in zip(batch, outputs[HIDDEN_OUT], keep, strict=True):
+            survivors = np.flatnonzero(row_keep)
+            row.hidden = hidden[survivors]
+            row.positions = row.positions[survivors]
+            row.kept = (*row.kept, row.positions)
 
-    def _call(self, name: str, inputs: dict[str, np.ndarray], timing: Timing) -> Tensors:
+    def _call(self, name: str, batch: Sequence[_Row], timing: Timing) -> Tensors:
+        inputs = _inputs(batch)
         start = time.perf_counter()
         outputs = self.backend.graph(name)(inputs)
         elapsed = time.perf_counter() - start
@@ -190,28 +189,30 @@ class Chain:
         return outputs
 
 
-def _token_batch(rows: Sequence[TokenRow]) -> tuple[dict[str, np.ndarray], NDArray[np.bool_]]:
-    """Rows of tokens as the first segment's inputs, [B, S], and their mask."""
-    longest = max(len(row) for row in rows)
-    input_ids = np.zeros((len(rows), longest), np.int64)
-    token_type_ids = np.zeros((len(rows), longest), np.int64)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row)] = row.input_ids
-        token_type_ids[place, : len(row)] = row.token_type_ids
-    mask = np.arange(longest) < np.array([[len(row)] for row in rows])
-    return {INPUT_IDS: input_ids, TOKEN_TYPE_IDS: token_type_ids, ATTENTION_MASK: mask}, mask
+def _inputs(batch: Sequence[_Row]) -> dict[str, np.ndarray]:
+    """A batch as a graph takes it; with a mask if rows are padded (see ``Graph``)."""
+    states = [row.hidden for row in batch if row.hidden is not None]
+    if states:
+        inputs = {HIDDEN: _stack(states)}
+    else:
+        inputs = {
+            INPUT_IDS: _stack([row.tokens.input_ids for row in batch]),
+            TOKEN_TYPE_IDS: _stack([row.tokens.token_type_ids for row in batch]),
+        }
+    lengths = np.array([[len(row)] for row in batch])
+    if lengths.min() < lengths.max():
+        inputs[ATTENTION_MASK] = np.arange(lengths.max()) < lengths
+    return inputs
 
 
-def _hidden_batch(
-    survivors: Sequence[_Survivor],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Compaction: survivors' states as one tensor [B, K, H], and its mask [B, K]."""
-    if len(survivors) == 1:
-        hidden = survivors[0].hidden[None]
-        return hidden, np.ones(hidden.shape[:2], np.bool_)
-    lengths = np.array([[len(survivor.positions)] for survivor in survivors])
-    width = survivors[0].hidden.shape[1]
-    batch = np.zeros((len(survivors), int(lengths.max()), width), np.float32)
-    for place, survivor in enumerate(survivors):
-        batch[place, : len(survivor.hidden)] = survivor.hidden
-    return batch, np.arange(batch.shape[1]) < lengths
+def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays [S, ...] as one [B, S, ...], the shorter ones padded with zeros at the end."""
+    if len(arrays) == 1:
+        return arrays[0][None]
+    longest = max(map(len, arrays))
+    if min(map(len, arrays)) == longest:
+        return np.stack(arrays)
+    stacked = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
+    for place, array in enumerate(arrays):
+        stacked[place, : len(array)] = array
+    return stacked

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import onnxruntime
 
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle import ATTENTION_MASK, FUSED, LOGITS, MASKED, Bundle
 from trbert_deploy.errors import BundleError
-from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Tensors
 
 
 class OnnxGraph:
-    """One ONNX Runtime session."""
+    """A session for batches without padding, and one for those with it, opened when needed.
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session = session
-        self._outputs = [output.name for output in session.get_outputs()]
+    Args:
+        open_session: whether the batch has a mask -> the session.
+    """
+
+    def __init__(self, open_session: Callable[[bool], onnxruntime.InferenceSession]) -> None:
+        self._session = cache(open_session)
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        values = self._session.run(self._outputs, dict(inputs))
-        return dict(zip(self._outputs, values, strict=True))
+        session = self._session(ATTENTION_MASK in inputs)
+        names = [output.name for output in session.get_outputs()]
+        wanted = [LOGITS] if LOGITS in names else names
+        return dict(zip(wanted, session.run(wanted, dict(inputs)), strict=True))
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device."""
+    """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device.
 
-    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+    Args:
+        without_mask: the form of the graphs for batches without padding.
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions, without_mask: str = FUSED) -> None:
         self._bundle = bundle
+        self._without_mask = without_mask
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = options.threads
         # A chain owns several sessions: threads that spin after one graph would take the
@@ -38,7 +48,9 @@ class OnnxRuntimeBackend:
         self._providers = [
             name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
         ]
-        self.graph = cache(self._open)
+        on_cpu = self._providers[0] == "CPUExecutionProvider"
+        self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
+        self.graph = cache(lambda name: OnnxGraph(partial(self._open, name)))
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
@@ -46,15 +58,12 @@ class OnnxRuntimeBackend:
             "threads": str(options.threads or "all"),
         }
 
-    def _open(self, name: str) -> Graph:
-        path = self._bundle.graph_path(name)
+    def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
+        path = self._bundle.graph_path(name, MASKED if masked else self._without_mask)
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), self._options, providers=self._providers
-            )
+            return onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
         except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
             raise BundleError(f"ONNX Runtime cannot load {path}: {problem}") from problem
-        return OnnxGraph(session)
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:

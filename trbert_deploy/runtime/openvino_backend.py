@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 import numpy as np
 import openvino
 
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle import ATTENTION_MASK, LOGITS, MASKED, UNMASKED, Bundle
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backend import BackendOptions, Tensors
 
 _DEVICE = "CPU"
 
 
 class OpenVinoGraph:
-    """One compiled graph; every thread that calls it has a request of its own."""
+    """A graph compiled for batches without padding, and for those with it when needed.
 
-    def __init__(self, compiled: openvino.CompiledModel) -> None:
-        self._compiled = compiled
+    Every thread that calls it has requests of its own.
+    """
+
+    def __init__(self, compile_form: Callable[[str], openvino.CompiledModel]) -> None:
+        self._compiled = cache(compile_form)
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        if not hasattr(self._own, "request"):
-            self._own.request = self._compiled.create_infer_request()
-        # The inputs are read where they lie; the outputs are copied, since the request
-        # overwrites its own at the next call.
+        request = self._request(MASKED if ATTENTION_MASK in inputs else UNMASKED)
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        values = self._own.request.infer(arrays, share_inputs=True)
-        return {output.any_name: value for output, value in values.items()}
+        # Inputs and outputs are used where they lie; but the request overwrites its outputs at
+        # the next call, so what is returned is a copy.
+        values = request.infer(arrays, share_inputs=True, share_outputs=True)
+        outputs = {output.any_name: value for output, value in values.items()}
+        wanted = [LOGITS] if LOGITS in outputs else list(outputs)
+        return {name: outputs[name].copy() for name in wanted}
+
+    def _request(self, form: str) -> openvino.InferRequest:
+        requests = vars(self._own)
+        if form not in requests:
+            requests[form] = self._compiled(form).create_infer_request()
+        return requests[form]
 
 
 class OpenVinoBackend:
@@ -51,7 +61,8 @@ class OpenVinoBackend:
         }
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
-        self.graph = cache(self._open)
+        self.max_padding = 0.0
+        self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name)))
         self.description: Mapping[str, str] = {
             "backend": "openvino",
             "version": openvino.__version__.partition("-")[0],
@@ -62,11 +73,10 @@ class OpenVinoBackend:
     def _has_bf16(self) -> bool:
         return "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
-    def _open(self, name: str) -> Graph:
-        path = self._bundle.graph_path(name)
+    def _open(self, name: str, form: str) -> openvino.CompiledModel:
+        path = self._bundle.graph_path(name, form)
         try:
-            model = self._core.read_model(path)
-            return OpenVinoGraph(self._core.compile_model(model, _DEVICE, self._settings))
+            return self._core.compile_model(self._core.read_model(path), _DEVICE, self._settings)
         except RuntimeError as problem:
             reason = str(problem).strip().splitlines()[-1]
             raise BundleError(f"OpenVINO cannot load {path}: {reason}") from problem

@@ -12,7 +12,7 @@ import numpy as np
 
 from trbert_deploy.bundle import LOGITS, Bundle, GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
-from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Graph, Tensors, with_mask
 from trbert_deploy.runtime.engines import EngineSet, Profile, find_engine_set
 from trbert_deploy.runtime.tensorrt_library import (
     TensorRT,
@@ -47,6 +47,7 @@ class TensorRTBackend:
         self._runtime = self._library.module.Runtime(library_log(self._library))
         self._device = Device()
         self.graph = cache(self._open)
+        self.max_padding = PADDING_ON_GPUS
         key = self._engine_set.manifest.key
         self.description: Mapping[str, str] = {
             "backend": "tensorrt",
@@ -99,6 +100,7 @@ class EngineGraph:
             LengthError: no profile takes rows of this length, or so few of them.
         """
         batch, length = inputs[self._graph.inputs[0].name].shape[:2]
+        inputs = with_mask(inputs)
         index = self._engine_set.profile_for(length)
         profile = self._engine_set.manifest.key.profiles[index]
         parts = [
