@@ -160,6 +160,11 @@ def test_wrong_use_ends_with_2(
     [
         (("--text", ""), "error: text 1 is empty"),
         (("--text", "a", "--threshold", "2"), "error: threshold is 2.0"),
+        (("--text", "a", "--ratio", "0"), "error: ratio is 0.0: expected a share above 0"),
+        (
+            ("--text", "a", "--ratio", "0.5", "--max-tokens", "8"),
+            "error: threshold, ratio and max_tokens exclude each other: give one of them",
+        ),
         (("--text", "a", "--max-length", "65"), "error: maximum length is 65"),
         (("--input", "missing.jsonl"), "error: missing.jsonl cannot be read: No such file"),
     ],

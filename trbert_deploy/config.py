@@ -179,11 +179,15 @@ class ReductionConfig:
         pairs = zip(self.cuts, rules, strict=True)
         return ReductionConfig(tuple(Cut(cut.position, rule) for cut, rule in pairs))
 
+    def at(self, rule: SelectionRule) -> ReductionConfig:
+        """The same places at another operating point; each cut rounds as it did."""
+        return self.with_rules(
+            tuple(replace(rule, round_to=cut.rule.round_to) for cut in self.cuts)
+        )
+
     def at_threshold(self, threshold: float) -> ReductionConfig:
         """The same places, keeping tokens from another keep probability on."""
-        return self.with_rules(
-            tuple(SelectionRule("threshold", threshold, cut.rule.round_to) for cut in self.cuts)
-        )
+        return self.at(SelectionRule("threshold", threshold))
 
     def segments(self, num_layers: int) -> tuple[Segment, ...]:
         """The segments between the cuts: C cuts make C+1 of them.

@@ -69,6 +69,26 @@ class SelectionRule:
         return replace(self, value=value)
 
 
+def operating_point(
+    threshold: float | None = None, ratio: float | None = None, max_tokens: int | None = None
+) -> SelectionRule | None:
+    """The rule that a user asks for by one number, or None where he asks for none.
+
+    Args:
+        threshold: keep probability from which a token survives.
+        ratio: share of its tokens that a row keeps at each cut.
+        max_tokens: most tokens that a row keeps at each cut.
+
+    Raises:
+        ConfigError: more than one is given, or it is out of range.
+    """
+    asked = {"threshold": threshold, "ratio": ratio, "budget": max_tokens}
+    given = [(kind, value) for kind, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError("threshold, ratio and max_tokens exclude each other: give one of them")
+    return SelectionRule(*given[0]) if given else None
+
+
 def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = None) -> Any:
     """The survivors of every row (design contract: selection).
 
@@ -89,7 +109,10 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = 
     lengths = xp.asarray(lengths, dtype=xp.int64)
     valid, protected = _valid_and_protected(keep_logit, lengths, protected)
     if rule.kind == "threshold":
-        wanted = (protected | (valid & (keep_logit >= _logit(rule.value)))).sum(axis=1)
+        passing = protected | (valid & (keep_logit >= _logit(rule.value)))
+        if rule.round_to == 1:
+            return passing  # the best tokens are these: nothing to rank
+        wanted = passing.sum(axis=1)
     elif rule.kind == "ratio":
         # The small term keeps 0.07 * 100 from becoming 8 through rounding.
         wanted = xp.ceil(rule.value * xp.asarray(lengths, dtype=xp.float64) - 1e-9)

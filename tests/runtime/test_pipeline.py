@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -82,6 +83,22 @@ def test_threshold_zero_is_dense_and_one_keeps_the_first_token(tiny_bundle: Path
     for prediction in load(tiny_bundle, threshold=1.0, threads=1)(TEXTS, return_kept=True):
         assert prediction.kept is not None
         assert [kept.positions for kept in prediction.kept] == [(0,), (0,)]
+
+
+def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
+    def kept(**dial: float) -> list[list[int]]:
+        predictions = load(tiny_bundle, threads=1, **dial)(TEXTS, return_kept=True)
+        return [
+            [prediction.num_tokens, *(len(cut.positions) for cut in prediction.kept or ())]
+            for prediction in predictions
+        ]
+
+    for tokens, first, second in kept(ratio=0.5):
+        assert first == math.ceil(tokens / 2) and second == math.ceil(first / 2)
+    for tokens, first, second in kept(max_tokens=6):
+        assert first == second == min(tokens, 6)
+    with pytest.raises(ConfigError, match="threshold, ratio and max_tokens exclude each other"):
+        kept(ratio=0.5, max_tokens=6)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", ("a film", "")])

@@ -20,6 +20,7 @@ from trbert_deploy.runtime.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.engines import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.selection import SelectionRule
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
@@ -36,6 +37,7 @@ class BenchOptions:
             engines and a GPU answers, TensorRT.
         precision: what the backend computes in; None is its own choice.
         threads: threads of one graph; 0 lets the backend choose.
+        rule: operating point to run at, instead of the bundle's own.
         rounds: measured repetitions of every point.
         data: JSON lines with texts, instead of the bundle's samples.
     """
@@ -45,6 +47,7 @@ class BenchOptions:
     backend: str | None = None
     precision: str | None = None
     threads: int = 0
+    rule: SelectionRule | None = None
     rounds: Rounds = field(default_factory=Rounds)
     data: Path | None = None
 
@@ -75,6 +78,9 @@ def bench_bundle(
     sections = 1 if engines is None else 2
 
     def measure(opened: Pipeline, section: int) -> BenchReport:
+        if options.rule is not None:
+            opened = opened.at(options.rule)
+
         def tell(step: str, done: int, total: int) -> None:
             progress(step, section * total + done, sections * total)
 

@@ -8,6 +8,7 @@ from trbert_deploy.bundle import MANIFEST
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.selection import SelectionRule
 
 #: What every checkpoint directory holds, and no bundle.
 HF_CONFIG = "config.json"
@@ -20,7 +21,7 @@ def open_models(
     *,
     threads: int = 0,
     precision: str | None = None,
-    threshold: float | None = None,
+    rule: SelectionRule | None = None,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
 
@@ -31,11 +32,11 @@ def open_models(
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
         precision: f32 or bf16, where the backend can be asked; None is its own choice.
-        threshold: keep probability from which a token survives, instead of the model's rules.
+        rule: operating point to run at, instead of the model's own.
 
     Raises:
         ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
-            threshold out of range.
+            budget that is no multiple of what a cut rounds to.
         StorageError, BundleError, CheckpointError: no model there, or a damaged one.
         MissingDependencyError, DeviceError, EngineError: the backend cannot run here.
     """
@@ -48,8 +49,8 @@ def open_models(
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
     require_precision(backend, precision)
     pipeline = _open(path, backend, threads, precision)
-    if threshold is not None:
-        pipeline = pipeline.at_threshold(threshold)
+    if rule is not None:
+        pipeline = pipeline.at(rule)
     return pipeline, None if teacher is None else _open(teacher, backend, threads, precision)
 
 

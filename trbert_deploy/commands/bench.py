@@ -13,9 +13,11 @@ from trbert_deploy.commands.options import (
     json_option,
     needs,
     numbers,
+    operating_point_options,
     precision_option,
     threads_option,
 )
+from trbert_deploy.selection import SelectionRule
 
 
 @click.command()
@@ -40,6 +42,7 @@ from trbert_deploy.commands.options import (
 )
 @precision_option
 @threads_option
+@operating_point_options
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -59,6 +62,7 @@ def bench(
     backend: str | None,
     precision: str | None,
     threads: int,
+    rule: SelectionRule | None,
     rounds: int | None,
     data: Path | None,
     json_path: Path | None,
@@ -70,7 +74,7 @@ def bench(
     from trbert_deploy.files import write_json
 
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, precision, threads, effort, data)
+    options = BenchOptions(lengths, batches, backend, precision, threads, rule, effort, data)
     with console.progress() as progress:
         report = bench_bundle(bundle, options, progress)
     print_report(report, console.out)

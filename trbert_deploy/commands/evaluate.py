@@ -12,11 +12,12 @@ from trbert_deploy.commands.options import (
     backend_choice,
     json_option,
     needs,
+    operating_point_options,
     png_file,
     precision_option,
     threads_option,
-    threshold_option,
 )
+from trbert_deploy.selection import SelectionRule
 
 
 @click.command()
@@ -46,7 +47,7 @@ from trbert_deploy.commands.options import (
 )
 @precision_option
 @threads_option
-@threshold_option
+@operating_point_options
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
 @click.option(
     "--plot",
@@ -68,7 +69,7 @@ def evaluate(
     backend: str | None,
     precision: str | None,
     threads: int,
-    threshold: float | None,
+    rule: SelectionRule | None,
     sweep: bool,
     plot: Path | None,
     max_drop: float | None,
@@ -87,7 +88,7 @@ def evaluate(
         from trbert_deploy.bench.plots import write_sweep_plot
         from trbert_deploy.bench.sweep import sweep_thresholds
     pipeline, dense = open_models(
-        model, teacher, backend, threads=threads, precision=precision, threshold=threshold
+        model, teacher, backend, threads=threads, precision=precision, rule=rule
     )
     texts = list(read_texts(data))
     with console.progress() as progress:

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backend import BACKENDS, PRECISIONS
+from trbert_deploy.selection import operating_point
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
@@ -73,11 +74,37 @@ precision_option = click.option(
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
     "f32 elsewhere; engines keep their own].",
 )
-threshold_option = click.option(
-    "--threshold",
-    type=float,
-    help="Keep probability from which a token survives [default: the bundle's rules].",
+_dial = (
+    click.option(
+        "--threshold",
+        type=float,
+        help="Keep probability from which a token survives [default: the model's rules].",
+    ),
+    click.option(
+        "--ratio", type=float, help="Instead: share of its tokens that a text keeps at each cut."
+    ),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        help="Instead: most tokens that a text keeps at each cut.",
+    ),
 )
+
+
+def operating_point_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that move the operating point; the command is given them as ``rule``."""
+
+    @wraps(command)
+    def run(
+        threshold: float | None, ratio: float | None, max_tokens: int | None, **options: Any
+    ) -> None:
+        command(rule=operating_point(threshold, ratio, max_tokens), **options)
+
+    for option in reversed(_dial):
+        run = option(run)
+    return run
+
+
 json_option = click.option(
     "--json",
     "json_path",

@@ -11,11 +11,12 @@ from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
     needs,
+    operating_point_options,
     precision_option,
     threads_option,
-    threshold_option,
 )
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.selection import SelectionRule
 
 
 @click.command()
@@ -35,7 +36,7 @@ from trbert_deploy.runtime.backend import DEFAULT_BACKEND
 @click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
 @precision_option
 @threads_option
-@threshold_option
+@operating_point_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
 @click.option(
@@ -62,7 +63,7 @@ def predict(
     backend: str,
     precision: str | None,
     threads: int,
-    threshold: float | None,
+    rule: SelectionRule | None,
     dense: bool,
     kept: bool,
     batch_size: int,
@@ -84,8 +85,9 @@ def predict(
         precision=precision,
         truncate=truncate,
         max_length=max_length,
-        threshold=threshold,
     )
+    if rule is not None:
+        pipeline = pipeline.at(rule)
     named = name_texts(texts) if source is None else read_texts(source)
     lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
     if output is None:

@@ -16,6 +16,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND, BackendOptions, open_backend
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
+from trbert_deploy.selection import SelectionRule, operating_point
 
 
 @dataclass(frozen=True)
@@ -77,15 +78,22 @@ class Pipeline:
     def labels(self) -> tuple[str, ...]:
         return self.encoder.labels
 
+    def at(self, rule: SelectionRule) -> Pipeline:
+        """The same model at another operating point, on the same graphs.
+
+        Raises:
+            ConfigError: a budget that is no multiple of what a cut rounds to.
+        """
+        chain = Chain(self.chain.backend, self.reduction.at(rule), self.encoder.num_layers)
+        return Pipeline(self.path, self.encoder, self.tokenizer, chain)
+
     def at_threshold(self, threshold: float) -> Pipeline:
-        """The same model at another keep probability, on the same graphs.
+        """The same model at another keep probability.
 
         Raises:
             ConfigError: not from 0 to 1.
         """
-        reduction = self.reduction.at_threshold(threshold)
-        chain = Chain(self.chain.backend, reduction, self.encoder.num_layers)
-        return Pipeline(self.path, self.encoder, self.tokenizer, chain)
+        return self.at(SelectionRule("threshold", threshold))
 
     def __call__(
         self,
@@ -167,6 +175,8 @@ def load(
     truncate: bool = True,
     max_length: int | None = None,
     threshold: float | None = None,
+    ratio: float | None = None,
+    max_tokens: int | None = None,
     verify: bool = True,
 ) -> Pipeline:
     """Open a bundle.
@@ -178,7 +188,9 @@ def load(
         precision: f32 or bf16, where the backend can be asked; None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
         max_length: most tokens of a row; the bundle's own maximum by default.
-        threshold: keep probability from which a token survives, instead of the bundle's rules.
+        threshold, ratio, max_tokens: one of them, instead of the bundle's rules: the keep
+            probability from which a token survives, the share of its tokens that a row keeps at
+            each cut, or the most tokens that it keeps there.
         verify: compare the files' SHA-256 with the manifest.
 
     Raises:
@@ -194,9 +206,8 @@ def load(
         raise ConfigError(
             f"maximum length is {limit}: the bundle {path} takes 1 to {manifest.max_length} tokens"
         )
-    reduction = manifest.reduction
-    if threshold is not None:
-        reduction = reduction.at_threshold(threshold)
+    rule = operating_point(threshold, ratio, max_tokens)
+    reduction = manifest.reduction if rule is None else manifest.reduction.at(rule)
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, reduction, manifest.encoder.num_layers)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
