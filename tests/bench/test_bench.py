@@ -139,7 +139,10 @@ def test_a_report_holds_every_point_and_its_surroundings(pipeline: Pipeline) -> 
     for point in described["backends"][0]["points"]:
         assert point["rounds"] == 2
         for model in ("dense", "reduced"):
-            assert all(value > 0 for value in point[model].values())
+            spent = point[model].pop("graph_ms")
+            assert all(value > 0 for value in (*point[model].values(), *spent.values()))
+            names = ["dense"] if model == "dense" else [f"segment_{index}" for index in range(3)]
+            assert list(spent) == names
             assert point[model]["p50_ms"] <= point[model]["p95_ms"]
         assert point["measured_speedup"] == pytest.approx(
             point["dense"]["p50_ms"] / point["reduced"]["p50_ms"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from trbert_deploy.bench.kept import KeptText, trace_texts
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
 from trbert_deploy.bundle import Bundle, require_length
 from trbert_deploy.errors import (
@@ -19,7 +20,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.engines import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading import NamedText, read_texts
 from trbert_deploy.selection import SelectionRule
 
 DEFAULT_LENGTHS = (512, 2048)
@@ -95,6 +96,24 @@ def bench_bundle(
         except LengthError as problem:  # engines may be built for fewer tokens than the bundle
             note = f"TensorRT engines not timed: {problem}"
     return report if note is None else replace(report, notes=(note,))
+
+
+def trace_bundle(
+    path: Path, options: BenchOptions, progress: Progress = no_progress
+) -> list[KeptText]:
+    """What the chain keeps of the texts that ``bench_bundle`` measures on; none without cuts.
+
+    Raises:
+        As ``bench_bundle``.
+    """
+    pipeline = load(path, options.backend or DEFAULT_BACKEND, threads=options.threads, verify=False)
+    if options.rule is not None:
+        pipeline = pipeline.at(options.rule)
+    if not pipeline.reduction.cuts:
+        return []
+    texts = _texts(options.data, Bundle.open(path, verify=False))
+    named = [NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1)]
+    return trace_texts(pipeline, named, progress=progress)
 
 
 def _open_engines(bundle: Bundle) -> tuple[Pipeline | None, str | None]:

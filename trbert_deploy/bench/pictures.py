@@ -181,11 +181,15 @@ def draw_texts(texts: Sequence[KeptText], cuts: Sequence[float]) -> Figure:
     return figure
 
 
+def cut_colors(cuts: int) -> list[str]:
+    """Colour of what left at cut 0, 1, ..., and last of what survived all of them: [C+1]."""
+    steps = np.linspace(0.0, 1.0, cuts) if cuts > 1 else [0.0]
+    return [*(to_hex(_FADED(float(step))) for step in steps), _SURVIVOR]
+
+
 def _styles(cuts: int) -> list[_Style]:
     """How a word looks that left at cut 0, 1, ..., or survived all of them: [C+1]."""
-    steps = np.linspace(0.0, 1.0, cuts) if cuts > 1 else [0.0]
-    faded = [_Style(to_hex(_FADED(float(step))), _font(bold=False)) for step in steps]
-    return [*faded, _Style(_SURVIVOR, _font(bold=True))]
+    return [_Style(color, _font(bold=color == _SURVIVOR)) for color in cut_colors(cuts)]
 
 
 def _font(bold: bool) -> FontProperties:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -105,16 +106,27 @@ def dense_wins(backend: BackendBench) -> Iterator[str]:
             )
 
 
-def _table(points: tuple[BenchPoint, ...]) -> Table:
-    """One column per point."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("")
-    table.add_column("")
-    for point in points:
-        table.add_column(f"{point.length} tokens\nbatch {point.batch}", justify="right")
+@dataclass(frozen=True)
+class FigureRow:
+    """One figure of every point.
+
+    Attributes:
+        group: what it belongs to, where it is the first of several.
+        name: what it is.
+        shown: the figure of each point, for people.
+    """
+
+    group: str
+    name: str
+    shown: tuple[str, ...]
+
+
+def figures_of(points: Sequence[BenchPoint]) -> list[FigureRow]:
+    """The rows of a table with one column per point."""
+    rows: list[FigureRow] = []
 
     def row(group: str, name: str, figure: Callable[[BenchPoint], str]) -> None:
-        table.add_row(group, name, *map(figure, points))
+        rows.append(FigureRow(group, name, tuple(map(figure, points))))
 
     def speed(group: str, timing: Callable[[BenchPoint], ModelTiming]) -> None:
         row(group, "p50 ms", lambda point: f"{timing(point).p50_ms:.2f}")
@@ -129,6 +141,18 @@ def _table(points: tuple[BenchPoint, ...]) -> Table:
     row("speed-up", "by FLOPs", lambda point: f"{point.flops_speedup:.2f}")
     row("", "measured", lambda point: f"{point.measured_speedup:.2f}")
     row("", "measured / FLOPs", lambda point: f"{point.efficiency:.2f}")
+    return rows
+
+
+def _table(points: Sequence[BenchPoint]) -> Table:
+    """One column per point."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("")
+    for point in points:
+        table.add_column(f"{point.length} tokens\nbatch {point.batch}", justify="right")
+    for row in figures_of(points):
+        table.add_row(row.group, row.name, *row.shown)
     return table
 
 

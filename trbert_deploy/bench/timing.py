@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from typing import Any
 
@@ -63,6 +63,7 @@ class ModelTiming:
         p50_ms, p95_ms: latency of a batch.
         texts_per_s, tokens_per_s: over all rounds; tokens are those that went in.
         outside_share: share of the time spent outside the graphs.
+        graph_ms: mean time of a call inside each graph, by name.
     """
 
     p50_ms: float
@@ -70,6 +71,12 @@ class ModelTiming:
     texts_per_s: float
     tokens_per_s: float
     outside_share: float
+    graph_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def outside_ms(self) -> float:
+        """Mean time of a call outside the graphs."""
+        return sum(self.graph_ms.values()) * self.outside_share / (1.0 - self.outside_share)
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,7 @@ def measure_point(
 def _summary(timings: Sequence[Timing], batch: int, length: int) -> ModelTiming:
     seconds = np.array([timing.total_seconds for timing in timings])
     inside = sum(sum(timing.graph_seconds.values()) for timing in timings)
+    graphs = {name for timing in timings for name in timing.graph_seconds}
     texts_per_s = batch * len(timings) / float(seconds.sum())
     return ModelTiming(
         p50_ms=float(np.percentile(seconds, 50)) * 1e3,
@@ -247,6 +255,10 @@ def _summary(timings: Sequence[Timing], batch: int, length: int) -> ModelTiming:
         texts_per_s=texts_per_s,
         tokens_per_s=texts_per_s * length,
         outside_share=1.0 - inside / float(seconds.sum()),
+        graph_ms={
+            name: float(np.mean([timing.graph_seconds.get(name, 0.0) for timing in timings])) * 1e3
+            for name in sorted(graphs)
+        },
     )
 
 

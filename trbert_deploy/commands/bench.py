@@ -53,6 +53,12 @@ from trbert_deploy.selection import SelectionRule
     type=click.Path(path_type=Path, dir_okay=False),
     help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
 )
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a page with tables, plots and texts to this file; it needs nothing else.",
+)
 @json_option
 @needs("export")
 def bench(
@@ -65,18 +71,25 @@ def bench(
     rule: SelectionRule | None,
     rounds: int | None,
     data: Path | None,
+    html_path: Path | None,
     json_path: Path | None,
 ) -> None:
     """Measure how much faster BUNDLE is than the same model with no token removed."""
-    from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+    from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
     from trbert_deploy.bench.report import print_report
     from trbert_deploy.bench.timing import Rounds
     from trbert_deploy.files import write_json
 
+    if html_path is not None:  # a missing package is told now, and not after measuring
+        from trbert_deploy.bench.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
     options = BenchOptions(lengths, batches, backend, precision, threads, rule, effort, data)
     with console.progress() as progress:
         report = bench_bundle(bundle, options, progress)
+        texts = [] if html_path is None else trace_bundle(bundle, options, progress)
     print_report(report, console.out)
+    if html_path is not None:
+        write_html(report, texts, html_path)
+        console.out.print(f"page: {html_path}", soft_wrap=True)
     if json_path is not None:
         write_json(json_path, report.to_json())

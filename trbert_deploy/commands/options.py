@@ -27,11 +27,15 @@ _OPTIONAL = (
     "onnx",
     "onnxscript",
 )
-#: Packages that one option of a command needs, and the extra that brings them.
+#: (command, package that one option of it needs) -> the option, and the extra that brings it.
 _OF_OPTIONS = {
-    "polygraphy": ("--verify", "verify"),
-    "matplotlib": ("--sweep", "plots"),
-    "openvino": ("--backend openvino", "openvino"),
+    ("build-engine", "polygraphy"): ("--verify", "verify"),
+    ("evaluate", "matplotlib"): ("--sweep", "plots"),
+    ("bench", "matplotlib"): ("--html", "plots"),
+    ("bench", "jinja2"): ("--html", "plots"),
+} | {
+    (command, "openvino"): ("--backend openvino", "openvino")
+    for command in ("bench", "evaluate", "predict")
 }
 
 
@@ -45,9 +49,10 @@ def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 command(**options)
             except ModuleNotFoundError as problem:
                 root = (problem.name or "").partition(".")[0]
-                name = f"trbert-deploy {click.get_current_context().info_name}"
-                if root in _OF_OPTIONS:
-                    option, its_extra = _OF_OPTIONS[root]
+                command_name = str(click.get_current_context().info_name)
+                name = f"trbert-deploy {command_name}"
+                if (command_name, root) in _OF_OPTIONS:
+                    option, its_extra = _OF_OPTIONS[command_name, root]
                     raise MissingDependencyError(f"{name} {option}", root, its_extra) from None
                 if root not in _OPTIONAL:
                     raise
