@@ -266,6 +266,11 @@ class Bundle:
         return self.path / self.manifest.graph(name).file_of(form)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, and so of everything that it lists."""
+        return str(self.manifest.to_json()[DIGEST])
+
+    @property
     def weights_path(self) -> Path:
         return self.path / WEIGHTS
 

@@ -68,8 +68,14 @@ def bench_bundle(
     """
     bundle = Bundle.open(path)
     backend = options.backend or DEFAULT_BACKEND
+    notes: list[str] = []
     pipeline = load(
-        path, backend, threads=options.threads, precision=options.precision, verify=False
+        path,
+        backend,
+        threads=options.threads,
+        precision=options.precision,
+        verify=False,
+        note=notes.append,
     )
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
@@ -95,7 +101,7 @@ def bench_bundle(
             report = replace(report, backends=report.backends + measure(engines, 1).backends)
         except LengthError as problem:  # engines may be built for fewer tokens than the bundle
             note = f"TensorRT engines not timed: {problem}"
-    return report if note is None else replace(report, notes=(note,))
+    return replace(report, notes=(*notes, *([] if note is None else [note])))
 
 
 def trace_bundle(
@@ -106,7 +112,13 @@ def trace_bundle(
     Raises:
         As ``bench_bundle``.
     """
-    pipeline = load(path, options.backend or DEFAULT_BACKEND, threads=options.threads, verify=False)
+    pipeline = load(
+        path,
+        options.backend or DEFAULT_BACKEND,
+        threads=options.threads,
+        precision=options.precision,
+        verify=False,
+    )
     if options.rule is not None:
         pipeline = pipeline.at(options.rule)
     if not pipeline.reduction.cuts:

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
+
+from trbert_deploy.runtime.machine import cores, processor
 
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, the cores this process may use, and the versions of what ran."""
     return {
-        "processor": _processor(),
-        "cores": _cores(),
+        "processor": processor(),
+        "cores": cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "trbert-deploy": version("trbert-deploy"),
         "numpy": version("numpy"),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not everywhere; knows about pinned processes
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from trbert_deploy.bundle import MANIFEST
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backend import DEFAULT_BACKEND, require_precision
+from trbert_deploy.runtime.backend import AUTO, DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.selection import SelectionRule
 
@@ -22,6 +23,7 @@ def open_models(
     threads: int = 0,
     precision: str | None = None,
     rule: SelectionRule | None = None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
 
@@ -33,6 +35,7 @@ def open_models(
         threads: threads of one graph; 0 lets the backend choose.
         precision: f32 or bf16, where the backend can be asked; None is its own choice.
         rule: operating point to run at, instead of the model's own.
+        note: told what a person should know.
 
     Raises:
         ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
@@ -48,15 +51,26 @@ def open_models(
         )
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
     require_precision(backend, precision)
-    pipeline = _open(path, backend, threads, precision)
+    pipeline = _open(path, backend, threads, precision, note)
+    if backend == AUTO:  # the teacher runs on what was chosen for the model
+        chosen = pipeline.chain.backend.description
+        backend, precision = chosen["backend"], chosen["precision"]
     if rule is not None:
         pipeline = pipeline.at(rule)
-    return pipeline, None if teacher is None else _open(teacher, backend, threads, precision)
+    if teacher is None:
+        return pipeline, None
+    return pipeline, _open(teacher, backend, threads, precision, note)
 
 
-def _open(path: Path, backend: str, threads: int, precision: str | None) -> Pipeline:
+def _open(
+    path: Path,
+    backend: str,
+    threads: int,
+    precision: str | None,
+    note: Callable[[str], None],
+) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(path, backend, threads=threads, precision=precision)
+        return load(path, backend, threads=threads, precision=precision, note=note)
     from trbert_deploy.modeling.checkpoint_pipeline import load_checkpoint_pipeline
 
     return load_checkpoint_pipeline(path, threads=threads)

@@ -88,7 +88,13 @@ def evaluate(
         from trbert_deploy.bench.plots import write_sweep_plot
         from trbert_deploy.bench.sweep import sweep_thresholds
     pipeline, dense = open_models(
-        model, teacher, backend, threads=threads, precision=precision, rule=rule
+        model,
+        teacher,
+        backend,
+        threads=threads,
+        precision=precision,
+        rule=rule,
+        note=console.notes.print,
     )
     texts = list(read_texts(data))
     with console.progress() as progress:

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
-from trbert_deploy.runtime.backend import BACKENDS, PRECISIONS
+from trbert_deploy.runtime.backend import AUTO, BACKENDS, PRECISIONS
 from trbert_deploy.selection import operating_point
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
@@ -72,7 +72,7 @@ threads_option = click.option(
     default=0,
     help="Threads of one graph [default: the backend chooses].",
 )
-backend_choice = click.Choice(list(BACKENDS))
+backend_choice = click.Choice([*BACKENDS, AUTO])
 precision_option = click.option(
     "--precision",
     type=click.Choice(sorted({each for offered in PRECISIONS.values() for each in offered})),

@@ -85,6 +85,7 @@ def predict(
         precision=precision,
         truncate=truncate,
         max_length=max_length,
+        note=console.notes.print,
     )
     if rule is not None:
         pipeline = pipeline.at(rule)

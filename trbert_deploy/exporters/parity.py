@@ -30,7 +30,7 @@ from trbert_deploy.bundle import (
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
 from trbert_deploy.runtime.backend import Backend, Tensors, with_mask
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain, TokenRow, fates_apart
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection import select
 
@@ -194,13 +194,10 @@ def compare_chains(
     differing = total = same_label = 0
     for row, expected, received in zip(rows, reference.run(rows), candidate.run(rows), strict=True):
         same_label += int(np.argmax(expected.logits) == np.argmax(received.logits))
-        flips = [
-            len(np.setxor1d(ours, theirs, assume_unique=True))
-            for ours, theirs in zip(expected.kept, received.kept, strict=True)
-        ]
-        differing += sum(flips)
-        total += len(row) * len(flips)
-        if not any(flips):
+        flips = fates_apart(expected, received)
+        differing += flips
+        total += len(row) * len(expected.kept)
+        if not flips:
             worst = max(worst, relative_difference(expected.logits, received.logits))
     parity = ChainParity(
         rows=len(rows),

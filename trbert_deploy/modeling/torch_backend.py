@@ -42,6 +42,7 @@ class TorchBackend:
             "backend": "torch",
             "version": torch.__version__,
             "provider": "cpu",
+            "precision": "f32",
             "threads": str(torch.get_num_threads()),
         }
 

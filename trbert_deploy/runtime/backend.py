@@ -74,6 +74,7 @@ BACKENDS = {
     "torch": "trbert_deploy.modeling.torch_backend",
 }
 DEFAULT_BACKEND = "onnxruntime"
+AUTO = "auto"  # the fastest that is installed and good enough (choosing.py)
 
 #: Padding that a larger batch is worth where one row does not fill the device.
 PADDING_ON_GPUS = 0.05
@@ -107,5 +108,5 @@ def require_precision(name: str, precision: str | None) -> None:
     if precision is not None and precision not in offered:
         raise ConfigError(
             f"backend {name} cannot be asked for {precision}: expected "
-            f"{' or '.join(offered) or 'no precision, its engines have one'}"
+            f"{' or '.join(offered) or 'none, it chooses'}"
         )

@@ -59,6 +59,14 @@ class RowResult:
     kept: tuple[NDArray[np.int64], ...]
 
 
+def fates_apart(one: RowResult, other: RowResult) -> int:
+    """Tokens of a row that one side keeps and the other drops, summed over the cuts."""
+    return sum(
+        len(np.setxor1d(ours, theirs, assume_unique=True))
+        for ours, theirs in zip(one.kept, other.kept, strict=True)
+    )
+
+
 @dataclass
 class Timing:
     """Where the time of a run went.

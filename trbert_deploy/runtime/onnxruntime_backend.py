@@ -55,6 +55,7 @@ class OnnxRuntimeBackend:
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
             "provider": self._providers[0],
+            "precision": "f32",
             "threads": str(options.threads or "all"),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,8 +13,15 @@ from numpy.typing import NDArray
 from trbert_deploy.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backend import DEFAULT_BACKEND, BackendOptions, open_backend
+from trbert_deploy.runtime.backend import (
+    AUTO,
+    DEFAULT_BACKEND,
+    BackendOptions,
+    open_backend,
+    require_precision,
+)
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
+from trbert_deploy.runtime.choosing import choose_backend
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
 from trbert_deploy.selection import SelectionRule, operating_point
 
@@ -178,12 +185,15 @@ def load(
     ratio: float | None = None,
     max_tokens: int | None = None,
     verify: bool = True,
+    note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
     """Open a bundle.
 
     Args:
         path: the bundle directory.
-        backend: onnxruntime, openvino, torch or tensorrt.
+        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest of those
+            that are installed here and answer as float32 does. It is measured once, in some
+            seconds, and remembered in the user's cache directory.
         threads: threads of one graph; 0 lets the backend choose.
         precision: f32 or bf16, where the backend can be asked; None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
@@ -192,6 +202,7 @@ def load(
             probability from which a token survives, the share of its tokens that a row keeps at
             each cut, or the most tokens that it keeps there.
         verify: compare the files' SHA-256 with the manifest.
+        note: told what a person should know.
 
     Raises:
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
@@ -208,6 +219,11 @@ def load(
         )
     rule = operating_point(threshold, ratio, max_tokens)
     reduction = manifest.reduction if rule is None else manifest.reduction.at(rule)
+    if backend == AUTO:
+        require_precision(backend, precision)
+        choice = choose_backend(bundle, reduction, threads)
+        note(str(choice))
+        backend, precision = choice.backend, choice.precision
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, reduction, manifest.encoder.num_layers)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
