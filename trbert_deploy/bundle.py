@@ -40,6 +40,12 @@ DENSE = "dense"
 #: with the operators of ONNX Runtime.
 MASKED, UNMASKED, FUSED = FORMS = ("masked", "unmasked", "fused")
 
+#: Another form that a bundle may have: ``fused`` with 8-bit weights.
+INT8 = "int8"
+
+#: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
+QUANTIZED = "quantized."
+
 #: Behind the name of a weight that weights.safetensors holds as [in, out].
 TRANSPOSED = ".transposed"
 
@@ -260,6 +266,10 @@ class Bundle:
                     "export the checkpoint again"
                 )
         return bundle
+
+    def has_form(self, form: str) -> bool:
+        """Whether all graphs are there in this form."""
+        return all(graph.file_of(form) in self.manifest.files for graph in self.manifest.graphs)
 
     def graph_path(self, name: str, form: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""

@@ -50,7 +50,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **changed: Known | Exception) -> N
 
     def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> object:
         full = f"{name} {options.precision}"
-        chain = changed.get(full.replace(" ", "_"), Known(full))
+        default = Known(full) if full in SECONDS else ConfigError("no 8-bit weights")
+        chain = changed.get(full.replace(" ", "_"), default)
         if isinstance(chain, Exception):
             raise chain
         return chain

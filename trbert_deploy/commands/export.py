@@ -22,16 +22,37 @@ from trbert_deploy.commands.options import json_option, needs
 @click.option(
     "--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle."
 )
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Add graphs with 8-bit weights for ONNX Runtime on CPUs (--precision int8), if they "
+    "answer as float32 does.",
+)
+@click.option("--force-int8", is_flag=True, help="Add them whatever they answer.")
 @json_option
 @needs("export")
-def export(checkpoint: Path, output: Path, samples: bool, json_path: Path | None) -> None:
+def export(
+    checkpoint: Path,
+    output: Path,
+    samples: bool,
+    int8: bool,
+    force_int8: bool,
+    json_path: Path | None,
+) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
-    from trbert_deploy.exporters.export import export_bundle
+    from trbert_deploy.exporters.export import LEAST_INT8_AGREEMENT, export_bundle
     from trbert_deploy.exporters.report import print_export
     from trbert_deploy.files import write_json
 
     with console.progress() as progress:
-        report = export_bundle(checkpoint, output, samples=samples, progress=progress)
+        report = export_bundle(
+            checkpoint,
+            output,
+            samples=samples,
+            int8=int8 or force_int8,
+            least_int8_agreement=0.0 if force_int8 else LEAST_INT8_AGREEMENT,
+            progress=progress,
+        )
     print_export(report, console.out)
     if json_path is not None:
         write_json(json_path, report.to_json())

@@ -17,7 +17,7 @@ from trbert_deploy.bundle import (
     Manifest,
     write_manifest,
 )
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, ParityError
 from trbert_deploy.exporters.onnx import TRACED_LENGTH, export_graphs
 from trbert_deploy.exporters.parity import (
     ChainParity,
@@ -33,7 +33,12 @@ from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backend import BackendOptions
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.choosing import least_agreement
 from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+LEAST_INT8_AGREEMENT = 0.97
+NUM_INT8_ROWS = 16
+_INT8_LENGTHS = (64, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,13 @@ class ExportReport:
         path: the bundle.
         graphs: parity of every graph.
         chain: parity of the whole chain.
+        int8_agreement: of the chain with 8-bit weights with float32 (see ``least_agreement``).
     """
 
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
+    int8_agreement: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {"bundle": str(self.path), "parity": self.parity_json()}
@@ -58,6 +65,7 @@ class ExportReport:
         return {
             "graphs": [parity.to_json() for parity in self.graphs],
             "chain": self.chain.to_json(),
+            "int8_agreement": self.int8_agreement,
         }
 
 
@@ -66,6 +74,8 @@ def export_bundle(
     output: Path = Path(DEFAULT_DIRECTORY),
     *,
     samples: bool = True,
+    int8: bool = False,
+    least_int8_agreement: float = LEAST_INT8_AGREEMENT,
     progress: Progress = no_progress,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
@@ -74,11 +84,15 @@ def export_bundle(
         checkpoint_path: directory that ``trbert-deploy train`` wrote.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
+        int8: add graphs with 8-bit weights, for ONNX Runtime on CPUs.
+        least_int8_agreement: share of the rows that must get the label, and of the tokens that
+            must meet the fate, that they do in float32.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
-        ParityError: a graph, or the chain, does not reproduce PyTorch; ``output`` is untouched.
+        ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights agree too
+            little; ``output`` is untouched.
     """
     if output.exists() and not (output / MANIFEST).is_file():
         raise BundleError(
@@ -94,7 +108,7 @@ def export_bundle(
                 path.unlink()
         steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
         graphs = []
-        for graph in export_graphs(model, staging):
+        for graph in export_graphs(model, staging, int8):
             graphs.append(graph)
             progress(f"trace {graph.name}", len(graphs), steps)
         if samples and texts:
@@ -130,12 +144,30 @@ def export_bundle(
         ):
             parities.append(parity)
             progress(f"check {parity.graph}", len(graphs) + len(parities), steps)
+        ours = Chain(candidate, model.reduction, model.spec.num_layers)
         chain = compare_chains(
             Chain(reference, model.reduction, model.spec.num_layers),
-            Chain(candidate, model.reduction, model.spec.num_layers),
+            ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
         )
+        agreement = None
+        if int8:
+            eight = OnnxRuntimeBackend(bundle, BackendOptions(precision="int8"))
+            rounded = Chain(eight, model.reduction, model.spec.num_layers)
+            lengths = sorted({min(length, checkpoint.max_length) for length in _INT8_LENGTHS})
+            rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
+            agreement = least_agreement(rows, ours.run(rows), rounded.run(rows))
+            _require_agreement(agreement, least_int8_agreement)
         progress("check chain", steps, steps)
-        report = ExportReport(output, tuple(parities), chain)
+        report = ExportReport(output, tuple(parities), chain, agreement)
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
+
+
+def _require_agreement(agreement: float, least: float) -> None:
+    if agreement < least:
+        raise ParityError(
+            f"with 8-bit weights only {agreement:.1%} of the labels, or of the tokens' fates, are "
+            f"those of float32: expected at least {least:.0%}; export without --int8, or with "
+            "--force-int8 if evaluate finds the quality good enough"
+        )

@@ -101,12 +101,18 @@ def _expect(operator: str, node: onnx.NodeProto | None) -> onnx.NodeProto:
 
 def _remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes, initializers and inputs that no output needs."""
-    needed = {value.name for value in graph.output}
-    for node in reversed(graph.node):  # in topological order
-        if needed.intersection(node.output):
-            needed.update(node.input)
+    needed = set[str]().union(*(needed_for(graph, value.name) for value in graph.output))
     for entries in (graph.input, graph.initializer, graph.value_info):
         for entry in [entry for entry in entries if entry.name not in needed]:
             entries.remove(entry)
     for node in [node for node in graph.node if not needed.intersection(node.output)]:
         graph.node.remove(node)
+
+
+def needed_for(graph: onnx.GraphProto, output: str) -> set[str]:
+    """Every tensor that an output is computed from, itself included."""
+    needed = {output}
+    for node in reversed(graph.node):  # in topological order
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    return needed

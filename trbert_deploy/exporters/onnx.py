@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import struct
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 from trbert_deploy.bundle import (
     ATTENTION_MASK,
     DENSE,
+    FUSED,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
+    INT8,
     KEEP_LOGIT,
     LOGITS,
+    QUANTIZED,
     TOKEN_TYPE_IDS,
     TRANSPOSED,
     WEIGHTS,
@@ -35,6 +39,7 @@ from trbert_deploy.bundle import (
 )
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.forms import write_forms
+from trbert_deploy.exporters.quantization import quantized
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
@@ -48,12 +53,15 @@ TRACED_LENGTH = 24
 _INLINE_BYTES = 1024
 
 
-def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDescription]:
+def export_graphs(
+    model: ReducedClassifier, directory: Path, int8: bool = False
+) -> Iterator[GraphDescription]:
     """Write the file of weights, one graph per segment, and the dense model, in all their forms.
 
     Args:
         model: in eval mode, float32.
         directory: receives ``weights.safetensors``, ``segment_0.onnx`` ... and ``dense.onnx``.
+        int8: write a form with 8-bit weights, too.
 
     Yields:
         A description of each graph when it is traced; all files are there at the end.
@@ -72,8 +80,14 @@ def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDe
     weights = SharedWeights(model)
     protos = {}
     descriptions = {}
+    rounded = {}
     for name, module in modules.items():
         protos[name] = _export(module, model)
+        if int8:
+            fused = dict(write_forms(protos[name], model.spec.num_heads))[FUSED]
+            with tempfile.TemporaryDirectory() as scratch:
+                rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
+            weights.take(rounded[name], adopt=True)
         weights.take(protos[name])
         descriptions[name] = _describe(name, protos[name])
         yield descriptions[name]
@@ -82,6 +96,9 @@ def export_graphs(model: ReducedClassifier, directory: Path) -> Iterator[GraphDe
         weights.link(proto)
         for form, written in write_forms(proto, model.spec.num_heads):
             onnx.save(written, directory / descriptions[name].file_of(form))
+    for name, proto in rounded.items():
+        weights.link(proto)
+        onnx.save(proto, directory / descriptions[name].file_of(INT8))
 
 
 def _export(module: nn.Module, model: ReducedClassifier) -> onnx.ModelProto:
@@ -152,12 +169,23 @@ class SharedWeights:
                 self._known.setdefault(_digest(tensor.numpy().T), name + TRANSPOSED)
         self._used: set[str] = set()
 
-    def take(self, proto: onnx.ModelProto) -> None:
-        """Empty the graph's large initializers and note which weights they are."""
+    def take(self, proto: onnx.ModelProto, adopt: bool = False) -> None:
+        """Empty the graph's large initializers and note which weights they are.
+
+        Args:
+            adopt: store those that are no parameters too, under a name with ``QUANTIZED`` before
+                it; else they stay in the graph.
+        """
         for initializer in proto.graph.initializer:
             array = numpy_helper.to_array(initializer)
-            name = self._known.get(_digest(array)) if array.nbytes >= _INLINE_BYTES else None
-            if name is None:  # small, or made by the exporter
+            if array.nbytes < _INLINE_BYTES:
+                continue
+            name = self._known.get(_digest(array))
+            if name is None and adopt:
+                name = f"{QUANTIZED}{len(self._known)}"
+                self._known[_digest(array)] = name
+                self._parameters[name] = torch.from_numpy(array.copy())
+            if name is None:
                 continue
             self._used.add(name)
             initializer.ClearField("raw_data")

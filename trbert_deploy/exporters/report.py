@@ -36,4 +36,9 @@ def print_export(report: ExportReport, console: Console) -> None:
     console.print(table)
     shapes = ", ".join(f"{batch}x{length}" for batch, length in report.graphs[0].shapes)
     console.print(f"checked at batch x length: {shapes}")
+    if report.int8_agreement is not None:
+        console.print(
+            f"8-bit weights: {report.int8_agreement:.1%} of the labels and of the tokens' fates, "
+            "at least, are those of float32"
+        )
     console.print(f"bundle: {report.path}   next: trbert-deploy build-engine {report.path} --fp16")

@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trbert_deploy.bundle import DENSE, HIDDEN_OUT, KEEP_LOGIT, LOGITS, TRANSPOSED, Bundle
+from trbert_deploy.bundle import (
+    DENSE,
+    HIDDEN_OUT,
+    KEEP_LOGIT,
+    LOGITS,
+    QUANTIZED,
+    TRANSPOSED,
+    Bundle,
+)
 from trbert_deploy.modeling.checkpoint import read_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
@@ -63,6 +71,7 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
         {
             name.removesuffix(TRANSPOSED): tensor.T if name.endswith(TRANSPOSED) else tensor
             for name, tensor in stored.items()
+            if not name.startswith(QUANTIZED)
         }
     )
     return TorchBackend(model)

@@ -49,6 +49,7 @@ class Candidate:
 #: The first is the reference for quality.
 CANDIDATES = (
     Candidate("onnxruntime", "f32", "onnxruntime"),
+    Candidate("onnxruntime", "int8", "onnxruntime"),
     Candidate("openvino", "f32", "openvino"),
     Candidate("openvino", "bf16", "openvino"),
 )

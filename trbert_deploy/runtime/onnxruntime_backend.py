@@ -7,8 +7,8 @@ from functools import cache, partial
 
 import onnxruntime
 
-from trbert_deploy.bundle import ATTENTION_MASK, FUSED, LOGITS, MASKED, Bundle
-from trbert_deploy.errors import BundleError
+from trbert_deploy.bundle import ATTENTION_MASK, FUSED, INT8, LOGITS, MASKED, Bundle
+from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Tensors
 
 
@@ -33,12 +33,23 @@ class OnnxRuntimeBackend:
     """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device.
 
     Args:
-        without_mask: the form of the graphs for batches without padding.
+        without_mask: the form of the graphs for batches without padding; by default the one for
+            the wanted precision. Padded batches, which GPUs like, run in float32.
+
+    Raises:
+        ConfigError: the bundle has no graphs of the wanted precision.
     """
 
-    def __init__(self, bundle: Bundle, options: BackendOptions, without_mask: str = FUSED) -> None:
+    def __init__(
+        self, bundle: Bundle, options: BackendOptions, without_mask: str | None = None
+    ) -> None:
         self._bundle = bundle
-        self._without_mask = without_mask
+        precision = options.precision or "f32"
+        self._without_mask = without_mask or (INT8 if precision == "int8" else FUSED)
+        if self._without_mask == INT8 and not bundle.has_form(INT8):
+            raise ConfigError(
+                f"{bundle.path} has no graphs with 8-bit weights: export it with --int8"
+            )
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = options.threads
         # A chain owns several sessions: threads that spin after one graph would take the
@@ -55,7 +66,7 @@ class OnnxRuntimeBackend:
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
             "provider": self._providers[0],
-            "precision": "f32",
+            "precision": precision,
             "threads": str(options.threads or "all"),
         }
 
