@@ -135,3 +135,24 @@ def test_ctrl_c_ends_with_one_line_and_leaves_nothing(
     assert errors.strip().splitlines()[-1].startswith("error: interrupted")
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_of_generated_code_ends_alike(tmp_path: Path) -> None:
+    """Under ``python -m``, CPython alone would end by the signal, though it was caught."""
+    (tmp_path / "interrupted.py").write_text(
+        "from trbert_deploy import cli\n"
+        "code = 'import os, signal\\nos.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass'\n"
+        "cli.cli = lambda **options: exec(code)\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: interrupted")

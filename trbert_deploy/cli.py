@@ -42,6 +42,10 @@ def main() -> None:
         problem.show()
         sys.exit(1)
     except (KeyboardInterrupt, click.Abort):
+        # CPython keeps in mind that an interrupt left code run from a string (libraries make
+        # such), and under python -m ends by the signal though it was caught here. The next code
+        # that runs from a string makes it forget.
+        exec("")
         _fail(
             "interrupted: nothing was left half-written; run the command again to go on "
             "(train: with --resume)"
