@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -67,27 +68,16 @@ def bench_bundle(
         DeviceError, EngineError, MissingDependencyError: ``options.backend`` cannot run here.
     """
     bundle = Bundle.open(path)
-    backend = options.backend or DEFAULT_BACKEND
     notes: list[str] = []
-    pipeline = load(
-        path,
-        backend,
-        threads=options.threads,
-        precision=options.precision,
-        verify=False,
-        note=notes.append,
-    )
+    pipeline = _open(path, options, notes.append)
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
     engines, note = None, None
     if options.backend is None:
-        engines, note = _open_engines(bundle)
+        engines, note = _open_engines(bundle, options)
     sections = 1 if engines is None else 2
 
     def measure(opened: Pipeline, section: int) -> BenchReport:
-        if options.rule is not None:
-            opened = opened.at(options.rule)
-
         def tell(step: str, done: int, total: int) -> None:
             progress(step, section * total + done, sections * total)
 
@@ -112,15 +102,7 @@ def trace_bundle(
     Raises:
         As ``bench_bundle``.
     """
-    pipeline = load(
-        path,
-        options.backend or DEFAULT_BACKEND,
-        threads=options.threads,
-        precision=options.precision,
-        verify=False,
-    )
-    if options.rule is not None:
-        pipeline = pipeline.at(options.rule)
+    pipeline = _open(path, options)
     if not pipeline.reduction.cuts:
         return []
     texts = _texts(options.data, Bundle.open(path, verify=False))
@@ -128,13 +110,27 @@ def trace_bundle(
     return trace_texts(pipeline, named, progress=progress)
 
 
-def _open_engines(bundle: Bundle) -> tuple[Pipeline | None, str | None]:
+def _open(
+    path: Path, options: BenchOptions, note: Callable[[str], None] = lambda message: None
+) -> Pipeline:
+    """The bundle as ``options`` have it run, on the backend that is always measured."""
+    return load(
+        path,
+        options.backend or DEFAULT_BACKEND,
+        threads=options.threads,
+        precision=options.precision,
+        verify=False,
+        note=note,
+    ).at(options.rule)
+
+
+def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
     """The bundle on its engines, if it has any, or else a line that says why not."""
     sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{MANIFEST}"))
     if not sets:
         return None, None
     try:
-        return load(bundle.path, "tensorrt", verify=False), None
+        return load(bundle.path, "tensorrt", verify=False).at(options.rule), None
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

@@ -69,12 +69,6 @@ def render(report: BenchReport, texts: Sequence[KeptText]) -> str:
         report=report,
         backends=[
             {
-                "name": f"{bench.description['backend']} {bench.description['version']}",
-                "settings": {
-                    name: value
-                    for name, value in bench.description.items()
-                    if name not in ("backend", "version")
-                },
                 "bench": bench,
                 "figures": figures_of(bench.points),
                 "dense_wins": list(dense_wins(bench)),

@@ -33,7 +33,7 @@ def open_models(
         backend: the one to run on; by default PyTorch if there is a checkpoint, which nothing
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
-        precision: f32 or bf16, where the backend can be asked; None is its own choice.
+        precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
         rule: operating point to run at, instead of the model's own.
         note: told what a person should know.
 
@@ -55,11 +55,8 @@ def open_models(
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
-    if rule is not None:
-        pipeline = pipeline.at(rule)
-    if teacher is None:
-        return pipeline, None
-    return pipeline, _open(teacher, backend, threads, precision, note)
+    pipeline = pipeline.at(rule)
+    return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
 
 
 def _open(

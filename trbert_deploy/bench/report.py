@@ -26,15 +26,7 @@ def print_report(report: BenchReport, console: Console) -> None:
         f"{bundle['hidden_size']} wide, cuts {cuts}"
     )
     for backend in report.backends:
-        facts = backend.description
-        settings = [
-            f"{name}: {value}"
-            for name, value in facts.items()
-            if name not in ("backend", "version")
-        ]
-        console.print(
-            f"\n[bold]{facts['backend']} {facts['version']}[/bold], {', '.join(settings)}"
-        )
+        console.print(f"\n[bold]{backend.name}[/bold], {backend.settings}")
         for first in range(0, len(backend.points), _POINTS_PER_TABLE):
             console.print(_table(backend.points[first : first + _POINTS_PER_TABLE]))
         for line in dense_wins(backend):

@@ -127,6 +127,20 @@ class BackendBench:
     description: dict[str, str]
     points: tuple[BenchPoint, ...]
 
+    @property
+    def name(self) -> str:
+        """The backend with its version."""
+        return f"{self.description['backend']} {self.description['version']}"
+
+    @property
+    def settings(self) -> str:
+        """What it runs with besides."""
+        return ", ".join(
+            f"{name}: {value}"
+            for name, value in self.description.items()
+            if name not in ("backend", "version")
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {**self.description, "points": [point.to_json() for point in self.points]}
 

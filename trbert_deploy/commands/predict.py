@@ -86,9 +86,7 @@ def predict(
         truncate=truncate,
         max_length=max_length,
         note=console.notes.print,
-    )
-    if rule is not None:
-        pipeline = pipeline.at(rule)
+    ).at(rule)
     named = name_texts(texts) if source is None else read_texts(source)
     lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
     if output is None:

@@ -33,6 +33,11 @@ def write_forms(masked: onnx.ModelProto, num_heads: int) -> Iterator[tuple[str, 
     """
     yield MASKED, masked
     yield UNMASKED, _rewritten(masked, _remove_mask)
+    yield FUSED, fused_form(masked, num_heads)
+
+
+def fused_form(masked: onnx.ModelProto, num_heads: int) -> onnx.ModelProto:
+    """The fused form alone, of a graph with its weights inside or without; see ``write_forms``."""
 
     def fuse(graph: onnx.GraphProto) -> None:
         _remove_mask(graph)
@@ -40,7 +45,7 @@ def write_forms(masked: onnx.ModelProto, num_heads: int) -> Iterator[tuple[str, 
 
     fused = _rewritten(masked, fuse)
     fused.opset_import.append(helper.make_opsetid(_ORT_DOMAIN, 1))
-    yield FUSED, fused
+    return fused
 
 
 def _rewritten(

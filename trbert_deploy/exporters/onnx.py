@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from trbert_deploy.bundle import (
     ATTENTION_MASK,
     DENSE,
-    FUSED,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
@@ -38,7 +37,7 @@ from trbert_deploy.bundle import (
     segment_name,
 )
 from trbert_deploy.errors import ParityError
-from trbert_deploy.exporters.forms import write_forms
+from trbert_deploy.exporters.forms import fused_form, write_forms
 from trbert_deploy.exporters.quantization import quantized
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
@@ -84,7 +83,7 @@ def export_graphs(
     for name, module in modules.items():
         protos[name] = _export(module, model)
         if int8:
-            fused = dict(write_forms(protos[name], model.spec.num_heads))[FUSED]
+            fused = fused_form(protos[name], model.spec.num_heads)
             with tempfile.TemporaryDirectory() as scratch:
                 rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
             weights.take(rounded[name], adopt=True)
@@ -180,10 +179,10 @@ class SharedWeights:
             array = numpy_helper.to_array(initializer)
             if array.nbytes < _INLINE_BYTES:
                 continue
-            name = self._known.get(_digest(array))
+            digest = _digest(array)
+            name = self._known.get(digest)
             if name is None and adopt:
-                name = f"{QUANTIZED}{len(self._known)}"
-                self._known[_digest(array)] = name
+                name = self._known[digest] = f"{QUANTIZED}{len(self._known)}"
                 self._parameters[name] = torch.from_numpy(array.copy())
             if name is None:
                 continue

@@ -30,7 +30,7 @@ from trbert_deploy.bundle import (
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
 from trbert_deploy.runtime.backend import Backend, Tensors, with_mask
-from trbert_deploy.runtime.chain import Chain, TokenRow, fates_apart
+from trbert_deploy.runtime.chain import Chain, TokenRow, fates_apart, survivor_agreement
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection import select
 
@@ -191,18 +191,16 @@ def compare_chains(
         ParityError: logits differ by more than the tolerance, or too few survivors agree.
     """
     worst = 0.0
-    differing = total = same_label = 0
-    for row, expected, received in zip(rows, reference.run(rows), candidate.run(rows), strict=True):
-        same_label += int(np.argmax(expected.logits) == np.argmax(received.logits))
-        flips = fates_apart(expected, received)
-        differing += flips
-        total += len(row) * len(expected.kept)
-        if not flips:
-            worst = max(worst, relative_difference(expected.logits, received.logits))
+    same_label = 0
+    expected, received = reference.run(rows), candidate.run(rows)
+    for one, other in zip(expected, received, strict=True):
+        same_label += int(np.argmax(one.logits) == np.argmax(other.logits))
+        if not fates_apart(one, other):
+            worst = max(worst, relative_difference(one.logits, other.logits))
     parity = ChainParity(
         rows=len(rows),
         max_logit_difference=worst,
-        survivor_agreement=1.0 - differing / total if total else 1.0,
+        survivor_agreement=survivor_agreement(rows, expected, received),
         label_agreement=same_label / len(rows),
         tolerance=tolerance,
     )

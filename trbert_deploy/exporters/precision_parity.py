@@ -21,7 +21,7 @@ from trbert_deploy.exporters.parity import (
 )
 from trbert_deploy.exporters.precision import rounded_graph
 from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Graph, with_mask
-from trbert_deploy.runtime.chain import Chain, fates_apart
+from trbert_deploy.runtime.chain import Chain, survivor_agreement
 from trbert_deploy.runtime.onnxruntime_backend import OnnxGraph, OnnxRuntimeBackend
 
 #: Largest relative difference allowed: about a hundred roundings. Beyond it something is
@@ -100,8 +100,6 @@ def compare_precision(
     expected, received = (chain.run(rows) for chain in chains)
     dense_expected, dense_received = (chain.run_dense(rows) for chain in chains)
     pairs = list(zip(expected, received, strict=True))
-    differing = sum(fates_apart(one, other) for one, other in pairs)
-    total = sum(len(row) * len(one.kept) for row, (one, _) in zip(rows, pairs, strict=True))
     parity = PrecisionParity(
         precision=precision,
         graphs=tuple(graphs),
@@ -111,7 +109,7 @@ def compare_precision(
             relative_difference(a.logits, b.logits)
             for a, b in zip(dense_expected, dense_received, strict=True)
         ),
-        survivor_agreement=1.0 - differing / max(1, total),
+        survivor_agreement=survivor_agreement(rows, expected, received),
         label_agreement=float(np.mean([a.logits.argmax() == b.logits.argmax() for a, b in pairs])),
     )
     if not np.isfinite(parity.max_logit_difference):

@@ -67,6 +67,16 @@ def fates_apart(one: RowResult, other: RowResult) -> int:
     )
 
 
+def survivor_agreement(
+    rows: Sequence[TokenRow], expected: Sequence[RowResult], received: Sequence[RowResult]
+) -> float:
+    """Share of the rows' tokens, cut by cut, that meet one fate on both sides; 1 without cuts."""
+    pairs = zip(expected, received, strict=True)
+    differing = sum(fates_apart(one, other) for one, other in pairs)
+    total = sum(len(row) * len(one.kept) for row, one in zip(rows, expected, strict=True))
+    return 1.0 - differing / max(total, 1)
+
+
 @dataclass
 class Timing:
     """Where the time of a run went.

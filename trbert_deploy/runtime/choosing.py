@@ -21,7 +21,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError, FileFormatError, StorageError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.runtime.backend import BackendOptions, open_backend
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow, fates_apart
+from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow, survivor_agreement
 from trbert_deploy.runtime.machine import cores, processor
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 
@@ -131,11 +131,9 @@ def least_agreement(
     rows: Sequence[TokenRow], expected: Sequence[RowResult], received: Sequence[RowResult]
 ) -> float:
     """The smaller of two shares: of the rows with the same label, of the tokens with one fate."""
-    pairs = list(zip(expected, received, strict=True))
+    pairs = zip(expected, received, strict=True)
     labels = np.mean([one.logits.argmax() == other.logits.argmax() for one, other in pairs])
-    differing = sum(fates_apart(one, other) for one, other in pairs)
-    total = sum(len(row) * len(one.kept) for row, (one, _) in zip(rows, pairs, strict=True))
-    return float(min(labels, 1.0 - differing / max(total, 1)))
+    return float(min(labels, survivor_agreement(rows, expected, received)))
 
 
 def _rows(bundle: Bundle) -> list[TokenRow]:

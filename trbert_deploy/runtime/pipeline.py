@@ -85,12 +85,14 @@ class Pipeline:
     def labels(self) -> tuple[str, ...]:
         return self.encoder.labels
 
-    def at(self, rule: SelectionRule) -> Pipeline:
-        """The same model at another operating point, on the same graphs.
+    def at(self, rule: SelectionRule | None) -> Pipeline:
+        """The same model at another operating point, on the same graphs; itself where None.
 
         Raises:
             ConfigError: a budget that is no multiple of what a cut rounds to.
         """
+        if rule is None:
+            return self
         chain = Chain(self.chain.backend, self.reduction.at(rule), self.encoder.num_layers)
         return Pipeline(self.path, self.encoder, self.tokenizer, chain)
 
@@ -195,7 +197,7 @@ def load(
             that are installed here and answer as float32 does. It is measured once, in some
             seconds, and remembered in the user's cache directory.
         threads: threads of one graph; 0 lets the backend choose.
-        precision: f32 or bf16, where the backend can be asked; None is its own choice.
+        precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
         max_length: most tokens of a row; the bundle's own maximum by default.
         threshold, ratio, max_tokens: one of them, instead of the bundle's rules: the keep
