@@ -7,6 +7,7 @@ with the same hard stage, in which it learns from the teacher's answers on whole
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from runs import Run
 from setting import locked
@@ -28,6 +29,7 @@ from trbert_deploy import console
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.aim import Aim
+from trbert_deploy.training.averaging import Beginning
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.evaluate import Validator
@@ -60,7 +62,7 @@ def train_row(run: Run) -> Student:
         return _with_policies(run, "policy", "joint")
     if row == "fixed-ratio":
         return _with_fixed_ratio(run)
-    model = run.setting.load_teacher(run.options.cuts, run.options.seed)
+    model = run.setting.load_teacher(run.options.cuts)
     if row in ("random", "attention"):
         _set_ratio(run, model)
         choose = by_attention(model) if row == "attention" else by_chance(model, run.options.seed)
@@ -78,16 +80,20 @@ def train_row(run: Run) -> Student:
 def _with_policies(run: Run, *stages: str) -> Student:
     """The product's stages after the teacher's."""
     setting, options = run.setting, run.options
-    model = setting.load_teacher(options.cuts, options.seed)
+    model = setting.load_teacher(options.cuts)
     validator = Validator(setting.validation_rows, options.batch_tokens, setting.device)
     aim = Aim(options, validator, teacher_accuracy=0.0, note=console.notes.print)
     for name in stages:
         if run.load(name, model):
             continue
         aim.prepare(name, model)
-        stage = make_stage(name, model, options, run.guide())
-        run.train(name, Student(model), stage, aim.judge(name, model, stage.constraint))
+        run.train(name, Student(model), partial(_begin, name, model, run, aim))
     return Student(model, choose=by_policy(model))
+
+
+def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim) -> Beginning:
+    stage = make_stage(name, model, run.options, run.guide())
+    return stage, aim.judge(name, model, stage.constraint)
 
 
 def training_seconds(run: Run) -> dict[str, float]:
@@ -136,7 +142,7 @@ def _harden(run: Run, student: Student) -> Student:
 
     body = [*model.encoder.parameters(), *model.head.parameters()]
     stage = Stage(compute, [{"params": body, "lr": options.hard_learning_rate}])
-    run.train("hard", student, stage, judge)
+    run.train("hard", student, lambda: (stage, judge))
     return student
 
 

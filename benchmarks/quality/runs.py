@@ -20,11 +20,15 @@ from trbert_deploy.modeling.checkpoint import (
 )
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.training.averaging import (
+    Beginning,
+    clear_progress,
+    planned_runs,
+    train_averaged,
+)
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.saliency import Guide
-from trbert_deploy.training.stages import Stage
 
 OPTIONS_FILE = "options.json"
 SECONDS_FILE = "seconds.json"
@@ -104,25 +108,22 @@ class Run:
         model.load_state_dict(done.state_dict())
         return True
 
-    def train(
-        self, name: str, student: Student, stage: Stage, judge: Callable[[float], float]
-    ) -> None:
+    def train(self, name: str, student: Student, begin: Callable[[], Beginning]) -> None:
         """Train a stage, from where it was stopped, and save what it comes to.
 
         Batches are planned by whole texts, so that all rows take the same ones.
         """
         options, rows = self.options, self.rows_of(name)
         directory = self.directory / name
-        settings = StageSettings.planned(name, options, rows, directory, self.setting.device)
+        runs = planned_runs(name, options, rows, directory, self.setting.device)
         viewed = [student.view(row) for row in rows]
         watch = Stopwatch(directory / SECONDS_FILE, self.progress)
-        train_stage(settings, student.model, stage, viewed, judge, watch)
+        train_averaged(runs, student.model, begin, viewed, watch)
         watch.save()
         teacher = Path(self.setting.teacher)
         length = self.setting.max_length or student.model.spec.max_positions
         save_checkpoint(Checkpoint(student.model, teacher, length), directory)
-        for file in (RESUME_FILE, BEST_FILE):
-            (directory / file).unlink(missing_ok=True)
+        clear_progress(directory)
 
     def seconds(self) -> dict[str, float]:
         """Training time of each of its stages, summed over interruptions."""

@@ -13,12 +13,13 @@ from conftest import make_texts, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
+import trbert_deploy.training.run as run_module
 from trbert_deploy.errors import CheckpointError, ConfigError, DataError, LengthError
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.loop import RESUME_FILE
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.run import train
 
 
@@ -222,6 +223,47 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert figures[0] == figures[1]
 
 
+def test_averaged_runs_begin_alike_and_end_in_their_mean(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "clear_progress", lambda directory: None)  # the runs stay
+    options = replace(options, teacher_epochs=1, policy_epochs=1)
+    train(replace(options, stages=STAGES[:-1]), tmp_path / "single")
+    report = train(replace(options, averaged_runs=2), tmp_path / "averaged")
+    for stage in ("joint", "hard"):
+        directory = tmp_path / "averaged" / "stages" / stage
+        results = [load_file(directory / f"run-{run}" / "result.safetensors") for run in (1, 2)]
+        ended = load_checkpoint(directory).model.state_dict()
+        for name, tensor in ended.items():
+            assert torch.allclose(tensor, (results[0][name] + results[1][name]) / 2, atol=1e-7)
+        assert any(not torch.equal(*pair) for pair in zip(*map(dict.values, results), strict=True))
+    single = load_checkpoint(tmp_path / "single" / "stages" / "joint").model.state_dict()
+    first = load_file(tmp_path / "averaged" / "stages" / "joint" / "run-1" / "result.safetensors")
+    assert all(torch.equal(single[name], tensor) for name, tensor in first.items())
+    wanted = pytest.approx(options.target_speedup, rel=0.15)  # the mean has a threshold of its own
+    assert report.stages["joint"].flops_speedup == wanted
+    assert report.stages["hard"].flops_speedup == wanted
+
+
+@pytest.mark.parametrize("place", ["1/2 joint", "2/2 joint", "2/2 hard"])
+def test_interrupted_averaged_runs_end_where_uninterrupted_ones_do(
+    options: TrainOptions, tmp_path: Path, place: str
+) -> None:
+    options = replace(options, averaged_runs=2, save_seconds=0.0, teacher_epochs=1, policy_epochs=1)
+    train(options, tmp_path / "whole")
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith(place) and done == total // 2 + 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(options, tmp_path / "parts", progress=interrupt)
+    train(options, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+    left = {path.name for path in (tmp_path / "parts").rglob("*.safetensors")}
+    assert left == {"model.safetensors", "guide.safetensors"}
+
+
 def test_a_seed_gives_the_same_run_again_and_another_seed_another(
     options: TrainOptions, tmp_path: Path
 ) -> None:
@@ -313,6 +355,8 @@ def test_validation_labels_must_be_known(
         ({"max_drop": -1.0}, "expected 0 or more points"),
         ({"estimator": "guess"}, "unknown estimator guess: expected one of gates, reinforce"),
         ({"validations": 0}, "validations is 0"),
+        ({"averaged_runs": 0}, "averaged_runs is 0: expected 1 or more"),
+        ({"averaged_runs": 2, "max_drop": 1.0}, "averaged runs must aim at one computation"),
         ({"recombined": -0.5}, "recombined is -0.5: expected 0 or more"),
         ({"recombined": 1.0, "estimator": "reinforce"}, "recombined texts have no labels"),
     ],

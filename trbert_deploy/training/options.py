@@ -101,6 +101,12 @@ class TrainOptions:
         "labels them, and the joint and hard stage learn from them too.",
         "FACTOR",
     )
+    averaged_runs: int = _option(
+        1,
+        "Times that the joint and the hard stage are trained, each with its own order of the "
+        "texts; the weights are averaged.",
+        "NUMBER",
+    )
     teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
     policy_learning_rate: float = _option(1e-3, "The same in the policy stage.")
     joint_learning_rate: float = _option(3e-5, "The same in the joint stage, for the encoder.")
@@ -157,6 +163,13 @@ class TrainOptions:
                 "recombined texts have no labels, which the estimator reinforce needs: leave "
                 "recombined at 0, or take the estimator gates"
             )
+        if self.averaged_runs < 1:
+            raise ConfigError(f"averaged_runs is {self.averaged_runs}: expected 1 or more")
+        if self.averaged_runs > 1 and self.max_drop is not None:
+            raise ConfigError(
+                "averaged runs must aim at one computation, which max_drop leaves to each: give a "
+                "target_speedup, or leave averaged_runs at 1"
+            )
         for name in ("rollouts", "joint_rollouts"):
             if getattr(self, name) < 2:
                 raise ConfigError(
@@ -195,6 +208,10 @@ class TrainOptions:
         """How often a stage is validated; the short policy stage is at its end alone."""
         return 1 if stage == "policy" else self.validations
 
+    def averaged_runs_of(self, stage: str) -> int:
+        """How often a stage is trained."""
+        return self.averaged_runs if stage in DISTILLING else 1
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -204,6 +221,6 @@ class TrainOptions:
         free = {"stages", "save_seconds"}
         return [
             entry.name
-            for entry in fields(self)
-            if entry.name not in free and own[entry.name] != saved.get(entry.name)
+            for entry in fields(self)  # a run older than an option had its default
+            if entry.name not in free and own[entry.name] != saved.get(entry.name, entry.default)
         ]

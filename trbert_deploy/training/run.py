@@ -4,6 +4,7 @@ ckpt/
   config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
   training.json          options, and what every finished stage came to
   stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
+  stages/<stage>/run-1/  figures.jsonl of each run, where several are averaged
   stages/events...       TensorBoard
 """
 
@@ -22,8 +23,8 @@ from trbert_deploy.modeling.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
+from trbert_deploy.training.averaging import Beginning, clear_progress, planned_runs, train_averaged
 from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
-from trbert_deploy.training.loop import BEST_FILE, RESUME_FILE, StageSettings, train_stage
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.saliency import GUIDE_FILE, Guide, answers, make_guide
@@ -149,8 +150,7 @@ def _do_stage(
         save_checkpoint(checkpoint, directory)
         save_checkpoint(checkpoint, output)
         write_json(output / RUN_FILE, record)
-        for name in (RESUME_FILE, BEST_FILE):
-            (directory / name).unlink(missing_ok=True)
+        clear_progress(directory)
 
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
@@ -211,9 +211,12 @@ def _run_stage(
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
     rows = run.rows_of(stage)
-    settings = StageSettings.planned(stage, options, rows, directory, run.device)
     aim.prepare(stage, model)
     guide = None if stage == "teacher" else Guide.load(guide_path)
-    work = make_stage(stage, model, options, guide)
-    judge = aim.judge(stage, model, work.constraint)
-    train_stage(settings, model, work, rows, judge, progress)
+
+    def begin() -> Beginning:
+        work = make_stage(stage, model, options, guide)
+        return work, aim.judge(stage, model, work.constraint)
+
+    runs = planned_runs(stage, options, rows, directory, run.device)
+    train_averaged(runs, model, begin, rows, progress)
