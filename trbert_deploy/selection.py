@@ -69,24 +69,46 @@ class SelectionRule:
         return replace(self, value=value)
 
 
-def operating_point(
-    threshold: float | None = None, ratio: float | None = None, max_tokens: int | None = None
-) -> SelectionRule | None:
-    """The rule that a user asks for by one number, or None where he asks for none.
+@dataclass(frozen=True)
+class Dial:
+    """Another operating point than a model's own; what is None stays as the model has it.
 
-    Args:
+    Attributes:
         threshold: keep probability from which a token survives.
-        ratio: share of its tokens that a row keeps at each cut.
-        max_tokens: most tokens that a row keeps at each cut.
+        ratio: instead, share of its tokens that a row keeps at each cut.
+        max_tokens: instead, most tokens that a row keeps at each cut.
+        round_to: multiple that the number of survivors is rounded up to.
 
     Raises:
-        ConfigError: more than one is given, or it is out of range.
+        ConfigError: more than one of the first three is given, or one is out of range.
     """
-    asked = {"threshold": threshold, "ratio": ratio, "budget": max_tokens}
-    given = [(kind, value) for kind, value in asked.items() if value is not None]
-    if len(given) > 1:
-        raise ConfigError("threshold, ratio and max_tokens exclude each other: give one of them")
-    return SelectionRule(*given[0]) if given else None
+
+    threshold: float | None = None
+    ratio: float | None = None
+    max_tokens: int | None = None
+    round_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._rules()) > 1:
+            raise ConfigError(
+                "threshold, ratio and max_tokens exclude each other: give one of them"
+            )
+        self.turn(SelectionRule())
+
+    def turn(self, rule: SelectionRule) -> SelectionRule:
+        """A rule of the model at this operating point.
+
+        Raises:
+            ConfigError: ``max_tokens`` is no multiple of what the rule rounds to.
+        """
+        round_to = rule.round_to if self.round_to is None else self.round_to
+        for kind, value in self._rules().items():
+            return SelectionRule(kind, value, round_to)
+        return replace(rule, round_to=round_to)
+
+    def _rules(self) -> dict[str, float]:
+        asked = {"threshold": self.threshold, "ratio": self.ratio, "budget": self.max_tokens}
+        return {kind: value for kind, value in asked.items() if value is not None}
 
 
 def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any = None) -> Any:

@@ -15,7 +15,7 @@ from trbert_deploy.bench.models import open_models
 from trbert_deploy.bench.quality import evaluate_quality
 from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, DataError, StorageError
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection import Dial
 
 ROWS = make_texts(21)
 TEXTS = [NamedText(f"text {place}", row["text"], row["label"]) for place, row in enumerate(ROWS)]
@@ -69,7 +69,7 @@ def test_one_backend_serves_both(tiny_checkpoint: Path, tiny_bundle: Path) -> No
 
 
 def test_a_threshold_holds_for_checkpoints_too(tiny_checkpoint: Path) -> None:
-    pipeline, _ = open_models(tiny_checkpoint, rule=SelectionRule("threshold", 0.25))
+    pipeline, _ = open_models(tiny_checkpoint, dial=Dial(threshold=0.25))
     assert {cut.rule.value for cut in pipeline.reduction.cuts} == {0.25}
 
 

@@ -21,6 +21,7 @@ from trbert_deploy.exporters.parity import check_shapes, compare_chains, compare
 from trbert_deploy.modeling.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.selection import Dial
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,14 @@ def test_cuts_at_any_place_export(
     cut_count = 0 if cuts == "none" else len(cuts.split(","))
     assert len(report.graphs) == (cut_count + 2 if cut_count else 1)
     assert report.chain.label_agreement == 1.0
+
+
+def test_survivors_can_be_rounded_up_for_good(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    report = export_bundle(tiny_checkpoint, tmp_path / "bundle", round_to=8)
+    assert report.chain.survivor_agreement == 1.0
+    plain = load_checkpoint(tiny_checkpoint).model.reduction
+    rounded = Bundle.open(tmp_path / "bundle").manifest.reduction
+    assert rounded == plain.at(Dial(round_to=8)) != plain
 
 
 def test_samples_can_be_left_out(dense_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

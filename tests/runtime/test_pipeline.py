@@ -97,8 +97,16 @@ def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
         assert first == math.ceil(tokens / 2) and second == math.ceil(first / 2)
     for tokens, first, second in kept(max_tokens=6):
         assert first == second == min(tokens, 6)
+    for (tokens, first, second), (_, fewer, fewest) in zip(
+        kept(round_to=4), kept(round_to=1), strict=True
+    ):
+        assert first == min(tokens, math.ceil(fewer / 4) * 4)
+        assert second % 4 == 0 or second == first
+        assert second >= fewest
     with pytest.raises(ConfigError, match="threshold, ratio and max_tokens exclude each other"):
         kept(ratio=0.5, max_tokens=6)
+    with pytest.raises(ConfigError, match="budget is 6: expected a multiple of round_to, 4"):
+        kept(round_to=4, max_tokens=6)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", ("a film", "")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from trbert_deploy.runtime.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.engines import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection import Dial
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
@@ -39,7 +39,7 @@ class BenchOptions:
             engines and a GPU answers, TensorRT.
         precision: what the backend computes in; None is its own choice.
         threads: threads of one graph; 0 lets the backend choose.
-        rule: operating point to run at, instead of the bundle's own.
+        dial: operating point to run at, instead of the bundle's own.
         rounds: measured repetitions of every point.
         data: JSON lines with texts, instead of the bundle's samples.
     """
@@ -49,7 +49,7 @@ class BenchOptions:
     backend: str | None = None
     precision: str | None = None
     threads: int = 0
-    rule: SelectionRule | None = None
+    dial: Dial = Dial()
     rounds: Rounds = field(default_factory=Rounds)
     data: Path | None = None
 
@@ -121,7 +121,8 @@ def _open(
         precision=options.precision,
         verify=False,
         note=note,
-    ).at(options.rule)
+        **asdict(options.dial),
+    )
 
 
 def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
@@ -130,7 +131,7 @@ def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | Non
     if not sets:
         return None, None
     try:
-        return load(bundle.path, "tensorrt", verify=False).at(options.rule), None
+        return load(bundle.path, "tensorrt", verify=False, **asdict(options.dial)), None
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

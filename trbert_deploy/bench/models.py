@@ -9,7 +9,7 @@ from trbert_deploy.bundle import MANIFEST
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import AUTO, DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection import Dial
 
 #: What every checkpoint directory holds, and no bundle.
 HF_CONFIG = "config.json"
@@ -22,7 +22,7 @@ def open_models(
     *,
     threads: int = 0,
     precision: str | None = None,
-    rule: SelectionRule | None = None,
+    dial: Dial = Dial(),
     note: Callable[[str], None] = lambda message: None,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
@@ -34,7 +34,7 @@ def open_models(
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
-        rule: operating point to run at, instead of the model's own.
+        dial: operating point to run at, instead of the model's own.
         note: told what a person should know.
 
     Raises:
@@ -55,7 +55,7 @@ def open_models(
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
-    pipeline = pipeline.at(rule)
+    pipeline = pipeline.at(dial)
     return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
 
 

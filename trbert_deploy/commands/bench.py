@@ -10,14 +10,14 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
+    dial_options,
     json_option,
     needs,
     numbers,
-    operating_point_options,
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection import Dial
 
 
 @click.command()
@@ -42,7 +42,7 @@ from trbert_deploy.selection import SelectionRule
 )
 @precision_option
 @threads_option
-@operating_point_options
+@dial_options
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -68,7 +68,7 @@ def bench(
     backend: str | None,
     precision: str | None,
     threads: int,
-    rule: SelectionRule | None,
+    dial: Dial,
     rounds: int | None,
     data: Path | None,
     html_path: Path | None,
@@ -83,7 +83,7 @@ def bench(
     if html_path is not None:  # a missing package is told now, and not after measuring
         from trbert_deploy.bench.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, precision, threads, rule, effort, data)
+    options = BenchOptions(lengths, batches, backend, precision, threads, dial, effort, data)
     with console.progress() as progress:
         report = bench_bundle(bundle, options, progress)
         texts = [] if html_path is None else trace_bundle(bundle, options, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -10,13 +11,13 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
+    dial_options,
     needs,
-    operating_point_options,
     precision_option,
     threads_option,
 )
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection import Dial
 
 
 @click.command()
@@ -36,7 +37,7 @@ from trbert_deploy.selection import SelectionRule
 @click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
 @precision_option
 @threads_option
-@operating_point_options
+@dial_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
 @click.option(
@@ -63,7 +64,7 @@ def predict(
     backend: str,
     precision: str | None,
     threads: int,
-    rule: SelectionRule | None,
+    dial: Dial,
     dense: bool,
     kept: bool,
     batch_size: int,
@@ -86,7 +87,8 @@ def predict(
         truncate=truncate,
         max_length=max_length,
         note=console.notes.print,
-    ).at(rule)
+        **asdict(dial),
+    )
     named = name_texts(texts) if source is None else read_texts(source)
     lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
     if output is None:

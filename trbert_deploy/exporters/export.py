@@ -35,6 +35,7 @@ from trbert_deploy.runtime.backend import BackendOptions
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.choosing import least_agreement
 from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from trbert_deploy.selection import Dial
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16
@@ -74,6 +75,7 @@ def export_bundle(
     output: Path = Path(DEFAULT_DIRECTORY),
     *,
     samples: bool = True,
+    round_to: int | None = None,
     int8: bool = False,
     least_int8_agreement: float = LEAST_INT8_AGREEMENT,
     progress: Progress = no_progress,
@@ -84,6 +86,7 @@ def export_bundle(
         checkpoint_path: directory that ``trbert-deploy train`` wrote.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
+        round_to: multiple that survivors are rounded up to; the checkpoint's where None.
         int8: add graphs with 8-bit weights, for ONNX Runtime on CPUs.
         least_int8_agreement: share of the rows that must get the label, and of the tokens that
             must meet the fate, that they do in float32.
@@ -100,6 +103,7 @@ def export_bundle(
         )
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
+    model.set_reduction(model.reduction.at(Dial(round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
