@@ -1,0 +1,53 @@
+"""The benchmark against peers, on a tiny model: all say the same, and the figures are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peers
+from click.testing import CliRunner
+from conftest import make_texts
+from contenders import CONTENDERS
+from matplotlib.image import imread
+
+ROW = "ours, reduced, ONNX Runtime f32"
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(peers.main, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_contenders_answer_alike_and_are_written_down(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(6, seed=0)))
+    figures, plot = tmp_path / "peers.json", tmp_path / "peers.png"
+    code, output = run(
+        tiny_checkpoint, "--data", data, "--lengths", 16, "--texts", 2, "--batch", 3,
+        "--rounds", 1, "--only", "ONNX Runtime f32", "--json", figures, "--plot", plot,
+    )  # fmt: skip
+    assert code == 0, output
+    written = json.loads(figures.read_text())
+    assert list(written["cases"]) == ["16 tokens", "batch of 3 texts"]
+    wanted = [name for name in CONTENDERS if "ONNX Runtime f32" in name]
+    for case in written["cases"].values():
+        assert list(case) == [peers.REFERENCE, *wanted]
+        for name, timing in case.items():
+            assert timing["same_labels"] == 1.0 or name == ROW
+            assert 0 < timing["median"] <= timing["p95"]
+            assert timing["speedup"] > 0
+        assert case[peers.BASELINE]["speedup"] == 1.0
+    assert imread(plot).ndim == 3
+
+
+def test_rows_longer_than_the_model_takes_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "a film"}\n')
+    code, output = run(tiny_checkpoint, "--data", data, "--lengths", 9999)
+    assert code == 1
+    assert "length 9999" in output
