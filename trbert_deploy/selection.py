@@ -78,6 +78,8 @@ class Dial:
         ratio: instead, share of its tokens that a row keeps at each cut.
         max_tokens: instead, most tokens that a row keeps at each cut.
         round_to: multiple that the number of survivors is rounded up to.
+        latency_budget_ms: instead, milliseconds that a row of the longest length may take; a
+            pipeline finds the threshold (``runtime.budget``), rules alone cannot.
 
     Raises:
         ConfigError: more than one of the first three is given, or one is out of range.
@@ -87,8 +89,14 @@ class Dial:
     ratio: float | None = None
     max_tokens: int | None = None
     round_to: int | None = None
+    latency_budget_ms: float | None = None
 
     def __post_init__(self) -> None:
+        if self.latency_budget_ms is not None and self._rules():
+            raise ConfigError(
+                "a latency budget decides the threshold: give no threshold, ratio or max_tokens "
+                "with it"
+            )
         if len(self._rules()) > 1:
             raise ConfigError(
                 "threshold, ratio and max_tokens exclude each other: give one of them"

@@ -11,7 +11,7 @@ import pytest
 from trbert_deploy.bundle import Bundle
 from trbert_deploy.cli import main
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime import choosing
+from trbert_deploy.runtime import choosing, remembering
 from trbert_deploy.runtime.backend import BackendOptions
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.choosing import Choice, choose_backend, measure
@@ -36,7 +36,7 @@ class Known:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
-    monkeypatch.setattr(choosing, "user_cache_path", lambda name: directory / name)
+    monkeypatch.setattr(remembering, "user_cache_path", lambda name: directory / name)
     return directory
 
 
@@ -101,7 +101,7 @@ def test_a_choice_is_remembered_as_long_as_it_holds(
     first = choose_backend(bundle, reduction)
     stand_in(monkeypatch, openvino_bf16=ConfigError("measured again"))
     assert choose_backend(bundle, reduction) == first
-    monkeypatch.setattr(choosing, "processor", lambda: "another")
+    monkeypatch.setattr(remembering, "processor", lambda: "another")
     again = choose_backend(bundle, reduction)
     assert again.precision == "f32" != first.precision
     (file,) = cache.glob("*/*.json")
@@ -111,7 +111,7 @@ def test_a_choice_is_remembered_as_long_as_it_holds(
         assert choose_backend(*changed).precision == "bf16"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1, "choice": 2}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"key": 1, "found": 2}'])
 def test_a_damaged_file_is_made_again(
     bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_made_again(
     (file,) = cache.glob("*/*.json")
     file.write_text(content)
     assert choose_backend(bundle, bundle.manifest.reduction) == first
-    assert "choice" in json.loads(file.read_text())
+    assert "found" in json.loads(file.read_text())
 
 
 def test_without_a_place_to_remember_in_it_still_answers(

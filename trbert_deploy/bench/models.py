@@ -55,7 +55,7 @@ def open_models(
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
-    pipeline = pipeline.at(dial)
+    pipeline = pipeline.at(dial, note)
     return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
 
 

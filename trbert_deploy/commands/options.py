@@ -99,6 +99,13 @@ _dial = (
         help="Round the number of survivors up to a multiple, with the next best tokens; 16 suits "
         "OpenVINO on processors with AMX [default: the model's].",
     ),
+    click.option(
+        "--latency-budget",
+        type=float,
+        metavar="MS",
+        help="Instead of a threshold: milliseconds that a text of the longest length may take; "
+        "latencies are measured once.",
+    ),
 )
 
 
@@ -111,9 +118,10 @@ def dial_options(command: Callable[..., None]) -> Callable[..., None]:
         ratio: float | None,
         max_tokens: int | None,
         round_to: int | None,
+        latency_budget: float | None,
         **options: Any,
     ) -> None:
-        command(dial=Dial(threshold, ratio, max_tokens, round_to), **options)
+        command(dial=Dial(threshold, ratio, max_tokens, round_to, latency_budget), **options)
 
     for option in reversed(_dial):
         run = option(run)

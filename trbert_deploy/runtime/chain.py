@@ -28,7 +28,7 @@ from trbert_deploy.bundle import (
 )
 from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.runtime.backend import Backend, Tensors
-from trbert_deploy.selection import select
+from trbert_deploy.selection import Dial, select
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,20 @@ class Chain:
     ) -> None:
         self.backend = backend
         self.reduction = reduction
+        self._num_layers = num_layers
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
         self.max_padding = backend.max_padding if max_padding is None else max_padding
+
+    def at(self, dial: Dial) -> Chain:
+        """The same chain at another operating point, on the same graphs.
+
+        Raises:
+            ConfigError: a number of tokens that is no multiple of what a cut rounds to.
+        """
+        reduction = self.reduction.at(dial)
+        limits = (self.max_batch_tokens, self.max_padding)
+        return Chain(self.backend, reduction, self._num_layers, *limits)
 
     def run(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
         """Classify rows, dropping tokens at every cut.

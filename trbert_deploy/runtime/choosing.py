@@ -7,23 +7,17 @@ labels or survivors are too often others than in float32 is out; of the rest the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from trbert_deploy.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import ConfigError, FileFormatError, StorageError
-from trbert_deploy.files import read_json, write_json
+from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backend import BackendOptions, open_backend
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow, survivor_agreement
-from trbert_deploy.runtime.machine import cores, processor
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.remembering import conditions, recall, remember
+from trbert_deploy.runtime.samples import sample_rows
 
 #: Share of the sample texts that must get the label, and of the tokens that must meet the fate,
 #: that they do in float32.
@@ -31,7 +25,6 @@ LEAST_AGREEMENT = 0.99
 LENGTHS = (64, 256, 512)
 ROUNDS = 5
 _ROWS_PER_LENGTH = 2
-_CALIBRATION_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -82,20 +75,19 @@ def choose_backend(bundle: Bundle, reduction: ReductionConfig, threads: int = 0)
         reduction: the cuts with the rules that it will run with.
         threads: threads of one graph; 0 lets the backend choose.
     """
-    key = _key(bundle, reduction, threads)
-    path = user_cache_path("trbert-deploy") / f"backend-{key['bundle'][:16]}.json"
-    known = _remembered(path, key)
+    packages = [candidate.package for candidate in CANDIDATES]
+    key = conditions(bundle, reduction, threads, packages)
+    known = recall("backend", key)
     if known is not None:
-        return known
+        return Choice(**known)
     choice = measure(bundle, reduction, threads)
-    with suppress(OSError, StorageError):  # a server may have no place to remember in
-        write_json(path, {"key": key, "choice": asdict(choice)})
+    remember("backend", key, asdict(choice))
     return choice
 
 
 def measure(bundle: Bundle, reduction: ReductionConfig, threads: int) -> Choice:
     """Let the candidates that run here answer the same rows in turns."""
-    rows = _rows(bundle)
+    rows = sample_rows(bundle, LENGTHS, _ROWS_PER_LENGTH)
     layers = bundle.manifest.encoder.num_layers
     chains: dict[Candidate, Chain] = {}
     for candidate in CANDIDATES:
@@ -134,48 +126,3 @@ def least_agreement(
     pairs = zip(expected, received, strict=True)
     labels = np.mean([one.logits.argmax() == other.logits.argmax() for one, other in pairs])
     return float(min(labels, survivor_agreement(rows, expected, received)))
-
-
-def _rows(bundle: Bundle) -> list[TokenRow]:
-    """Rows of some lengths, of the bundle's sample texts, or of random tokens without these."""
-    manifest = bundle.manifest
-    lengths = sorted({min(length, manifest.max_length) for length in LENGTHS})
-    texts = bundle.samples()
-    if texts:
-        tokenizer = TextTokenizer(bundle.tokenizer_path, manifest.max_length)
-        return [
-            row
-            for length in lengths
-            for row in tokenizer.rows_of_length(texts, length, _ROWS_PER_LENGTH)
-        ]
-    ids = np.random.default_rng(0).integers(0, manifest.encoder.vocab_size, max(lengths))
-    return [TokenRow(ids[:length], np.zeros(length, np.int64)) for length in lengths]
-
-
-def _key(bundle: Bundle, reduction: ReductionConfig, threads: int) -> dict[str, Any]:
-    """All that a choice depends on."""
-    return {
-        "version": _CALIBRATION_VERSION,
-        "bundle": bundle.digest,
-        "reduction": reduction.to_json(),
-        "processor": processor(),
-        "cores": cores(),
-        "threads": threads,
-        "packages": {candidate.package: _version(candidate.package) for candidate in CANDIDATES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _remembered(path: Path, key: dict[str, Any]) -> Choice | None:
-    """The choice in a file, if it was made under the same conditions."""
-    try:
-        data = read_json(path, FileFormatError)
-        return Choice(**data["choice"]) if data["key"] == key else None
-    except (FileFormatError, StorageError, KeyError, TypeError):
-        return None

@@ -20,6 +20,7 @@ from trbert_deploy.runtime.backend import (
     open_backend,
     require_precision,
 )
+from trbert_deploy.runtime.budget import threshold_within
 from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.choosing import choose_backend
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
@@ -85,13 +86,21 @@ class Pipeline:
     def labels(self) -> tuple[str, ...]:
         return self.encoder.labels
 
-    def at(self, dial: Dial) -> Pipeline:
+    def at(self, dial: Dial, note: Callable[[str], None] = lambda message: None) -> Pipeline:
         """The same model at another operating point, on the same graphs.
+
+        Args:
+            note: told what a latency budget was resolved to.
 
         Raises:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
+            BundleError: a latency budget for what is no bundle.
         """
-        chain = Chain(self.chain.backend, self.reduction.at(dial), self.encoder.num_layers)
+        chain = self.chain.at(dial)
+        if dial.latency_budget_ms is not None:
+            bundle = Bundle.open(self.path, verify=False)
+            threshold = threshold_within(bundle, chain, dial.latency_budget_ms, note)
+            chain = chain.at(Dial(threshold))
         return Pipeline(self.path, self.encoder, self.tokenizer, chain)
 
     def at_threshold(self, threshold: float) -> Pipeline:
@@ -185,6 +194,7 @@ def load(
     ratio: float | None = None,
     max_tokens: int | None = None,
     round_to: int | None = None,
+    latency_budget_ms: float | None = None,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
@@ -205,6 +215,9 @@ def load(
         round_to: multiple that the number of survivors is rounded up to, with the row's own next
             best tokens; the bundle's by default. OpenVINO on processors with AMX computes 16
             tokens as fast as one.
+        latency_budget_ms: instead of the first three, milliseconds that a row of the longest
+            length may take in the median, from tokens to logits: the threshold that drops least
+            within them, by latencies that are measured once on this machine, and remembered.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
 
@@ -221,7 +234,8 @@ def load(
         raise ConfigError(
             f"maximum length is {limit}: the bundle {path} takes 1 to {manifest.max_length} tokens"
         )
-    reduction = manifest.reduction.at(Dial(threshold, ratio, max_tokens, round_to))
+    dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget_ms)
+    reduction = manifest.reduction.at(dial)
     if backend == AUTO:
         require_precision(backend, precision)
         choice = choose_backend(bundle, reduction, threads)
@@ -230,7 +244,8 @@ def load(
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, reduction, manifest.encoder.num_layers)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
-    return Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
+    pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
+    return pipeline if latency_budget_ms is None else pipeline.at(dial, note)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
