@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import numpy as np
 
 from trbert_deploy import console
 from trbert_deploy.bench.machine import describe_machine
-from trbert_deploy.commands.options import json_option
+from trbert_deploy.commands.options import dial_options, json_option
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.selection import Dial
 
 
 def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dense: bool) -> float:
@@ -47,6 +49,7 @@ def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dens
     "--data", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Real texts."
 )
 @click.option("--backend", default="onnxruntime", show_default=True)
+@dial_options
 @click.option("--callers", type=click.IntRange(min=2), default=2, show_default=True)
 @click.option("--texts", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
@@ -55,6 +58,7 @@ def main(
     bundle: Path,
     data: Path,
     backend: str,
+    dial: Dial,
     callers: int,
     texts: int,
     rounds: int,
@@ -62,7 +66,7 @@ def main(
 ) -> None:
     """Compare one caller of BUNDLE with several."""
     try:
-        pipeline = load(bundle, backend, threads=1)
+        pipeline = load(bundle, backend, threads=1, **asdict(dial))
         rows = pipeline.tokenizer([str(text.text) for text in islice(read_texts(data), texts)])
         if not rows:
             raise DataError(f"{data} has no texts: expected at least one")

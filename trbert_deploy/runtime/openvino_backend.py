@@ -12,6 +12,7 @@ import openvino
 from trbert_deploy.bundle import ATTENTION_MASK, LOGITS, MASKED, UNMASKED, Bundle
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.runtime.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.machine import cores
 
 _DEVICE = "CPU"
 
@@ -54,13 +55,15 @@ class OpenVinoBackend:
             raise ConfigError(
                 "this processor does not compute in bfloat16: run with --precision f32"
             )
-        # One request at a time gets all threads.
+        # A request gets all threads, or those asked for; as many requests as then fit on the
+        # cores run at a time.
+        streams = max(1, cores() // options.threads) if options.threads else 1
         self._settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": 1,
+            "NUM_STREAMS": streams,
         }
         if options.threads:
-            self._settings["INFERENCE_NUM_THREADS"] = options.threads
+            self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
         self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name)))
         self.description: Mapping[str, str] = {
