@@ -132,7 +132,7 @@ def print_table(timings: dict[str, dict[str, Timing]]) -> None:
 
 
 def draw(timings: dict[str, dict[str, Timing]]) -> Figure:
-    """A panel of bars for each case, the fastest contender lowest."""
+    """A panel of bars for each case, the fastest contender on top."""
     names = len(next(iter(timings.values())))
     figure = Figure(figsize=(4.0 + 3.2 * len(timings), 1.2 + 0.26 * names), layout="constrained")
     panels = figure.subplots(1, len(timings), squeeze=False)[0]
