@@ -109,6 +109,13 @@ def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
         kept(round_to=4, max_tokens=6)
 
 
+def test_memory_is_bounded_by_the_tokens_on_their_way(tiny_bundle: Path) -> None:
+    few = load(tiny_bundle, threads=1, max_batch_tokens=8)
+    assert_same(few(TEXTS), load(tiny_bundle, threads=1)(TEXTS))
+    with pytest.raises(ConfigError, match="max_batch_tokens is 0: expected 1 or more"):
+        load(tiny_bundle, max_batch_tokens=0)
+
+
 @pytest.mark.parametrize("text", ["", " \n\t", ("a film", "")])
 def test_empty_texts_are_refused_by_their_place(pipeline: Pipeline, text: str) -> None:
     with pytest.raises(DataError, match="text 2 is empty: expected at least one word"):

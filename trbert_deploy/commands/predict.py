@@ -17,6 +17,7 @@ from trbert_deploy.commands.options import (
     threads_option,
 )
 from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection import Dial
 
 
@@ -48,6 +49,13 @@ from trbert_deploy.selection import Dial
     help="Texts per call.",
 )
 @click.option(
+    "--max-batch-tokens",
+    type=click.IntRange(min=1),
+    default=MAX_BATCH_TOKENS,
+    show_default=True,
+    help="Tokens on their way at a time, which bounds the memory.",
+)
+@click.option(
     "--max-length",
     type=click.IntRange(min=1),
     help="Most tokens of a text [default: what the bundle takes].",
@@ -68,6 +76,7 @@ def predict(
     dense: bool,
     kept: bool,
     batch_size: int,
+    max_batch_tokens: int,
     max_length: int | None,
     truncate: bool,
 ) -> None:
@@ -86,6 +95,7 @@ def predict(
         precision=precision,
         truncate=truncate,
         max_length=max_length,
+        max_batch_tokens=max_batch_tokens,
         note=console.notes.print,
         **asdict(dial),
     )

@@ -117,6 +117,10 @@ class _Row:
         return len(self.positions)
 
 
+#: Tokens on their way at a time, if nobody says otherwise.
+MAX_BATCH_TOKENS = 16384
+
+
 class Chain:
     """Runs rows of tokens through the segments of a backend.
 
@@ -135,7 +139,7 @@ class Chain:
         backend: Backend,
         reduction: ReductionConfig,
         num_layers: int,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_padding: float | None = None,
     ) -> None:
         self.backend = backend

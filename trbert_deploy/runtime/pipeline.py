@@ -21,7 +21,7 @@ from trbert_deploy.runtime.backend import (
     require_precision,
 )
 from trbert_deploy.runtime.budget import threshold_within
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.choosing import choose_backend
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
 from trbert_deploy.selection import Dial
@@ -195,6 +195,7 @@ def load(
     max_tokens: int | None = None,
     round_to: int | None = None,
     latency_budget_ms: float | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
@@ -218,6 +219,8 @@ def load(
         latency_budget_ms: instead of the first three, milliseconds that a row of the longest
             length may take in the median, from tokens to logits: the threshold that drops least
             within them, by latencies that are measured once on this machine, and remembered.
+        max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
+            text goes alone.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
 
@@ -234,6 +237,8 @@ def load(
         raise ConfigError(
             f"maximum length is {limit}: the bundle {path} takes 1 to {manifest.max_length} tokens"
         )
+    if max_batch_tokens < 1:
+        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
     dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget_ms)
     reduction = manifest.reduction.at(dial)
     if backend == AUTO:
@@ -242,7 +247,7 @@ def load(
         note(str(choice))
         backend, precision = choice.backend, choice.precision
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
-    chain = Chain(runner, reduction, manifest.encoder.num_layers)
+    chain = Chain(runner, reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
     return pipeline if latency_budget_ms is None else pipeline.at(dial, note)
