@@ -160,7 +160,7 @@ def train_stage(
                 state.save(settings.directory / RESUME_FILE, number + 1)
                 saved = time.monotonic()
     processes.wait()  # until the best weights are written
-    _load_weights(settings.directory / BEST_FILE, model)
+    load_weights(settings.directory / BEST_FILE, model)
     model.requires_grad_(True)
 
 
@@ -214,7 +214,7 @@ class _State:
         """Load what ``save`` wrote, if anything; the step to go on with."""
         if not path.exists():
             return 0
-        parts = _load_weights(path, self.model)
+        parts = load_weights(path, self.model)
         if self.constraint is not None:
             self.constraint.load_state_dict(parts["constraint"])
         state: dict[int, dict[str, Tensor]] = {}
@@ -232,8 +232,13 @@ def _keep_best(path: Path, model: ReducedClassifier, score: float) -> None:
         with safe_open(path, "pt") as file:
             if float(file.metadata()["score"]) > score:
                 return
+    save_weights(path, model, score=repr(score))
+
+
+def save_weights(path: Path, model: ReducedClassifier, **metadata: str) -> None:
+    """Write a model's weights and rules, for ``load_weights``."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    _write_weights(path, model, tensors, {"score": repr(score)})
+    _write_weights(path, model, tensors, metadata)
 
 
 def _write_weights(
@@ -246,7 +251,7 @@ def _write_weights(
         write_safetensors(staging, tensors, {**metadata, "reduction": rules})
 
 
-def _load_weights(path: Path, model: ReducedClassifier) -> dict[str, dict[str, Tensor]]:
+def load_weights(path: Path, model: ReducedClassifier) -> dict[str, dict[str, Tensor]]:
     """Load the model's weights and rules; all tensors of the file by their first name."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in load_file(path).items():
