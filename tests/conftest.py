@@ -21,6 +21,7 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, save_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.runtime import remembering
 
 # A busy machine is slow at times: no test here asserts a time.
 settings.register_profile("no-deadline", deadline=None)
@@ -150,3 +151,11 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle that a test may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of the test's own for what is remembered of this machine."""
+    directory = tmp_path / "cache"
+    monkeypatch.setattr(remembering, "user_cache_path", lambda name: directory / name)
+    return directory

@@ -11,20 +11,15 @@ from hypothesis import strategies as st
 
 from trbert_deploy.bundle import Bundle
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.runtime import budget, remembering
+from trbert_deploy.runtime import budget
 from trbert_deploy.runtime.budget import measure, threshold_within
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.selection import Dial
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 TABLE = [[0.0, 9.0], [0.25, 6.0], [0.5, 4.0], [0.75, 5.0]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "cache"
-    monkeypatch.setattr(remembering, "user_cache_path", lambda name: directory / name)
-    return directory
 
 
 @pytest.fixture

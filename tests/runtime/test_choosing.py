@@ -17,6 +17,8 @@ from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.choosing import Choice, choose_backend, measure
 from trbert_deploy.runtime.pipeline import load
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 SECONDS = {"onnxruntime f32": 0.004, "openvino f32": 0.003, "openvino bf16": 0.002}
 
 
@@ -31,13 +33,6 @@ class Known:
             timing.total_seconds = self.seconds * len(rows)
         logits = np.eye(2, dtype=np.float32)[self.label]
         return [RowResult(logits, (np.arange(self.kept_from, len(row)),)) for row in rows]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "cache"
-    monkeypatch.setattr(remembering, "user_cache_path", lambda name: directory / name)
-    return directory
 
 
 @pytest.fixture
