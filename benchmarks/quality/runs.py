@@ -124,8 +124,6 @@ class Run:
         length = self.setting.max_length or student.model.spec.max_positions
         save_checkpoint(Checkpoint(student.model, teacher, length), directory)
         clear_progress(directory, keep_results=name == "joint")
-        if name == "hard":
-            clear_progress(directory.with_name("joint"))
 
     def seconds(self) -> dict[str, float]:
         """Training time of each of its stages, summed over interruptions."""

@@ -107,9 +107,13 @@ def train_averaged(
 def clear_progress(directory: Path, *, keep_results: bool = False) -> None:
     """Remove what a stage needed to go on with, once its checkpoint is in ``directory``.
 
+    Behind the hard stage, what the joint stage's runs left for it goes too.
+
     Args:
         keep_results: of its runs, from which those of the hard stage go on.
     """
+    if directory.name == "hard":
+        clear_progress(directory.with_name("joint"))
     names = (RESUME_FILE, BEST_FILE) if keep_results else (RESUME_FILE, BEST_FILE, RESULT_FILE)
     for name in names:
         for path in (directory / name, *directory.glob(f"run-*/{name}")):

@@ -151,8 +151,6 @@ def _do_stage(
         save_checkpoint(checkpoint, output)
         write_json(output / RUN_FILE, record)
         clear_progress(directory, keep_results=stage == "joint" and "hard" in options.stages)
-        if stage == "hard":
-            clear_progress(directory.with_name("joint"))
 
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
