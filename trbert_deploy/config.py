@@ -170,6 +170,11 @@ class ReductionConfig:
         positions = sorted({1, num_layers // 2} - {0, num_layers})
         return cls(tuple(Cut(float(position)) for position in positions))
 
+    @property
+    def places(self) -> str:
+        """The cuts as ``parse`` reads them."""
+        return _join([cut.position for cut in self.cuts]) or "none"
+
     def with_rules(self, rules: tuple[SelectionRule, ...]) -> ReductionConfig:
         """The same places with other rules, one per cut."""
         if len(rules) != len(self.cuts):

@@ -34,6 +34,7 @@ from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.stages import Stage, Step, make_stage
+from trbert_deploy.training.warm_start import load_warm_start
 
 #: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.
 ROWS = {
@@ -86,13 +87,16 @@ def _with_policies(run: Run, *stages: str) -> Student:
     for name in stages:
         if run.load(name, model):
             continue
-        aim.prepare(name, model)
-        run.train(name, Student(model), partial(_begin, name, model, run, aim))
+        if name == "policy" and options.warm_start is not None:
+            model.take_over(load_warm_start(options.warm_start, model.spec, options.cuts))
+            continue
+        opening = aim.prepare(name, model)
+        run.train(name, Student(model), partial(_begin, name, model, run, aim, opening))
     return Student(model, choose=by_policy(model))
 
 
-def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim) -> Beginning:
-    stage = make_stage(name, model, run.options, run.guide())
+def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim, opening: float) -> Beginning:
+    stage = make_stage(name, model, run.options, run.guide(), opening)
     return stage, aim.judge(name, model, stage.constraint)
 
 

@@ -103,9 +103,7 @@ class Run:
         directory = self.directory / stage
         if not (directory / WEIGHTS_FILE).exists():
             return False
-        done = load_checkpoint(directory).model
-        model.set_reduction(done.reduction)
-        model.load_state_dict(done.state_dict())
+        model.take_over(load_checkpoint(directory).model)
         return True
 
     def train(self, name: str, student: Student, begin: Callable[[], Beginning]) -> None:

@@ -111,8 +111,7 @@ class Setting:
     ) -> Guide:
         """The teacher's view of the training rows, made once for each choice of cuts."""
         model = self.load_teacher(cuts)
-        places = ",".join(f"{cut.position:g}" for cut in model.reduction.cuts)
-        path = directory / f"guide-{places}.safetensors"
+        path = directory / f"guide-{model.reduction.places}.safetensors"
         with locked(path):
             if not path.exists():
                 rows = self.training_rows

@@ -73,6 +73,8 @@ def test_open_gates_change_nothing_under_either_layout() -> None:
 def test_the_penalty_rises_until_the_goal_is_met() -> None:
     constraint = FlopsConstraint(speedup=4.0, ramp=0.5)
     assert [constraint.goal(done) for done in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.625, 0.25, 0.25]
+    opened = FlopsConstraint(speedup=4.0, ramp=0.5, opening=2.0)
+    assert [opened.goal(done) for done in (0.0, 0.25, 0.5, 1.0)] == [0.5, 0.375, 0.25, 0.25]
     above = [constraint.penalty(0.5, 1.0) for _ in range(3)]
     assert above[0] < above[1] < above[2]
     below = [constraint.penalty(0.249, 1.0) for _ in range(3)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -14,13 +15,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
 import trbert_deploy.training.run as run_module
-from trbert_deploy.errors import CheckpointError, ConfigError, DataError, LengthError
+from trbert_deploy.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LengthError,
+    StorageError,
+)
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import train
+from trbert_deploy.training.stages import Stage
 
 
 def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:
@@ -263,6 +271,91 @@ def test_interrupted_averaged_runs_end_where_uninterrupted_ones_do(
     assert same(tmp_path / "whole", tmp_path / "parts")
     left = {path.name for path in (tmp_path / "parts").rglob("*.safetensors")}
     assert left == {"model.safetensors", "guide.safetensors"}
+
+
+@pytest.fixture(scope="module")
+def reduced(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of all stages, for a speed-up of 1.5."""
+    output = tmp_path_factory.mktemp("reduced") / "ckpt"
+    train(options_for(workplace), output)
+    return output
+
+
+@pytest.fixture
+def warm(options: TrainOptions, reduced: Path) -> TrainOptions:
+    """Options that go on from ``reduced``, with its teacher."""
+    teacher = str(reduced / "stages" / "teacher")
+    return replace(options, model=teacher, warm_start=str(reduced), target_speedup=2.0)
+
+
+def test_a_warm_start_goes_on_from_a_reduced_model(
+    warm: TrainOptions, reduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openings: list[float] = []
+    make_stage = run_module.make_stage
+
+    def spy(name: str, *rest: Any) -> Stage:
+        openings.append(rest[-1])
+        return make_stage(name, *rest)
+
+    monkeypatch.setattr(run_module, "make_stage", spy)
+    notes: list[str] = []
+    steps: list[str] = []
+    report = train(
+        warm,
+        tmp_path / "ckpt",
+        note=notes.append,
+        progress=lambda step, done, total: steps.append(step),
+    )
+    assert any(f"go on from {reduced}: no policy stage" in note for note in notes)
+    assert not any(step.startswith(("teacher", "policy")) for step in steps)
+    assert same(reduced, tmp_path / "ckpt" / "stages" / "policy")
+    before = load_checkpoint(reduced).training["stages"]
+    assert report.teacher_accuracy == before["teacher"]["dense_accuracy"]
+    assert report.stages["policy"].flops_speedup == before["hard"]["flops_speedup"]
+    assert openings == [before["hard"]["flops_speedup"], 1.0]  # joint, hard
+    assert not same(reduced, tmp_path / "ckpt")
+    assert report.stages["hard"].flops_speedup == pytest.approx(2.0, rel=0.15)
+
+
+def test_a_warm_start_for_less_saving_opens_at_what_is_wanted(
+    warm: TrainOptions, tmp_path: Path
+) -> None:
+    less = replace(warm, target_speedup=1.2, joint_epochs=0.3, hard_epochs=0.2)
+    report = train(less, tmp_path / "ckpt")
+    assert report.stages["joint"].flops_speedup == pytest.approx(1.2, rel=0.1)
+
+
+def test_a_warm_started_run_can_be_resumed(warm: TrainOptions, tmp_path: Path) -> None:
+    warm = replace(warm, save_seconds=0.0, hard_epochs=0.2)
+    train(warm, tmp_path / "whole")
+
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step.startswith("joint") and done == total // 2 + 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(warm, tmp_path / "parts", progress=interrupt)
+    train(warm, tmp_path / "parts", resume=True)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_warm_start_must_fit(
+    warm: TrainOptions, workplace: Path, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    def refused(error: type[Exception], message: str, **changes: Any) -> None:
+        with pytest.raises(error, match=message):
+            train(replace(warm, **changes), tmp_path / "ckpt")
+        assert not (tmp_path / "ckpt").exists()
+
+    refused(StorageError, "nowhere", warm_start=str(tmp_path / "nowhere"))
+    refused(CheckpointError, "no reduction.json", warm_start=str(workplace / "encoder"))
+    refused(ConfigError, r"drops tokens at 0\.5,2, not at 1,3: leave --cuts out", cuts="1,3")
+    refused(
+        CheckpointError, "max_positions 64, the teacher 100: .* same --max-length", max_length=100
+    )
+    save_checkpoint(Checkpoint(tiny_model("1", num_layers=3), tokenizer_dir, 64), tmp_path / "thin")
+    refused(CheckpointError, "num_layers 3, the teacher", warm_start=str(tmp_path / "thin"))
 
 
 def test_a_seed_gives_the_same_run_again_and_another_seed_another(

@@ -37,6 +37,11 @@ class ReducedClassifier(nn.Module):
             self.policies = nn.ModuleList(Policy(self.spec.hidden_size) for _ in reduction.cuts)
             self.policies.apply(_initialize)
 
+    def take_over(self, other: ReducedClassifier) -> None:
+        """Take the cuts, rules and weights of another model of the same spec."""
+        self.set_reduction(other.reduction)
+        self.load_state_dict(other.state_dict())
+
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
         """Embeddings of tokens: int64 [...] each -> hidden [..., H]."""
         return self.encoder.embeddings(input_ids, token_type_ids, positions)

@@ -42,11 +42,25 @@ class Aim:
     teacher_accuracy: float
     note: Callable[[str], None]
 
-    def prepare(self, stage: str, model: ReducedClassifier) -> None:
-        """Set the threshold that a stage starts with."""
-        if stage != "joint" or self.options.estimator != "gates":
-            return
-        self.validator.calibrate(model, OPENING_SPEEDUP)
+    def prepare(self, stage: str, model: ReducedClassifier) -> float:
+        """Set the threshold that a stage starts with.
+
+        Returns:
+            The FLOPs speed-up from which the wanted one is approached: that of a warm start, or
+            1, the dense model's.
+        """
+        if stage != "joint":
+            return 1.0
+        opening = 1.0
+        if self.options.warm_start is not None:
+            own = self.validator.chain(model).flops_speedup
+            opening = min(own, self.options.final_speedup or own)
+        if self.options.estimator == "gates":
+            self._open_gates(model, max(opening, OPENING_SPEEDUP))
+        return opening
+
+    def _open_gates(self, model: ReducedClassifier, speedup: float) -> None:
+        self.validator.calibrate(model, speedup)
         # Gates are half open at a keep probability of 0.5: the threshold moves there.
         threshold = torch.tensor(model.reduction.cuts[0].rule.value).logit()
         with torch.no_grad():
@@ -108,7 +122,7 @@ class Aim:
         elif wanted is not None and own.flops_speedup < wanted * REACHED:
             self.note(
                 f"a speed-up of {wanted:g} cannot be reached with cuts at "
-                f"{_places(model)}: kept {own.flops_speedup:.2f}, the most; "
+                f"{model.reduction.places}: kept {own.flops_speedup:.2f}, the most; "
                 "earlier cuts (--cuts 0,3) allow more"
             )
         return points
@@ -136,7 +150,3 @@ def rows_needed(points: float, differing: float = 0.05) -> int:
             has this variance at most.
     """
     return math.ceil(differing * (1.96 / (points / 100.0)) ** 2)
-
-
-def _places(model: ReducedClassifier) -> str:
-    return ",".join(f"{cut.position:g}" for cut in model.reduction.cuts) or "none"

@@ -6,8 +6,8 @@ the loss has the term w * F with
 
     w = max(0, multiplier + STIFFNESS * (F - goal))
 
-and the multiplier moves by RATE * (F - goal) with every step. The goal falls from keeping
-everything to the wanted share, so that the encoder can follow.
+and the multiplier moves by RATE * (F - goal) with every step. The goal falls from what
+the stage begins with to the wanted share, so that the encoder can follow.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class FlopsConstraint(nn.Module):
     Args:
         speedup: wanted FLOPs of the dense model over the chain's.
         ramp: share of the stage over which the goal falls.
+        opening: the speed-up that it falls from; 1 keeps everything.
 
     Attributes:
         multiplier: [] float32.
@@ -33,8 +34,9 @@ class FlopsConstraint(nn.Module):
     RATE = 0.1
     STIFFNESS = 10.0
 
-    def __init__(self, speedup: float, ramp: float) -> None:
+    def __init__(self, speedup: float, ramp: float, opening: float = 1.0) -> None:
         super().__init__()
+        self.first = 1.0 / opening
         self.final = 1.0 / speedup
         self.ramp = ramp
         self.register_buffer("multiplier", torch.zeros(()))
@@ -43,7 +45,7 @@ class FlopsConstraint(nn.Module):
     def goal(self, done: float) -> float:
         """The share of FLOPs to reach when a share ``done`` of the stage is over."""
         fallen = min(1.0, done / self.ramp) if self.ramp else 1.0
-        return max(float(self.least), 1.0 - fallen * (1.0 - self.final))
+        return max(float(self.least), self.first - fallen * (self.first - self.final))
 
     def stop_falling(self, share: float) -> None:
         """Let the goal fall no lower than ``share``."""

@@ -12,6 +12,8 @@ STAGES = ("teacher", "guide", "policy", "joint", "hard")
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
 DISTILLING = ("joint", "hard")
 ESTIMATORS = ("gates", "reinforce")
+#: Where the computation would end that a wanted quality stops on its way.
+LARGEST_SPEEDUP = 10.0
 
 #: Recipe -> the options whose default it changes. The first is the default itself.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -76,6 +78,12 @@ class TrainOptions:
         "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 "
         "[default: inside layer 0 and half-way; for REINFORCE before layer 1 and half-way].",
         "PLACES",
+    )
+    warm_start: str | None = _option(
+        None,
+        "Checkpoint that drops tokens already, to go on from in place of the policy stage; the "
+        "teacher stays --model.",
+        "DIR",
     )
     max_length: int | None = _option(
         None,
@@ -203,6 +211,11 @@ class TrainOptions:
         if recipe not in RECIPES:
             raise ConfigError(f"unknown recipe {recipe}: expected one of {', '.join(RECIPES)}")
         return cls(**{**RECIPES[recipe], **given})
+
+    @property
+    def final_speedup(self) -> float | None:
+        """FLOPs speed-up that the computation falls to; None where the penalty is fixed."""
+        return self.target_speedup if self.max_drop is None else LARGEST_SPEEDUP
 
     def validations_of(self, stage: str) -> int:
         """How often a stage is validated; the short policy stage is at its end alone."""

@@ -11,6 +11,7 @@ import torch
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, tokenizer_directory
+from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.training.aim import rows_needed
@@ -24,6 +25,7 @@ from trbert_deploy.training.data import (
 )
 from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.warm_start import load_warm_start
 
 NUM_SAMPLES = 16
 
@@ -35,6 +37,7 @@ class Prepared:
     Attributes:
         checkpoint: the model that is trained, with its tokenizer.
         fine_tuned: whether it knows the labels already.
+        warm_start: the model to go on from once this one, the teacher, has given its answers.
         training, validation: the rows, tokenized.
         recombined: rows without labels that are made of the training rows.
         device: to compute on.
@@ -42,6 +45,7 @@ class Prepared:
 
     checkpoint: Checkpoint
     fine_tuned: bool
+    warm_start: ReducedClassifier | None
     training: list[LabelledRow]
     validation: list[LabelledRow]
     recombined: list[LabelledRow]
@@ -83,6 +87,10 @@ def prepare(
     if reduction is None and options.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
     max_length = _fit_positions(pretrained, options, note)
+    warm_start = None
+    if options.warm_start is not None:
+        warm_start = load_warm_start(options.warm_start, model.spec, options.cuts)
+        model.set_reduction(warm_start.reduction)
     tokenizer_dir = tokenizer_directory(options.model, scratch)
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
     with warnings.catch_warnings():
@@ -96,6 +104,7 @@ def prepare(
     return Prepared(
         checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
         fine_tuned=pretrained.fine_tuned,
+        warm_start=warm_start,
         training=rows[0],
         validation=rows[1],
         recombined=recombine(rows[0], round(options.recombined * len(rows[0])), options.seed),

@@ -116,9 +116,7 @@ def _do_stage(
     model = checkpoint.model
     if stage in record["stages"]:
         if stage != "guide":
-            done = load_checkpoint(directory).model
-            model.load_state_dict(done.state_dict())
-            model.set_reduction(done.reduction)
+            model.take_over(load_checkpoint(directory).model)
         return
     if stage not in options.stages:
         return
@@ -139,6 +137,9 @@ def _do_stage(
     aim = Aim(options, validator, record["teacher_accuracy"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
         note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
+    elif stage == "policy" and run.warm_start is not None:
+        note(f"policies and encoder go on from {options.warm_start}: no policy stage")
+        model.take_over(run.warm_start)
     else:
         _run_stage(stage, run, options, directory, guide_path, aim, progress)
     if stage == [name for name in options.stages if name != "guide"][-1] != "teacher":
@@ -211,11 +212,11 @@ def _run_stage(
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
     rows = run.rows_of(stage)
-    aim.prepare(stage, model)
+    opening = aim.prepare(stage, model)
     guide = None if stage == "teacher" else Guide.load(guide_path)
 
     def begin() -> Beginning:
-        work = make_stage(stage, model, options, guide)
+        work = make_stage(stage, model, options, guide, opening)
         return work, aim.judge(stage, model, work.constraint)
 
     runs = planned_runs(stage, options, rows, directory, run.device)

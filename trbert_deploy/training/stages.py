@@ -35,9 +35,6 @@ from trbert_deploy.training.reduced import (
 from trbert_deploy.training.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.saliency import Guide
 
-#: Where the computation would end that a wanted quality stops on its way.
-LARGEST_SPEEDUP = 10.0
-
 
 @dataclass(frozen=True)
 class Step:
@@ -75,9 +72,17 @@ class Stage:
 
 
 def make_stage(
-    name: str, model: ReducedClassifier, options: TrainOptions, guide: Guide | None
+    name: str,
+    model: ReducedClassifier,
+    options: TrainOptions,
+    guide: Guide | None,
+    opening: float = 1.0,
 ) -> Stage:
-    """The stage of this name; all but the teacher's need the guide."""
+    """The stage of this name; all but the teacher's need the guide.
+
+    Args:
+        opening: FLOPs speed-up from which the wanted one is approached.
+    """
     body = [*model.encoder.parameters(), *model.head.parameters()]
     policies = [*model.policies.parameters()]
     if guide is None:
@@ -92,9 +97,8 @@ def make_stage(
         groups = [{"params": policies, "lr": options.policy_learning_rate}]
         return Stage(_policy_by_ranks(model, guide), groups)
     constraint = None
-    wanted = LARGEST_SPEEDUP if options.max_drop is not None else options.target_speedup
-    if wanted is not None:
-        constraint = FlopsConstraint(wanted, options.penalty_ramp)
+    if options.final_speedup is not None:
+        constraint = FlopsConstraint(options.final_speedup, options.penalty_ramp, opening)
     if name == "policy":
         groups = [{"params": policies, "lr": options.policy_learning_rate}]
         compute = _policy_by_rollouts(model, guide, options, constraint)

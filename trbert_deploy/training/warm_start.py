@@ -1,0 +1,43 @@
+"""Going on from a model that drops tokens already, in place of new policies.
+
+A model that was trained for a small saving is a better beginning for a large one than the teacher
+is: its encoder has learned to do without the tokens that are dropped first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from trbert_deploy.config import EncoderSpec, ReductionConfig
+from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.modeling.checkpoint import load_checkpoint
+from trbert_deploy.modeling.model import ReducedClassifier
+
+
+def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> ReducedClassifier:
+    """The model of a reduced checkpoint, made for the joint stage to go on from.
+
+    Args:
+        path: directory of the checkpoint.
+        teacher: whose answers will be learned.
+        cuts: those that were asked for, if any.
+
+    Raises:
+        StorageError, CheckpointError: no usable checkpoint, or of another shape than the teacher.
+        ConfigError: its cuts are not those that were asked for.
+    """
+    model = load_checkpoint(Path(path)).model
+    own, wanted = asdict(model.spec), asdict(teacher)
+    for name, value in wanted.items():
+        if own[name] != value:
+            raise CheckpointError(
+                f"{path} has the {name} {own[name]}, the teacher {value}: warm-start from a "
+                "model that was trained from this teacher, at the same --max-length"
+            )
+    if cuts is not None and ReductionConfig.parse(cuts).places != model.reduction.places:
+        raise ConfigError(
+            f"{path} drops tokens at {model.reduction.places}, not at {cuts}: leave --cuts out, "
+            "or train without --warm-start"
+        )
+    return model
