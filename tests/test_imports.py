@@ -101,6 +101,11 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
             "trbert-deploy bench --html needs the package matplotlib, which is not installed: "
             "run pip install 'trbert-deploy[plots]'",
         ),
+        (
+            ("bench", "BUNDLE", "--sweep", "--data", "d"),
+            "trbert-deploy bench --sweep needs the package matplotlib, which is not installed: "
+            "run pip install 'trbert-deploy[plots]'",
+        ),
         (("quickstart",), "run pip install 'trbert-deploy[train,export,tensorrt-rtx,demo]'"),
     ],
 )

@@ -16,16 +16,15 @@ from students import (
     by_attention,
     by_chance,
     by_policy,
-    count_for,
     evaluate,
     first_tokens,
     head_and_tail,
     lengths_of,
     thinner,
-    with_ratio,
 )
 
 from trbert_deploy import console
+from trbert_deploy.bench.opponents import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.aim import Aim

@@ -6,29 +6,31 @@ it reads a part of the text, it has fewer layers, or it drops tokens at cuts by 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trbert_deploy.bench import opponents
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import ConfigError
 from trbert_deploy.flops import dense_flops, reduced_flops
-from trbert_deploy.modeling.encoder import Attention, EncoderLayer
+from trbert_deploy.modeling.encoder import Attention
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.received_attention import (
+    attending_layers,
+    attention_of,
+    mean_attention,
+)
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import TokenRow
-from trbert_deploy.selection import SelectionRule, select
+from trbert_deploy.selection import select
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.evaluate import REACHED, row_lengths
+from trbert_deploy.training.evaluate import row_lengths
 from trbert_deploy.training.reduced import (
     Chooser,
     Survivors,
@@ -37,8 +39,6 @@ from trbert_deploy.training.reduced import (
     first_segment,
     later_segments,
 )
-
-BISECTIONS = 40
 
 #: (batch, whether it is a training step) -> what decides at the cuts.
 Choose = Callable[[PackedBatch, bool], Chooser]
@@ -118,8 +118,9 @@ def lengths_of(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
 
 
 def first_tokens(count: int) -> Callable[[LabelledRow], LabelledRow]:
-    """The first ``count`` tokens, the last of them the row's last one ([SEP])."""
-    return lambda row: _part(row, [*range(count - 1), len(row) - 1]) if len(row) > count else row
+    """The first ``count`` tokens of a text."""
+    view = opponents.first_tokens(count)
+    return lambda row: replace(row, tokens=view(row.tokens)) if len(row) > count else row
 
 
 def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
@@ -131,14 +132,10 @@ def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
         if len(row) <= count:
             return row
         head = 1 + (count - 2) // 4
-        return _part(row, [*range(head), *range(len(row) - (count - head), len(row))])
+        places = [*range(head), *range(len(row) - (count - head), len(row))]
+        return replace(row, tokens=row.tokens.part(places))
 
     return view
-
-
-def _part(row: LabelledRow, places: Sequence[int]) -> LabelledRow:
-    tokens = TokenRow(row.tokens.input_ids[places], row.tokens.token_type_ids[places])
-    return replace(row, tokens=tokens)
 
 
 # Fewer layers
@@ -191,13 +188,7 @@ def by_attention(model: ReducedClassifier) -> Choose:
     Raises:
         ConfigError: no attention runs before a cut, or none since the cut before it.
     """
-    layers = [(cut.step - 1) // 2 for cut in model.reduction.cuts]  # whose attention runs last
-    if -1 in layers or len(set(layers)) < len(layers):
-        raise ConfigError(
-            "attention-received selection needs an attention before every cut: expected cuts "
-            "from 0.5 on, a layer or more from each other"
-        )
-    modules = [cast(EncoderLayer, model.encoder.layers[layer]).attention for layer in layers]
+    modules = [attention_of(model, layer) for layer in attending_layers(model.reduction)]
     inputs: dict[Attention, tuple[Tensor, PackedLayout]] = {}
     for module in modules:
         module.register_forward_pre_hook(inputs.__setitem__)
@@ -225,12 +216,8 @@ def received_attention(attention: Attention, hidden: Tensor, layout: PackedLayou
         linear(hidden).float().unflatten(-1, (attention.num_heads, -1)).split(lengths)
         for linear in (attention.query, attention.key)
     )
-    scores = []
     with torch.autocast(hidden.device.type, enabled=False):
-        for query, key in zip(queries, keys, strict=True):  # [S, N, D] each
-            weights = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
-            scores.append(weights.softmax(-1).mean((0, 1)))
-    return torch.cat(scores)
+        return torch.cat([mean_attention(*row) for row in zip(queries, keys, strict=True)])
 
 
 def _select(model: ReducedClassifier, index: int, scores: Tensor, layout: PackedLayout) -> Tensor:
@@ -238,63 +225,3 @@ def _select(model: ReducedClassifier, index: int, scores: Tensor, layout: Packed
     lengths = torch.from_numpy(layout.lengths).to(scores.device)
     rule = model.reduction.cuts[index].rule
     return layout.unpad(select(layout.pad(scores), lengths, rule))[None]
-
-
-# How much to keep for the wanted computation: a matter of lengths alone
-
-
-def count_for(spec: EncoderSpec, lengths: NDArray[np.int64], speedup: float) -> int:
-    """To how many tokens rows of ``lengths`` [N] are to be cut.
-
-    Raises:
-        ConfigError: so much cannot be saved.
-    """
-
-    def reached(share: float) -> float:
-        cut = np.minimum(lengths, _tokens(share, lengths))
-        return float(dense_flops(spec, lengths).sum() / dense_flops(spec, cut).sum())
-
-    return _tokens(_bisect(reached, speedup, "truncation"), lengths)
-
-
-def _tokens(share: float, lengths: NDArray[np.int64]) -> int:
-    return max(3, round(share * int(lengths.max())))  # [CLS], one token, [SEP]
-
-
-def with_ratio(
-    spec: EncoderSpec, reduction: ReductionConfig, lengths: NDArray[np.int64], speedup: float
-) -> ReductionConfig:
-    """The same cuts, all with the one ratio at which rows of ``lengths`` [N] save so much.
-
-    Raises:
-        ConfigError: so much cannot be saved with these cuts.
-    """
-
-    def at(ratio: float) -> ReductionConfig:
-        return reduction.with_rules((SelectionRule("ratio", ratio),) * len(reduction.cuts))
-
-    def reached(ratio: float) -> float:
-        columns = [lengths]
-        for _ in reduction.cuts:
-            kept = np.ceil(ratio * columns[-1] - 1e-9)  # as ``select`` has it
-            columns.append(np.maximum(1, kept).astype(np.int64))
-        reduced = reduced_flops(spec, reduction, columns)
-        return float(dense_flops(spec, lengths).sum() / reduced.sum())
-
-    return at(_bisect(reached, speedup, "a ratio at these cuts"))
-
-
-def _bisect(reached: Callable[[float], float], speedup: float, what: str) -> float:
-    """The share, above 0 and up to 1, at which a falling function comes nearest to ``speedup``."""
-    low, high = 0.0, 1.0
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) >= speedup else (low, middle)
-    # Few rows allow coarse steps only, and the two stand on either side of one.
-    best = min((low or high, high), key=lambda share: abs(math.log(reached(share) / speedup)))
-    if reached(best) < speedup * REACHED:
-        raise ConfigError(
-            f"{what} saves {reached(best):.2f} times the FLOPs at most: expected {speedup:g}; "
-            "ask for less, or cut earlier"
-        )
-    return best

@@ -65,7 +65,7 @@ def test_a_policy_of_one_mind_has_few_points(make_checkpoint: CheckpointMaker) -
     rounded = pipeline.reduction.cuts[0].rule
     everything = replace(rounded, round_to=64)  # rounding up keeps every token at any threshold
     pipeline.chain.reduction = pipeline.reduction.with_rules((everything, everything))
-    thresholds = spread_thresholds(pipeline, TEXTS[:3])
+    thresholds = tuple(spread_thresholds(pipeline, TEXTS[:3]))
     assert thresholds[0] == 0.0 and thresholds == tuple(sorted(set(thresholds)))
 
 

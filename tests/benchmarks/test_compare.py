@@ -28,14 +28,13 @@ from setting import Setting
 from students import (
     by_attention,
     by_chance,
-    count_for,
     first_tokens,
     head_and_tail,
     received_attention,
     thinner,
-    with_ratio,
 )
 
+from trbert_deploy.bench.opponents import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from trbert_deploy.bench.kept import KeptText, trace_texts
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
+from trbert_deploy.bench.tradeoff import TradeoffReport, measure_tradeoff
 from trbert_deploy.bundle import Bundle, require_length
 from trbert_deploy.errors import (
+    ConfigError,
     DataError,
     DeviceError,
     EngineError,
@@ -108,6 +110,24 @@ def trace_bundle(
     texts = _texts(options.data, Bundle.open(path, verify=False))
     named = [NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1)]
     return trace_texts(pipeline, named, progress=progress)
+
+
+def sweep_bundle(
+    path: Path, options: BenchOptions, progress: Progress = no_progress
+) -> TradeoffReport:
+    """Quality against measured latency over the dial (see ``measure_tradeoff``).
+
+    Raises:
+        As ``bench_bundle``.
+        ConfigError: no data, or a model without cuts.
+        DataError: data without labels that the model knows.
+    """
+    if options.data is None:
+        raise ConfigError(
+            "a sweep needs labelled texts: give --data FILE with text and label on each line"
+        )
+    texts = list(read_texts(options.data))
+    return measure_tradeoff(_open(path, options), texts, progress=progress)
 
 
 def _open(

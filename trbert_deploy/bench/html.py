@@ -18,8 +18,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from trbert_deploy.bench.kept import KeptText, Piece
 from trbert_deploy.bench.pictures import cut_colors, cut_name
-from trbert_deploy.bench.report import dense_wins, figures_of
+from trbert_deploy.bench.plots import draw_tradeoff
+from trbert_deploy.bench.report import (
+    TRADEOFF_HEADINGS,
+    TRADEOFF_NOTE,
+    dense_wins,
+    figures_of,
+    tradeoff_rows,
+)
 from trbert_deploy.bench.timing import BackendBench, BenchReport, ModelTiming
+from trbert_deploy.bench.tradeoff import TradeoffReport
 from trbert_deploy.files import staged_file
 
 _DENSE, _REDUCED = "#404040", "#0072b2"
@@ -43,19 +51,27 @@ class Fragment:
     passed: int
 
 
-def write_html(report: BenchReport, texts: Sequence[KeptText], path: Path) -> None:
+def write_html(
+    report: BenchReport,
+    texts: Sequence[KeptText],
+    path: Path,
+    tradeoff: TradeoffReport | None = None,
+) -> None:
     """Write a benchmark as a page, whole or not at all.
 
     Args:
         report: what was measured.
         texts: what the chain kept of real texts; none where there are no cuts.
+        tradeoff: quality against latency, if that was measured.
     """
-    page = render(report, texts)
+    page = render(report, texts, tradeoff)
     with staged_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
 
 
-def render(report: BenchReport, texts: Sequence[KeptText]) -> str:
+def render(
+    report: BenchReport, texts: Sequence[KeptText], tradeoff: TradeoffReport | None = None
+) -> str:
     """The page as a string."""
     cuts = [float(cut["position"]) for cut in report.bundle["cuts"]]
     environment = Environment(
@@ -77,6 +93,13 @@ def render(report: BenchReport, texts: Sequence[KeptText]) -> str:
             }
             for number, bench in enumerate(report.backends)
         ],
+        tradeoff=tradeoff,
+        tradeoff_headings=TRADEOFF_HEADINGS,
+        tradeoff_note=TRADEOFF_NOTE,
+        tradeoff_rows=[] if tradeoff is None else list(tradeoff_rows(tradeoff)),
+        tradeoff_plot=""
+        if tradeoff is None
+        else _svg("tradeoff", draw_tradeoff, tradeoff, _WIDTH, 4.2),
         cut_names=[cut_name(cut) for cut in cuts],
         colors=cut_colors(len(cuts)),
         kept=_svg("kept", draw_kept, texts, cuts) if texts else "",

@@ -1,17 +1,33 @@
-"""Draws a sweep: accuracy against what is saved."""
+"""Draws sweeps: accuracy against what is saved, and against measured latency."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.sweep import SweepReport
+from trbert_deploy.bench.tradeoff import (
+    ATTENTION,
+    RANDOM,
+    REDUCED,
+    TRUNCATION,
+    TradeoffPoint,
+    TradeoffReport,
+)
 
 #: Told apart with any colour vision (Okabe and Ito 2008).
 _CHAIN, _CURRENT, _DENSE = "#0072b2", "#d55e00", "#404040"
+#: Model -> colour, marker, and what it is.
+_CURVES = {
+    REDUCED: (_CHAIN, "o", "reduced, by threshold"),
+    TRUNCATION: ("#009e73", "v", "first tokens"),
+    RANDOM: ("#cc79a7", "x", "random tokens"),
+    ATTENTION: ("#e69f00", "^", "most attention received"),
+}
 
 
 def write_sweep_plot(report: SweepReport, path: Path) -> None:
@@ -57,9 +73,67 @@ def draw_sweep(report: SweepReport) -> Figure:
     )
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    _clean(axes)
     axes.set_xlabel(f"FLOPs speed-up over the {name}")
     axes.set_ylabel(f"accuracy on {current.rows:,} texts")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
+
+
+def write_tradeoff_plot(report: TradeoffReport, path: Path) -> None:
+    """Write ``draw_tradeoff`` to ``path`` as PNG, whole or not at all."""
+    write_figure(draw_tradeoff(report), path)
+
+
+def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.6) -> Figure:
+    """Accuracy against mean latency: the chain over its threshold, the dense model, opponents.
+
+    The band is the 95 % interval of the chain's change against the dense model.
+
+    Args:
+        width, height: of the figure, in inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    dense = report.dense.accuracy
+    for model in reversed(report.models):  # the chain on top
+        points = report.of(model)
+        color, marker, label = _CURVES[model]
+        times = [point.latency_ms for point in points]
+        if model == REDUCED:
+            low, high = (
+                [dense + point.interval[side] / 100.0 for point in points] for side in (0, 1)
+            )
+            axes.fill_between(times, low, high, color=color, alpha=0.15, linewidth=0)
+        accuracies = [point.accuracy for point in points]
+        axes.plot(times, accuracies, color=color, marker=marker, markersize=5, label=label)
+    _mark(axes, report.dense, _DENSE, "s", f"dense: {_told(report.dense)}")
+    _mark(axes, report.current, _CURRENT, "D", f"current rules: {_told(report.current)}")
+    axes.set_xlim(left=0.0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _clean(axes)
+    axes.set_xlabel(f"mean ms per text, {report.backend}")
+    axes.set_ylabel(f"accuracy on {report.rows:,} texts")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _mark(axes: Axes, point: TradeoffPoint, color: str, marker: str, label: str) -> None:
+    axes.plot(
+        point.latency_ms,
+        point.accuracy,
+        color=color,
+        marker=marker,
+        markersize=8,
+        linestyle="none",
+        label=label,
+    )
+
+
+def _told(point: TradeoffPoint) -> str:
+    return f"{point.latency_ms:.1f} ms, {point.accuracy:.1%}"
+
+
+def _clean(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -99,6 +99,7 @@ class ModelRun:
     Attributes:
         pipeline: the model.
         dense: remove no token.
+        view: what the model is given of a row.
         logits: of every row, [C] float32.
         tokens: of every row, in each segment.
         timing: in the chain, without tokenizing.
@@ -106,12 +107,14 @@ class ModelRun:
 
     pipeline: Pipeline
     dense: bool = False
+    view: Callable[[TokenRow], TokenRow] = lambda row: row
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
 
     def answer(self, rows: Sequence[TokenRow]) -> None:
         """Run the model on further rows."""
+        rows = [self.view(row) for row in rows]
         results = self.pipeline.run(rows, dense=self.dense, timing=self.timing)
         for row, result in zip(rows, results, strict=True):
             self.logits.append(result.logits)
@@ -166,7 +169,29 @@ def evaluate_points(
     Raises:
         DataError: as ``evaluate_quality``.
     """
-    truth = true_labels(points[0], texts, teacher)
+    runs = [ModelRun(point) for point in points]
+    return compare_runs(runs, texts, teacher=teacher, progress=progress)
+
+
+def compare_runs(
+    runs: Sequence[ModelRun],
+    texts: Sequence[NamedText],
+    *,
+    teacher: Pipeline | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = no_progress,
+) -> list[QualityReport]:
+    """Compare models with one run of the dense model, the first one's own or the teacher's.
+
+    Args:
+        runs: nothing answered yet.
+        texts, teacher: as ``evaluate_quality`` takes them.
+        batch_size: texts that are answered at a time.
+
+    Raises:
+        DataError: as ``evaluate_quality``.
+    """
+    truth = true_labels(runs[0].pipeline, texts, teacher)
     if len(texts) > 1 and (truth == truth[0]).all():
         warnings.warn(
             f"all {len(texts):,} texts have the label {texts[0].label!r}: the figures say nothing "
@@ -174,34 +199,37 @@ def evaluate_points(
             DataWarning,
             stacklevel=2,
         )
-    dense = ModelRun(teacher or points[0], dense=True)
-    runs = [ModelRun(point) for point in points]
+    dense = ModelRun(teacher or runs[0].pipeline, dense=True)
     for run in (dense, runs[0]):  # the first call of a graph loads it
-        run.pipeline.run(_tokenize(run.pipeline.tokenizer, texts[:1]), dense=run.dense)
-    run_in_turns([dense, *runs], texts, progress)
+        run.pipeline.run(tokenize(run.pipeline.tokenizer, texts[:1]), dense=run.dense)
+    run_in_turns([dense, *runs], texts, progress, batch_size)
     return [_compare(dense, run, truth, teacher) for run in runs]
 
 
 def run_in_turns(
-    runs: Sequence[ModelRun], texts: Sequence[NamedText], progress: Progress = no_progress
+    runs: Sequence[ModelRun],
+    texts: Sequence[NamedText],
+    progress: Progress = no_progress,
+    batch_size: int = BATCH_SIZE,
 ) -> None:
     """Let all models answer all texts, batch by batch.
 
     In turns, so that what slows the machine meets all of them; and every other batch in
     reverse, since a later one finds warmer caches.
     """
-    for start in range(0, len(texts), BATCH_SIZE):
-        part = texts[start : start + BATCH_SIZE]
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
         rows = {
-            tokenizer: _tokenize(tokenizer, part)
+            tokenizer: tokenize(tokenizer, part)
             for tokenizer in {run.pipeline.tokenizer for run in runs}
         }
-        for run in runs if start // BATCH_SIZE % 2 == 0 else reversed(runs):
+        for run in runs if start // batch_size % 2 == 0 else reversed(runs):
             run.answer(rows[run.pipeline.tokenizer])
         progress("evaluate", start + len(part), len(texts))
 
 
-def _tokenize(tokenizer: TextTokenizer, texts: Sequence[NamedText]) -> list[TokenRow]:
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[NamedText]) -> list[TokenRow]:
+    """The rows of named texts; errors call these by their names."""
     names = [named.name for named in texts]
     return tokenizer.rows(tokenizer.encode([named.text for named in texts], names))
 

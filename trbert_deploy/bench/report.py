@@ -11,6 +11,7 @@ from rich.table import Table
 from trbert_deploy.bench.quality import QualityReport
 from trbert_deploy.bench.sweep import SweepReport
 from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
+from trbert_deploy.bench.tradeoff import DENSE, REDUCED, TradeoffPoint, TradeoffReport
 
 #: Points side by side: what 80 columns hold.
 _POINTS_PER_TABLE = 4
@@ -82,6 +83,59 @@ def print_sweep(report: SweepReport, console: Console) -> None:
             style="bold" if quality is report.current else None,
         )
     console.print(table)
+
+
+def print_tradeoff(report: TradeoffReport, console: Console) -> None:
+    """Print one line per model and operating point, and below them what they mean."""
+    table = Table(
+        title=f"quality against latency: {report.rows:,} texts, {report.backend}",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for place, heading in enumerate(TRADEOFF_HEADINGS):
+        table.add_column(heading, justify="left" if place < 2 else "right")
+    for cells, style in tradeoff_rows(report):
+        table.add_row(*cells, style=style)
+    console.print(table)
+    console.print(TRADEOFF_NOTE, soft_wrap=True)
+    for note in report.notes:
+        console.print(note, soft_wrap=True)
+
+
+TRADEOFF_HEADINGS = ("model", "setting", "ms", "time", "FLOPs", "accuracy", "change, points")
+#: What a reader of a trade-off must know.
+TRADEOFF_NOTE = (
+    "ms: mean of a text, one at a time, all models in turns, without tokenizing; time and FLOPs: "
+    "how many times less than the dense model. The opponents have the same weights, were not "
+    "trained for what they do, and are not charged for choosing."
+)
+
+
+def tradeoff_rows(report: TradeoffReport) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """The cells and the style of each line of a table: dense model, chain, opponents."""
+    chain = sorted([*report.of(REDUCED), report.current], key=lambda point: -point.latency_ms)
+    others = [point for point in report.points if point.model != REDUCED]
+    shown = ""
+    for point in (report.dense, *chain, *others):
+        name = "" if point.model == shown else point.model
+        shown = point.model
+        current = point is report.current
+        setting = "current rules" if current else point.setting
+        yield (name, setting, *_figures(point, report.dense)), "bold" if current else None
+
+
+def _figures(point: TradeoffPoint, dense: TradeoffPoint) -> Iterator[str]:
+    yield f"{point.latency_ms:.2f}"
+    yield f"{dense.latency_ms / point.latency_ms:.2f}x"
+    yield f"{point.flops_speedup:.2f}x"
+    yield f"{point.accuracy:.2%}"
+    change, low, high = map(_points, (point.accuracy_change, *point.interval))
+    yield "" if point.model == DENSE else f"{change} ({low} to {high})"
+
+
+def _points(change: float) -> str:
+    """A change in points, with as many decimals as 80 columns hold."""
+    return f"{change:+.2f}" if abs(change) < 10 else f"{change:+.1f}"
 
 
 def _shares(report: QualityReport) -> str:

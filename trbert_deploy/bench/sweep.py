@@ -80,19 +80,34 @@ def sweep_thresholds(
         ConfigError: the model has no cuts.
         DataError: as ``evaluate_quality``.
     """
-    if not pipeline.reduction.cuts:
-        raise ConfigError(f"{pipeline.path} has no cuts: there is no threshold to sweep over")
-    true_labels(pipeline, texts, teacher)  # an error now, and not after the probing
-    sample = texts[:: math.ceil(len(texts) / SAMPLE_ROWS)]
-    thresholds = spread_thresholds(pipeline, sample, progress)
+    thresholds = [*points_to_sweep(pipeline, texts, teacher, progress)]
     pipelines = [pipeline, *map(pipeline.at_threshold, thresholds)]
     current, *reports = evaluate_points(pipelines, texts, teacher=teacher, progress=progress)
     return SweepReport(current, tuple(map(SweepPoint, thresholds, reports)))
 
 
+def points_to_sweep(
+    pipeline: Pipeline,
+    texts: Sequence[NamedText],
+    teacher: Pipeline | None = None,
+    progress: Progress = no_progress,
+) -> dict[float, float]:
+    """The points of a sweep (see ``spread_thresholds``), chosen on a few of ``texts``.
+
+    Raises:
+        ConfigError: the model has no cuts.
+        DataError: as ``evaluate_quality``.
+    """
+    if not pipeline.reduction.cuts:
+        raise ConfigError(f"{pipeline.path} has no cuts: there is no threshold to sweep over")
+    true_labels(pipeline, texts, teacher)  # an error now, and not after the probing
+    sample = texts[:: math.ceil(len(texts) / SAMPLE_ROWS)]
+    return spread_thresholds(pipeline, sample, progress)
+
+
 def spread_thresholds(
     pipeline: Pipeline, texts: Sequence[NamedText], progress: Progress = no_progress
-) -> tuple[float, ...]:
+) -> dict[float, float]:
     """Thresholds whose FLOPs speed-ups on ``texts`` stand in about equal ratios.
 
     They reach from 1x to a step before the end, where the first token alone survives. The
@@ -100,7 +115,8 @@ def spread_thresholds(
     interpolated.
 
     Returns:
-        At most ``POINTS`` different ones, ascending, 0 among them.
+        Threshold -> about what FLOPs speed-up it has; at most ``POINTS`` different ones,
+        ascending, 0 among them.
     """
 
     def saving(threshold: float) -> float:
@@ -120,7 +136,9 @@ def spread_thresholds(
     wanted = np.linspace(savings[0], savings[-1], POINTS, endpoint=False)[1:]
     # Which tokens reach a later cut depends on the threshold too, so saving may dip a little.
     found = np.interp(wanted, np.maximum.accumulate(savings), logits)
-    return tuple(sorted({0.0, *(round(_probability(logit), DECIMALS) for logit in found)}))
+    thresholds = (round(_probability(logit), DECIMALS) for logit in found)
+    points = {0.0: 1.0} | dict(zip(thresholds, np.exp(wanted).tolist(), strict=True))
+    return dict(sorted(points.items()))
 
 
 def _probability(logit: float) -> float:

@@ -14,6 +14,7 @@ from trbert_deploy.commands.options import (
     json_option,
     needs,
     numbers,
+    png_file,
     precision_option,
     threads_option,
 )
@@ -54,6 +55,18 @@ from trbert_deploy.selection import Dial
     help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
 )
 @click.option(
+    "--sweep",
+    is_flag=True,
+    help="Measure quality against latency too, over the threshold and beside simpler ways to save "
+    "time; --data must have labels.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=png_file,
+    help="PNG file of the sweep [default: tradeoff.png].",
+)
+@click.option(
     "--html",
     "html_path",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -71,25 +84,44 @@ def bench(
     dial: Dial,
     rounds: int | None,
     data: Path | None,
+    sweep: bool,
+    plot: Path | None,
     html_path: Path | None,
     json_path: Path | None,
 ) -> None:
     """Measure how much faster BUNDLE is than the same model with no token removed."""
-    from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
-    from trbert_deploy.bench.report import print_report
+    from trbert_deploy.bench.bundles import (
+        BenchOptions,
+        bench_bundle,
+        sweep_bundle,
+        trace_bundle,
+    )
+    from trbert_deploy.bench.report import print_report, print_tradeoff
     from trbert_deploy.bench.timing import Rounds
     from trbert_deploy.files import write_json
 
-    if html_path is not None:  # a missing package is told now, and not after measuring
+    if plot is not None and not sweep:
+        raise click.UsageError("--plot draws a sweep: add --sweep")
+    if sweep:  # a missing package is told now, and not after measuring
+        from trbert_deploy.bench.plots import write_tradeoff_plot
+    if html_path is not None:
         from trbert_deploy.bench.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
     options = BenchOptions(lengths, batches, backend, precision, threads, dial, effort, data)
     with console.progress() as progress:
+        swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)
         texts = [] if html_path is None else trace_bundle(bundle, options, progress)
     print_report(report, console.out)
+    figures = report.to_json()
+    if swept is not None:
+        figures["sweep"] = swept.to_json()
+        print_tradeoff(swept, console.out)
+        plot = plot or Path("tradeoff.png")
+        write_tradeoff_plot(swept, plot)
+        console.out.print(f"plot: {plot}", soft_wrap=True)
     if html_path is not None:
-        write_html(report, texts, html_path)
+        write_html(report, texts, html_path, swept)
         console.out.print(f"page: {html_path}", soft_wrap=True)
     if json_path is not None:
-        write_json(json_path, report.to_json())
+        write_json(json_path, figures)

@@ -27,14 +27,14 @@ _OPTIONAL = (
     "onnx",
     "onnxscript",
 )
-#: (command, package that one option of it needs) -> the option, and the extra that brings it.
-_OF_OPTIONS = {
-    ("build-engine", "polygraphy"): ("--verify", "verify"),
-    ("evaluate", "matplotlib"): ("--sweep", "plots"),
-    ("bench", "matplotlib"): ("--html", "plots"),
-    ("bench", "jinja2"): ("--html", "plots"),
+#: (command, package that options of it need) -> these options, and the extra that brings it.
+_OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("build-engine", "polygraphy"): (("--verify",), "verify"),
+    ("evaluate", "matplotlib"): (("--sweep",), "plots"),
+    ("bench", "matplotlib"): (("--html", "--sweep"), "plots"),
+    ("bench", "jinja2"): (("--html",), "plots"),
 } | {
-    (command, "openvino"): ("--backend openvino", "openvino")
+    (command, "openvino"): (("--backend openvino",), "openvino")
     for command in ("bench", "evaluate", "predict")
 }
 
@@ -52,7 +52,8 @@ def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 command_name = str(click.get_current_context().info_name)
                 name = f"trbert-deploy {command_name}"
                 if (command_name, root) in _OF_OPTIONS:
-                    option, its_extra = _OF_OPTIONS[command_name, root]
+                    those, its_extra = _OF_OPTIONS[command_name, root]
+                    option = next(filter(_is_given, those), those[0])
                     raise MissingDependencyError(f"{name} {option}", root, its_extra) from None
                 if root not in _OPTIONAL:
                     raise
@@ -61,6 +62,16 @@ def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return run
 
     return decorate
+
+
+def _is_given(option: str) -> bool:
+    """Whether the user gave an option of the current command."""
+    context = click.get_current_context()
+    flag = option.partition(" ")[0]
+    return any(
+        flag in parameter.opts and bool(context.params.get(str(parameter.name)))
+        for parameter in context.command.params
+    )
 
 
 bundle_argument = click.argument(

@@ -62,8 +62,13 @@ class TorchBackend:
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
-    """Open ``bundle`` with PyTorch, from the weights that its graphs share."""
+    """Open ``bundle`` with PyTorch."""
     set_threads(options.threads)
+    return TorchBackend(load_model(bundle))
+
+
+def load_model(bundle: Bundle) -> ReducedClassifier:
+    """The model that a bundle was made of, from the weights that its graphs share."""
     manifest = bundle.manifest
     model = ReducedClassifier(manifest.encoder, manifest.reduction)
     stored = read_safetensors(bundle.weights_path)
@@ -74,7 +79,7 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
             if not name.startswith(QUANTIZED)
         }
     )
-    return TorchBackend(model)
+    return model.eval()
 
 
 def set_threads(threads: int) -> None:

@@ -45,6 +45,10 @@ class TokenRow:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def part(self, places: Sequence[int]) -> TokenRow:
+        """The tokens at ``places``."""
+        return TokenRow(self.input_ids[places], self.token_type_ids[places])
+
 
 @dataclass(frozen=True)
 class RowResult:

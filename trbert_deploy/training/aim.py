@@ -8,14 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from trbert_deploy.flops import REACHED
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.evaluate import (
-    REACHED,
-    OperatingPoint,
-    Validator,
-    set_threshold,
-)
+from trbert_deploy.training.evaluate import OperatingPoint, Validator, set_threshold
 from trbert_deploy.training.options import TrainOptions
 
 #: FLOPs speed-ups of the table at the end of training.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trbert_deploy.flops import speedup
+from trbert_deploy.flops import REACHED, speedup
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
@@ -30,8 +30,6 @@ from trbert_deploy.training.reduced import (
 CALIBRATION_TOKENS = 100_000
 CALIBRATION_STEPS = 14
 CALIBRATION_TOLERANCE = 0.005
-#: Few rows allow coarse steps only: from this share on a wanted speed-up counts as reached.
-REACHED = 0.95
 
 
 @dataclass(frozen=True)
