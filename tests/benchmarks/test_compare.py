@@ -82,6 +82,7 @@ def run(workplace: Path, tmp_path: Path) -> Run:
         validation=setting.validation,
         target_speedup=TARGET,
         hard_epochs=1,
+        averaged_runs=1,
         validations=2,
         batch_tokens=256,
         rollouts=2,

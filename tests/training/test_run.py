@@ -68,6 +68,7 @@ def options_for(workplace: Path) -> TrainOptions:
         policy_epochs=2,
         joint_epochs=1,
         hard_epochs=1,
+        averaged_runs=1,
         teacher_learning_rate=3e-3,
         policy_learning_rate=1e-2,
         joint_policy_learning_rate=1e-2,
@@ -458,6 +459,18 @@ def test_validation_labels_must_be_known(
 def test_options_out_of_range_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainOptions(model="m", train="t", **changes)  # type: ignore[arg-type]
+
+
+def test_runs_are_averaged_where_all_aim_at_one_computation() -> None:
+    def runs(**given: Any) -> list[int]:
+        options = TrainOptions.by_recipe(
+            given.pop("recipe", "gates"), model="m", train="t", **given
+        )
+        return [options.averaged_runs_of(stage) for stage in ("teacher", "policy", "joint", "hard")]
+
+    assert runs() == [1, 1, 3, 3]
+    assert runs(averaged_runs=2) == [1, 1, 2, 2]
+    assert runs(max_drop=0.5) == runs(recipe="tr-bert") == [1, 1, 1, 1]
 
 
 def test_a_recipe_sets_what_is_not_given() -> None:

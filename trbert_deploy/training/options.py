@@ -12,6 +12,8 @@ STAGES = ("teacher", "guide", "policy", "joint", "hard")
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
 DISTILLING = ("joint", "hard")
 ESTIMATORS = ("gates", "reinforce")
+#: Runs whose weights are averaged, if nobody says otherwise (docs/results.md).
+AVERAGED_RUNS = 3
 #: Where the computation would end that a wanted quality stops on its way.
 LARGEST_SPEEDUP = 10.0
 
@@ -44,7 +46,8 @@ class TrainOptions:
     """Options of a run; saved with it, and compared when it is resumed.
 
     Each field's help says what it is. ``None`` stands for a default that the model or the data
-    decides: the estimator's cuts, the encoder's positions, a tenth of the training data.
+    decides: the estimator's cuts, the encoder's positions, a tenth of the training data, the runs
+    to average.
 
     Raises:
         ConfigError: an option out of range.
@@ -109,10 +112,10 @@ class TrainOptions:
         "labels them, and the joint and hard stage learn from them too.",
         "FACTOR",
     )
-    averaged_runs: int = _option(
-        1,
+    averaged_runs: int | None = _option(
+        None,
         "Times that the joint and the hard stage are trained, each with its own order of the "
-        "texts; the weights are averaged.",
+        "texts; the weights are averaged [default: 3; for --max-drop and for REINFORCE 1].",
         "NUMBER",
     )
     teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
@@ -171,9 +174,9 @@ class TrainOptions:
                 "recombined texts have no labels, which the estimator reinforce needs: leave "
                 "recombined at 0, or take the estimator gates"
             )
-        if self.averaged_runs < 1:
+        if self.averaged_runs is not None and self.averaged_runs < 1:
             raise ConfigError(f"averaged_runs is {self.averaged_runs}: expected 1 or more")
-        if self.averaged_runs > 1 and self.max_drop is not None:
+        if (self.averaged_runs or 1) > 1 and self.max_drop is not None:
             raise ConfigError(
                 "averaged runs must aim at one computation, which max_drop leaves to each: give a "
                 "target_speedup, or leave averaged_runs at 1"
@@ -223,7 +226,11 @@ class TrainOptions:
 
     def averaged_runs_of(self, stage: str) -> int:
         """How often a stage is trained."""
-        return self.averaged_runs if stage in DISTILLING else 1
+        if stage not in DISTILLING:
+            return 1
+        if self.averaged_runs is not None:
+            return self.averaged_runs
+        return AVERAGED_RUNS if self.estimator == "gates" and self.max_drop is None else 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
