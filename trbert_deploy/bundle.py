@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, LengthError
+from trbert_deploy.errors import BundleError, ConfigError, LengthError
 from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
 
 FORMAT_VERSION = 2
@@ -40,8 +40,9 @@ DENSE = "dense"
 #: with the operators of ONNX Runtime.
 MASKED, UNMASKED, FUSED = FORMS = ("masked", "unmasked", "fused")
 
-#: Another form that a bundle may have: ``fused`` with 8-bit weights.
-INT8 = "int8"
+#: Forms with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
+#: where a runtime sees for itself that it can compute in 8 bits.
+INT8, DEQUANTIZED = "int8", "dequantized"
 
 #: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
 QUANTIZED = "quantized."
@@ -270,6 +271,17 @@ class Bundle:
     def has_form(self, form: str) -> bool:
         """Whether all graphs are there in this form."""
         return all(graph.file_of(form) in self.manifest.files for graph in self.manifest.graphs)
+
+    def require_form(self, form: str) -> None:
+        """Refuse to run the bundle in a form with 8-bit weights that it lacks.
+
+        Raises:
+            ConfigError: it lacks it.
+        """
+        if not self.has_form(form):
+            raise ConfigError(
+                f"{self.path} has no graphs with 8-bit weights: export it with --int8"
+            )
 
     def graph_path(self, name: str, form: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""

@@ -6,10 +6,17 @@ import json
 from pathlib import Path
 
 import peers
+import pytest
+import random_model
 from click.testing import CliRunner
 from conftest import make_texts
 from contenders import CONTENDERS
 from matplotlib.image import imread
+
+from trbert_deploy import load
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoint import load_checkpoint
 
 ROW = "ours, reduced, ONNX Runtime f32"
 
@@ -51,3 +58,26 @@ def test_rows_longer_than_the_model_takes_are_refused(
     code, output = run(tiny_checkpoint, "--data", data, "--lengths", 9999)
     assert code == 1
     assert "length 9999" in output
+
+
+def test_a_random_model_keeps_what_it_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    command = [
+        "--like", tiny_checkpoint, "--kept", "0.5,0.1", "--layers", 6, "--width", 48,
+        "--heads", 4, "--output", tmp_path / "random",
+    ]  # fmt: skip
+    result = CliRunner().invoke(random_model.main, [str(argument) for argument in command])
+    assert result.exit_code == 0, result.output
+    spec = load_checkpoint(tmp_path / "random").model.spec
+    assert (spec.num_layers, spec.hidden_size, spec.ffn_size) == (6, 48, 192)
+    export_bundle(tmp_path / "random", tmp_path / "bundle")
+    pipeline = load(tmp_path / "bundle", threads=1)
+    (row,) = pipeline.tokenizer.rows_of_length([make_texts(1)[0]["text"]], 60, 1)
+    (answer,) = pipeline.run([row])
+    assert [len(kept) for kept in answer.kept] == [30, 6]
+
+
+@pytest.mark.parametrize("kept", ([0.5], [0.2, 0.5], [0.5, 0.0], [1.5, 0.5]))
+def test_shares_that_no_chain_keeps_are_refused(tiny_checkpoint: Path, kept: list[float]) -> None:
+    like = load_checkpoint(tiny_checkpoint)
+    with pytest.raises(ConfigError, match="expected 2 falling shares"):
+        random_model.make_checkpoint(like, kept, layers=6, width=48, heads=4)

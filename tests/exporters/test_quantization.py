@@ -12,7 +12,7 @@ import pytest
 from conftest import CheckpointMaker, make_texts
 from safetensors.numpy import load_file
 
-from trbert_deploy.bundle import FUSED, INT8, Bundle, segment_name
+from trbert_deploy.bundle import DEQUANTIZED, FUSED, INT8, UNMASKED, Bundle, segment_name
 from trbert_deploy.cli import main
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters.export import export_bundle
@@ -61,8 +61,11 @@ def test_every_rounded_weight_is_stored_once(rounded: Path, tiny_bundle: Path) -
     assert sorted(t.size for t in eight) == sorted(t.size for t in large if t.size >= 1024)
 
 
-def test_answers_are_much_the_same(rounded: Path) -> None:
-    pipelines = [load(rounded, threads=1, precision=precision) for precision in ("f32", "int8")]
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_answers_are_much_the_same(rounded: Path, backend: str) -> None:
+    pipelines = [
+        load(rounded, backend, threads=1, precision=precision) for precision in ("f32", "int8")
+    ]
     rows = pipelines[0].tokenizer(TEXTS)
     results = [pipeline.run(rows) for pipeline in pipelines]
     assert least_agreement(rows, *results) > 0.8
@@ -71,6 +74,31 @@ def test_answers_are_much_the_same(rounded: Path) -> None:
     apart = [np.abs(one.logits - other.logits).max() for one, other in zip(*dense, strict=True)]
     assert 0.0 < max(apart) < 1.0
     assert pipelines[1].chain.backend.description["precision"] == "int8"
+
+
+def test_openvino_gets_the_same_weights_in_standard_onnx(rounded: Path) -> None:
+    bundle = Bundle.open(rounded)
+    for name in ("dense", *map(segment_name, range(3))):
+        int8, standard, whole = (
+            onnx.load(bundle.graph_path(name, form), load_external_data=False).graph
+            for form in (INT8, DEQUANTIZED, UNMASKED)
+        )
+        operators = Counter(node.op_type for node in standard.node)
+        assert (
+            operators["DequantizeLinear"]
+            == Counter(node.op_type for node in int8.node)["MatMulInteger"]
+        )
+        assert operators["MatMul"] == Counter(node.op_type for node in whole.node)["MatMul"]
+        assert {node.domain for node in standard.node} <= {"", "ai.onnx"}
+        places = [
+            {
+                tuple((entry.key, entry.value) for entry in initializer.external_data)
+                for initializer in graph.initializer
+                if initializer.data_type == onnx.TensorProto.INT8 and initializer.external_data
+            }
+            for graph in (int8, standard)
+        ]
+        assert places[0] == places[1] and places[0]
 
 
 def test_the_torch_backend_reads_the_same_file(rounded: Path) -> None:
@@ -100,9 +128,10 @@ def test_the_command_can_be_forced(
     assert load(tmp_path / "b", precision="int8")(["a film"])[0].label
 
 
-def test_a_bundle_without_them_is_named(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_bundle_without_them_is_named(tiny_bundle: Path, backend: str) -> None:
     with pytest.raises(ConfigError, match="no graphs with 8-bit weights: export it with --int8"):
-        load(tiny_bundle, precision="int8")
+        load(tiny_bundle, backend, precision="int8")
 
 
 def test_a_missing_graph_is_noticed(rounded: Path, tmp_path: Path) -> None:

@@ -214,16 +214,17 @@ def run_in_turns(
 ) -> None:
     """Let all models answer all texts, batch by batch.
 
-    In turns, so that what slows the machine meets all of them; and every other batch in
-    reverse, since a later one finds warmer caches.
+    In turns, so that what slows the machine meets all of them; and each batch begins with
+    another one, since a later one finds warmer caches.
     """
-    for start in range(0, len(texts), batch_size):
+    for turn, start in enumerate(range(0, len(texts), batch_size)):
         part = texts[start : start + batch_size]
         rows = {
             tokenizer: tokenize(tokenizer, part)
             for tokenizer in {run.pipeline.tokenizer for run in runs}
         }
-        for run in runs if start // batch_size % 2 == 0 else reversed(runs):
+        first = turn % len(runs)
+        for run in (*runs[first:], *runs[:first]):
             run.answer(rows[run.pipeline.tokenizer])
         progress("evaluate", start + len(part), len(texts))
 

@@ -1,8 +1,8 @@
 """Quality against measured latency: the chain over its dial, and simpler ways to save time.
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
-all of them, and the latency of a model is its mean over the texts, from tokens to logits. The
-opponents (opponents.py) aim at FLOPs that points of the chain have; time is then measured.
+all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
+graphs that have met every length before. The opponents (opponents.py) aim at FLOPs that points of the chain have; time is then measured.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ def measure_tradeoff(
     rows = tokenize(pipeline.tokenizer, texts)
     speedups = [*thresholds.values()][OPPONENTS_EVERY::OPPONENTS_EVERY]
     contenders += _opponents(pipeline, rows, speedups, notes.append, progress)
+    _meet_lengths(pipeline, rows, progress)
     runs = [contender.run for contender in contenders]
     reports = compare_runs(runs, texts, batch_size=1, progress=progress)
     current, *others = (
@@ -166,6 +167,18 @@ def measure_tradeoff(
         ),
         notes=tuple(notes),
     )
+
+
+def _meet_lengths(pipeline: Pipeline, rows: Sequence[TokenRow], progress: Progress) -> None:
+    """Show the graphs every length once: a runtime that prepares itself for lengths that are new to
+    it would do so at the cost of whichever model comes first.
+    """
+    whole = pipeline.at_threshold(0.0)
+    different = {len(row): row for row in rows}.values()
+    for number, row in enumerate(different, start=1):
+        whole.run([row])
+        pipeline.run([row], dense=True)
+        progress("warm up", number, len(different))
 
 
 def _opponents(

@@ -31,7 +31,7 @@ from trbert_deploy.commands.options import json_option, needs
 @click.option(
     "--int8",
     is_flag=True,
-    help="Add graphs with 8-bit weights for ONNX Runtime on CPUs (--precision int8), if they "
+    help="Add graphs with 8-bit weights for CPUs (--precision int8), if they "
     "answer as float32 does.",
 )
 @click.option("--force-int8", is_flag=True, help="Add them whatever they answer.")

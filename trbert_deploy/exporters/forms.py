@@ -54,7 +54,7 @@ def _rewritten(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     rewrite(copy.graph)
-    _remove_unused(copy.graph)
+    remove_unused(copy.graph)
     return copy
 
 
@@ -104,7 +104,7 @@ def _expect(operator: str, node: onnx.NodeProto | None) -> onnx.NodeProto:
     return node
 
 
-def _remove_unused(graph: onnx.GraphProto) -> None:
+def remove_unused(graph: onnx.GraphProto) -> None:
     """Remove nodes, initializers and inputs that no output needs."""
     needed = set[str]().union(*(needed_for(graph, value.name) for value in graph.output))
     for entries in (graph.input, graph.initializer, graph.value_info):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from trbert_deploy.bundle import (
     ATTENTION_MASK,
     DENSE,
+    DEQUANTIZED,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
@@ -31,6 +32,7 @@ from trbert_deploy.bundle import (
     QUANTIZED,
     TOKEN_TYPE_IDS,
     TRANSPOSED,
+    UNMASKED,
     WEIGHTS,
     GraphDescription,
     TensorDescription,
@@ -38,7 +40,7 @@ from trbert_deploy.bundle import (
 )
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.forms import fused_form, write_forms
-from trbert_deploy.exporters.quantization import quantized
+from trbert_deploy.exporters.quantization import dequantized, quantized
 from trbert_deploy.modeling.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
@@ -60,7 +62,7 @@ def export_graphs(
     Args:
         model: in eval mode, float32.
         directory: receives ``weights.safetensors``, ``segment_0.onnx`` ... and ``dense.onnx``.
-        int8: write a form with 8-bit weights, too.
+        int8: write the forms with 8-bit weights, too.
 
     Yields:
         A description of each graph when it is traced; all files are there at the end.
@@ -93,11 +95,13 @@ def export_graphs(
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
         weights.link(proto)
-        for form, written in write_forms(proto, model.spec.num_heads):
+        forms = dict(write_forms(proto, model.spec.num_heads))
+        if int8:
+            weights.link(rounded[name])
+            forms[INT8] = rounded[name]
+            forms[DEQUANTIZED] = dequantized(forms[UNMASKED], rounded[name])
+        for form, written in forms.items():
             onnx.save(written, directory / descriptions[name].file_of(form))
-    for name, proto in rounded.items():
-        weights.link(proto)
-        onnx.save(proto, directory / descriptions[name].file_of(INT8))
 
 
 def _export(module: nn.Module, model: ReducedClassifier) -> onnx.ModelProto:

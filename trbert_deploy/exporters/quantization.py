@@ -1,8 +1,12 @@
-"""Graphs with 8-bit weights for ONNX Runtime on CPUs.
+"""Graphs with 8-bit weights for CPUs.
 
 Dynamic quantization: weights of the encoder's linear layers are rounded to 8 bits, channel by
-channel, when the bundle is made, and activations when they are computed, each tensor with its
-own range. Attention, LayerNorm, policies and the head stay float32.
+channel, when the bundle is made, and activations when they are computed. Attention, LayerNorm,
+policies and the head stay float32.
+
+int8         for ONNX Runtime, in its own operators; each activation tensor has one range
+dequantized  for OpenVINO, in standard ONNX: the weights are turned back into float32 before the
+             products, which it takes for what it is and computes in 8 bits, ranges as it likes
 """
 
 from __future__ import annotations
@@ -12,13 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
+from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from trbert_deploy.bundle import HIDDEN_OUT
-from trbert_deploy.exporters.forms import needed_for
+from trbert_deploy.exporters.forms import needed_for, remove_unused
 
 #: What the library appends to the name of a Gemm (the head has two) when it makes it a MatMul.
 _FROM_GEMM = "_MatMul"
+#: What it appends to the name of a weight for the parts that it makes of it.
+_WEIGHT, _SCALE = "_quantized", "_scale"
 
 
 def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
@@ -38,6 +45,35 @@ def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
             weight_type=QuantType.QInt8,
         )
     return onnx.load(path)
+
+
+def dequantized(unmasked: onnx.ModelProto, rounded: onnx.ModelProto) -> onnx.ModelProto:
+    """The unmasked form with the 8-bit weights of ``quantized``.
+
+    Args:
+        unmasked: not changed.
+        rounded: what ``quantized`` made of the same graph's fused form.
+    """
+    graph = onnx.ModelProto()
+    graph.CopyFrom(unmasked)
+    stored = {initializer.name: initializer for initializer in rounded.graph.initializer}
+    nodes: dict[str, onnx.NodeProto] = {}
+    for node in graph.graph.node:
+        if node.op_type != "MatMul" or node.input[1] + _WEIGHT not in stored:
+            continue
+        weight = node.input[1]
+        node.input[1] = f"{weight}.dequantized"
+        parts = [weight + _WEIGHT, weight + _SCALE]  # symmetric: the zero point is 0
+        if weight not in nodes:
+            nodes[weight] = helper.make_node(
+                "DequantizeLinear", parts, [node.input[1]], axis=1, name=node.input[1]
+            )
+            graph.graph.initializer.extend(stored[part] for part in parts)
+    behind = [*nodes.values(), *graph.graph.node]  # initializers alone come before them
+    del graph.graph.node[:]
+    graph.graph.node.extend(behind)
+    remove_unused(graph.graph)
+    return graph
 
 
 def _score_products(graph: onnx.GraphProto) -> Iterator[str]:

@@ -80,7 +80,11 @@ AUTO = "auto"  # the fastest that is installed and good enough (choosing.py)
 PADDING_ON_GPUS = 0.05
 
 #: What a backend can be asked to compute in; the others decide for themselves.
-PRECISIONS = {"onnxruntime": ("f32", "int8"), "openvino": ("f32", "bf16"), "torch": ("f32",)}
+PRECISIONS = {
+    "onnxruntime": ("f32", "int8"),
+    "openvino": ("f32", "bf16", "int8"),
+    "torch": ("f32",),
+}
 
 
 def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:

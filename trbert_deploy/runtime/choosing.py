@@ -45,6 +45,7 @@ CANDIDATES = (
     Candidate("onnxruntime", "int8", "onnxruntime"),
     Candidate("openvino", "f32", "openvino"),
     Candidate("openvino", "bf16", "openvino"),
+    Candidate("openvino", "int8", "openvino"),
 )
 
 

@@ -8,7 +8,7 @@ from functools import cache, partial
 import onnxruntime
 
 from trbert_deploy.bundle import ATTENTION_MASK, FUSED, INT8, LOGITS, MASKED, Bundle
-from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.errors import BundleError
 from trbert_deploy.runtime.backend import PADDING_ON_GPUS, BackendOptions, Tensors
 
 
@@ -46,10 +46,7 @@ class OnnxRuntimeBackend:
         self._bundle = bundle
         precision = options.precision or "f32"
         self._without_mask = without_mask or (INT8 if precision == "int8" else FUSED)
-        if self._without_mask == INT8 and not bundle.has_form(INT8):
-            raise ConfigError(
-                f"{bundle.path} has no graphs with 8-bit weights: export it with --int8"
-            )
+        bundle.require_form(self._without_mask)
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = options.threads
         # A chain owns several sessions: threads that spin after one graph would take the
