@@ -249,6 +249,8 @@ CONTENDERS: dict[str, Callable[[Workshop], Answer]] = {
     "ours, reduced, ONNX Runtime int8": lambda shop: _ours(shop, "onnxruntime", "int8"),
     "ours, dense, OpenVINO f32": lambda shop: _ours(shop, "openvino", "f32", dense=True),
     "ours, reduced, OpenVINO f32": lambda shop: _ours(shop, "openvino", "f32"),
+    "ours, dense, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8", dense=True),
+    "ours, reduced, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8"),
     "ours, dense, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16", dense=True),
     "ours, reduced, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16"),
 }

@@ -16,8 +16,11 @@ from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
 from trbert_deploy.bench.html import draw_kept, draw_latency, draw_time, fragments, render
 from trbert_deploy.bench.kept import KeptText, Piece
 from trbert_deploy.bench.timing import BackendBench, BenchReport, Rounds
+from trbert_deploy.bench.tradeoff import measure_tradeoff
 from trbert_deploy.cli import main
 from trbert_deploy.files import write_json_lines
+from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.selection import Dial
 
 QUICK = BenchOptions(lengths=(16, 48), batches=(1, 2), rounds=Rounds.exactly(2), threads=1)
@@ -153,10 +156,19 @@ def test_the_command_writes_the_page(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize(("width", "swept"), [(390, False), (390, True), (1200, False)])
 def test_a_browser_shows_it_without_scrolling_sideways(
-    page: str, tmp_path: Path, width: int
+    report: BenchReport,
+    texts: list[KeptText],
+    page: str,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    width: int,
+    swept: bool,
 ) -> None:
+    if swept:
+        rows = [NamedText("text", row["text"], row["label"]) for row in make_texts(4)]
+        page = render(report, texts, measure_tradeoff(load(tiny_bundle, threads=1), rows))
     tells = (
         "<script>addEventListener('load', () => { const root = document.documentElement;"
         "parent.postMessage([root.scrollWidth, innerWidth, document.querySelectorAll('svg').length,"
@@ -178,4 +190,4 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     assert title, done.stdout[:500]
     needed, given, drawings, loaded = map(int, title[1].split())
     assert needed <= given == width
-    assert (drawings, loaded) == (3, 0)
+    assert (drawings, loaded) == (4 if swept else 3, 0)

@@ -2,7 +2,8 @@
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
-graphs that have met every length before. The opponents (opponents.py) aim at FLOPs that points of the chain have; time is then measured.
+graphs that have met every length before. The opponents (opponents.py) aim at FLOPs that points of
+the chain have; time is then measured.
 """
 
 from __future__ import annotations
