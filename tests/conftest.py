@@ -154,6 +154,16 @@ def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """data.jsonl with 12 labelled texts, in the working directory of a terminal of 80 columns."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(12)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return data
+
+
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of the test's own for what is remembered of this machine."""
     directory = tmp_path / "cache"

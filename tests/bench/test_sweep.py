@@ -100,14 +100,11 @@ def test_the_plot_shows_all_points_and_names_its_axes(report: SweepReport) -> No
 
 def test_the_command_prints_and_draws(
     tiny_bundle: Path,
+    labelled: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(12)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     command = ("evaluate", tiny_bundle, "--data", "data.jsonl", "--sweep", "--json", "s.json")
     assert run(monkeypatch, *command) == 0
     shown = capfd.readouterr().out

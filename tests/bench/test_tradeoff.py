@@ -207,14 +207,11 @@ def test_the_plot_shows_every_model(report: TradeoffReport) -> None:
 
 def test_the_command_prints_draws_and_writes(
     tiny_bundle: Path,
+    labelled: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(12)))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
     command = ("bench", tiny_bundle, "--lengths", "16", "--rounds", "1", "--data", "data.jsonl")
     assert run(monkeypatch, *command, "--sweep", "--json", "s.json", "--html", "p.html") == 0
     printed = capfd.readouterr().out

@@ -15,7 +15,6 @@ from trbert_deploy.bench.tradeoff import (
     RANDOM,
     REDUCED,
     TRUNCATION,
-    TradeoffPoint,
     TradeoffReport,
 )
 
@@ -62,15 +61,8 @@ def draw_sweep(report: SweepReport) -> Figure:
         markersize=4.5,
         label="reduced, by threshold",
     )
-    axes.plot(
-        current.flops_speedup,
-        current.reduced.accuracy,
-        color=_CURRENT,
-        marker="D",
-        markersize=8,
-        linestyle="none",
-        label=f"current rules: {current.flops_speedup:.2f}x, {current.reduced.accuracy:.1%}",
-    )
+    told = f"current rules: {current.flops_speedup:.2f}x, {current.reduced.accuracy:.1%}"
+    _mark(axes, (current.flops_speedup, current.reduced.accuracy), _CURRENT, "D", told)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _clean(axes)
@@ -107,8 +99,12 @@ def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.
             axes.fill_between(times, low, high, color=color, alpha=0.15, linewidth=0)
         accuracies = [point.accuracy for point in points]
         axes.plot(times, accuracies, color=color, marker=marker, markersize=5, label=label)
-    _mark(axes, report.dense, _DENSE, "s", f"dense: {_told(report.dense)}")
-    _mark(axes, report.current, _CURRENT, "D", f"current rules: {_told(report.current)}")
+    for name, point, color, marker in (
+        ("dense", report.dense, _DENSE, "s"),
+        ("current rules", report.current, _CURRENT, "D"),
+    ):
+        told = f"{name}: {point.latency_ms:.1f} ms, {point.accuracy:.1%}"
+        _mark(axes, (point.latency_ms, point.accuracy), color, marker, told)
     axes.set_xlim(left=0.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _clean(axes)
@@ -118,20 +114,9 @@ def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.
     return figure
 
 
-def _mark(axes: Axes, point: TradeoffPoint, color: str, marker: str, label: str) -> None:
-    axes.plot(
-        point.latency_ms,
-        point.accuracy,
-        color=color,
-        marker=marker,
-        markersize=8,
-        linestyle="none",
-        label=label,
-    )
-
-
-def _told(point: TradeoffPoint) -> str:
-    return f"{point.latency_ms:.1f} ms, {point.accuracy:.1%}"
+def _mark(axes: Axes, place: tuple[float, float], color: str, marker: str, label: str) -> None:
+    """A single large mark."""
+    axes.plot(*place, color=color, marker=marker, markersize=8, linestyle="none", label=label)
 
 
 def _clean(axes: Axes) -> None:
