@@ -125,6 +125,21 @@ def keep_of(logits: list[float], rule: SelectionRule, **options: object) -> list
     return np.flatnonzero(select(array, np.array([len(logits)]), rule, **options)[0]).tolist()
 
 
+@given(batches(), RULES, st.booleans())
+def test_whole_rows_need_no_lengths(
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray], rule: SelectionRule, broken: bool
+) -> None:
+    logits, _, protected = batch
+    if broken:
+        logits = np.where(logits == 1.0, np.float32("nan"), logits)
+    lengths = np.full(len(logits), logits.shape[1])
+    for marks in (None, protected):
+        expected = select(logits, lengths, rule, marks)
+        assert np.array_equal(select(logits, None, rule, marks), expected)
+        tensors = (None if marks is None else torch.from_numpy(marks),)
+        assert np.array_equal(select(torch.from_numpy(logits), None, rule, *tensors), expected)
+
+
 def test_threshold_is_a_probability_and_inclusive() -> None:
     assert keep_of([-9, -0.001, 0.0, 0.001], SelectionRule("threshold", 0.5)) == [0, 2, 3]
 

@@ -55,6 +55,8 @@ def split_by_tokens(
     Returns:
         Row indices of each part, int64; together each row exactly once.
     """
+    if len(lengths) == 1:
+        return [np.zeros(1, np.int64)]
     lengths = np.asarray(lengths, dtype=np.int64)
     parts: list[NDArray[np.int64]] = []
     order = np.argsort(lengths, kind="stable")

@@ -201,6 +201,8 @@ class Chain:
         return [results[index] for index in range(len(rows))]
 
     def _batches(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        if len(rows) == 1:  # most requests: nothing to group
+            return [list(rows)]
         lengths = [len(row) for row in rows]
         groups = group_by_length(lengths, self.max_batch_tokens, self.max_padding)
         return [[rows[place] for place in group] for group in groups]
@@ -209,12 +211,14 @@ class Chain:
         """Run a segment that ends in a cut, and leave each row what survives it."""
         assert segment.cut is not None
         outputs = self._call(segment_name(segment.index), batch, timing)
-        lengths = np.array([len(row) for row in batch])
-        keep = select(outputs[KEEP_LOGIT], lengths, segment.cut.rule)
+        logits = outputs[KEEP_LOGIT]
+        lengths = [len(row) for row in batch]
+        unpadded = min(lengths) == logits.shape[1]
+        keep = select(logits, None if unpadded else np.array(lengths), segment.cut.rule)
         for row, hidden, row_keep in zip(batch, outputs[HIDDEN_OUT], keep, strict=True):
-            survivors = np.flatnonzero(row_keep)
-            row.hidden = hidden[survivors]
-            row.positions = row.positions[survivors]
+            (survivors,) = row_keep.nonzero()
+            row.hidden = hidden.take(survivors, axis=0)
+            row.positions = row.positions.take(survivors)
             row.kept = (*row.kept, row.positions)
 
     def _call(self, name: str, batch: Sequence[_Row], timing: Timing) -> Tensors:
@@ -236,6 +240,8 @@ def _inputs(batch: Sequence[_Row]) -> dict[str, np.ndarray]:
             INPUT_IDS: _stack([row.tokens.input_ids for row in batch]),
             TOKEN_TYPE_IDS: _stack([row.tokens.token_type_ids for row in batch]),
         }
+    if len(batch) == 1:
+        return inputs
     lengths = np.array([[len(row)] for row in batch])
     if lengths.min() < lengths.max():
         inputs[ATTENTION_MASK] = np.arange(lengths.max()) < lengths

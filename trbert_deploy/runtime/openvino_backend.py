@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -44,20 +45,37 @@ class OpenVinoGraph:
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        request = self._request(MASKED if ATTENTION_MASK in inputs else self._without_mask)
-        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
+        for name, array in inputs.items():
+            tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+            call.request.set_tensor(name, tensor)
+        call.request.infer(share_outputs=True)
         # Inputs and outputs are used where they lie; but the request overwrites its outputs at
         # the next call, so what is returned is a copy.
-        values = request.infer(arrays, share_inputs=True, share_outputs=True)
-        outputs = {output.any_name: value for output, value in values.items()}
-        wanted = [LOGITS] if LOGITS in outputs else list(outputs)
-        return {name: outputs[name].copy() for name in wanted}
+        return {
+            name: call.request.get_output_tensor(place).data.copy()
+            for name, place in call.outputs.items()
+        }
 
-    def _request(self, form: str) -> openvino.InferRequest:
-        requests = vars(self._own)
-        if form not in requests:
-            requests[form] = self._compiled(form).create_infer_request()
-        return requests[form]
+    def _call(self, form: str) -> _Call:
+        calls = vars(self._own)
+        if form not in calls:
+            calls[form] = _Call.of(self._compiled(form))
+        return calls[form]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request with what it is asked for: output name -> its place among the outputs."""
+
+    request: openvino.InferRequest
+    outputs: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: openvino.CompiledModel) -> _Call:
+        outputs = {output.any_name: place for place, output in enumerate(model.outputs)}
+        wanted = {LOGITS: outputs[LOGITS]} if LOGITS in outputs else outputs
+        return cls(model.create_infer_request(), wanted)
 
 
 class OpenVinoBackend:
