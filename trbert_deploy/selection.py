@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -171,7 +172,8 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule) -> Any:
             passing = int(row.sum())
             missing = -passing % rule.round_to
             if missing:
-                others = xp.nan_to_num(-logits[1:], nan=math.inf, posinf=math.inf)
+                others = -logits[1:]
+                others = xp.where(others == others, others, math.inf)  # no number comes last
                 best = xp.argsort(others, stable=True)[: passing + missing - 1]
                 row[1 + best] = True
     return keep
@@ -208,6 +210,7 @@ def _valid_and_protected(score: Any, lengths: Any, protected: Any) -> tuple[Any,
     return valid, first if protected is None else (protected | first) & valid
 
 
+@cache
 def _logit(probability: float) -> float:
     """The float32 logit at which the sigmoid reaches ``probability``."""
     if probability <= 0.0:

@@ -20,12 +20,16 @@ class OnnxGraph:
     """
 
     def __init__(self, open_session: Callable[[bool], onnxruntime.InferenceSession]) -> None:
-        self._session = cache(open_session)
+
+        def opened(masked: bool) -> tuple[onnxruntime.InferenceSession, list[str]]:
+            session = open_session(masked)
+            names = [output.name for output in session.get_outputs()]
+            return session, [LOGITS] if LOGITS in names else names
+
+        self._opened = cache(opened)
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        session = self._session(ATTENTION_MASK in inputs)
-        names = [output.name for output in session.get_outputs()]
-        wanted = [LOGITS] if LOGITS in names else names
+        session, wanted = self._opened(ATTENTION_MASK in inputs)
         return dict(zip(wanted, session.run(wanted, dict(inputs)), strict=True))
 
 
