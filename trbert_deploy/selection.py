@@ -19,6 +19,7 @@ import numpy as np
 from trbert_deploy.errors import ConfigError
 
 _LARGEST = float(np.finfo(np.float32).max)
+_SECOND_LEAST = float(np.nextafter(np.float32(-_LARGEST), np.float32(0.0)))
 RULE_KINDS = ("threshold", "ratio", "budget")
 
 
@@ -172,9 +173,8 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule) -> Any:
             passing = int(row.sum())
             missing = -passing % rule.round_to
             if missing:
-                others = -logits[1:]
-                others = xp.where(others == others, others, math.inf)  # no number comes last
-                best = xp.argsort(others, stable=True)[: passing + missing - 1]
+                order = xp.argsort(-logits[1:], stable=True)  # what is no number comes last
+                best = order[: passing + missing - 1]
                 row[1 + best] = True
     return keep
 
@@ -194,7 +194,7 @@ def keep_best(score: Any, lengths: Any, wanted: Any, protected: Any = None) -> A
     xp = _array_library(score)
     valid, protected = _valid_and_protected(score, lengths, protected)
     # Finite, so that no score (NaN comes last) ranks with protected tokens or with padding.
-    score = xp.nan_to_num(score, nan=-_LARGEST, posinf=_LARGEST, neginf=-_LARGEST)
+    score = xp.nan_to_num(score, nan=-_LARGEST, posinf=_LARGEST, neginf=_SECOND_LEAST)
     priority = xp.where(protected, math.inf, xp.where(valid, score, -math.inf))
     rank = xp.argsort(xp.argsort(-priority, stable=True), stable=True)
     wanted = xp.minimum(xp.maximum(wanted, protected.sum(axis=1)), lengths)
