@@ -141,6 +141,8 @@ def test_all_stages_leave_checkpoints_and_figures(
     assert final.training["options"]["seed"] == 0
     speedups = [point.flops_speedup for point in report.points]
     assert speedups == sorted(speedups)
+    thresholds = [point.threshold for point in report.points]
+    assert len(set(thresholds)) == len(thresholds)
     if options.target_speedup is not None:
         last = report.stages["hard"].flops_speedup
         assert last == pytest.approx(options.target_speedup, rel=0.15)

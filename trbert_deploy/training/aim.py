@@ -110,6 +110,7 @@ class Aim:
         """Set the operating point that was asked for; the table of others beside it."""
         own = self.validator.chain(model)
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
+        others = [point for point in others if point.threshold != own.threshold]
         points = sorted([own, *others], key=lambda point: point.flops_speedup)
         wanted = self.options.target_speedup
         if self.options.max_drop is not None:
