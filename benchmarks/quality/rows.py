@@ -28,7 +28,6 @@ from trbert_deploy.bench.opponents import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.aim import Aim
-from trbert_deploy.training.averaging import Beginning
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.evaluate import Validator
@@ -89,14 +88,13 @@ def _with_policies(run: Run, *stages: str) -> Student:
         if name == "policy" and options.warm_start is not None:
             model.take_over(load_warm_start(options.warm_start, model.spec, options.cuts))
             continue
-        opening = aim.prepare(name, model)
-        run.train(name, Student(model), partial(_begin, name, model, run, aim, opening))
+        begin = partial(_begin, name, model, run, aim)
+        run.train(name, Student(model), begin, partial(aim.judge, name, model))
     return Student(model, choose=by_policy(model))
 
 
-def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim, opening: float) -> Beginning:
-    stage = make_stage(name, model, run.options, run.guide(), opening)
-    return stage, aim.judge(name, model, stage.constraint)
+def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim) -> Stage:
+    return make_stage(name, model, run.options, run.guide(), aim.prepare(name, model))
 
 
 def training_seconds(run: Run) -> dict[str, float]:
@@ -139,13 +137,13 @@ def _harden(run: Run, student: Student) -> Student:
         right = (logits.argmax(-1) == batch.labels).float().mean()
         return Step(loss, {"accuracy": right.item()})
 
-    def judge(done: float) -> float:
+    def validate(done: float) -> float:
         rows = setting.validation_rows
         return evaluate(student, setting.spec, rows, options.batch_tokens, setting.device).accuracy
 
     body = [*model.encoder.parameters(), *model.head.parameters()]
     stage = Stage(compute, [{"params": body, "lr": options.hard_learning_rate}])
-    run.train("hard", student, lambda: (stage, judge))
+    run.train("hard", student, lambda: stage, lambda constraint: validate)
     return student
 
 

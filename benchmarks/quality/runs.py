@@ -21,7 +21,7 @@ from trbert_deploy.modeling.checkpoint import (
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training.averaging import (
-    Beginning,
+    Judge,
     clear_progress,
     planned_runs,
     train_averaged,
@@ -29,6 +29,7 @@ from trbert_deploy.training.averaging import (
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.saliency import Guide
+from trbert_deploy.training.stages import Stage
 
 OPTIONS_FILE = "options.json"
 SECONDS_FILE = "seconds.json"
@@ -106,7 +107,7 @@ class Run:
         model.take_over(load_checkpoint(directory).model)
         return True
 
-    def train(self, name: str, student: Student, begin: Callable[[], Beginning]) -> None:
+    def train(self, name: str, student: Student, begin: Callable[[], Stage], judge: Judge) -> None:
         """Train a stage, from where it was stopped, and save what it comes to.
 
         Batches are planned by whole texts, so that all rows take the same ones.
@@ -116,12 +117,12 @@ class Run:
         runs = planned_runs(name, options, rows, directory, self.setting.device)
         viewed = [student.view(row) for row in rows]
         watch = Stopwatch(directory / SECONDS_FILE, self.progress)
-        train_averaged(runs, student.model, begin, viewed, watch)
+        train_averaged(runs, student.model, begin, judge, viewed, watch)
         watch.save()
         teacher = Path(self.setting.teacher)
         length = self.setting.max_length or student.model.spec.max_positions
         save_checkpoint(Checkpoint(student.model, teacher, length), directory)
-        clear_progress(directory, keep_results=name == "joint")
+        clear_progress(directory, keep_results=name != "hard")
 
     def seconds(self) -> dict[str, float]:
         """Training time of each of its stages, summed over interruptions."""

@@ -14,6 +14,7 @@ from conftest import make_texts, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
 
+import trbert_deploy.training.prepare as prepare_module
 import trbert_deploy.training.run as run_module
 from trbert_deploy.errors import (
     CheckpointError,
@@ -24,6 +25,7 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
 from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
@@ -241,7 +243,7 @@ def test_averaged_runs_begin_alike_and_end_in_their_mean(
     options = replace(options, teacher_epochs=1, policy_epochs=1)
     train(options, tmp_path / "single")
     report = train(replace(options, averaged_runs=2), tmp_path / "averaged")
-    for stage in ("joint", "hard"):
+    for stage in ("policy", "joint", "hard"):
         directory = tmp_path / "averaged" / "stages" / stage
         first, second = (
             load_file(directory / f"run-{run}" / "result.safetensors") for run in (1, 2)
@@ -257,7 +259,28 @@ def test_averaged_runs_begin_alike_and_end_in_their_mean(
     assert report.stages["hard"].flops_speedup == wanted
 
 
-@pytest.mark.parametrize("place", ["1/2 joint", "2/2 joint", "2/2 hard"])
+def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
+    workplace: Path, options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin_alike(*given: Any) -> Pretrained:
+        torch.manual_seed(0)
+        return load_pretrained(*given)
+
+    monkeypatch.setattr(prepare_module, "load_pretrained", begin_alike)
+    options = replace(options, model=str(workplace / "fine-tuned"), policy_epochs=1)
+    for seed in (0, 1):
+        train(replace(options, seed=seed), tmp_path / f"seed-{seed}")
+    train(replace(options, averaged_runs=2), tmp_path / "averaged")
+    one, other, mean = (
+        load_checkpoint(tmp_path / name).model.state_dict()
+        for name in ("seed-0", "seed-1", "averaged")
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("place", ["2/2 policy", "1/2 joint", "2/2 joint", "2/2 hard"])
 def test_interrupted_averaged_runs_end_where_uninterrupted_ones_do(
     options: TrainOptions, tmp_path: Path, place: str
 ) -> None:
@@ -470,8 +493,8 @@ def test_runs_are_averaged_where_all_aim_at_one_computation() -> None:
         )
         return [options.averaged_runs_of(stage) for stage in ("teacher", "policy", "joint", "hard")]
 
-    assert runs() == [1, 1, 3, 3]
-    assert runs(averaged_runs=2) == [1, 1, 2, 2]
+    assert runs() == [1, 3, 3, 3]
+    assert runs(averaged_runs=2) == [1, 2, 2, 2]
     assert runs(max_drop=0.5) == runs(recipe="tr-bert") == [1, 1, 1, 1]
 
 

@@ -1,11 +1,12 @@
-"""A stage trained several times over, and the mean of the weights that it came to.
+"""Stages trained several times over, and the mean of the weights that they came to.
 
 Runs that begin at the same weights and see the texts in other orders end near each other, and the
 mean of their weights is better than they are: what each owes to its own order cancels out
 ("Model soups", Wortsman et al. 2022, the uniform soup). At inference it costs nothing.
 
-A run of the hard stage goes on from the joint stage's run of the same number, so that whole runs
-are averaged; the joint stage's mean is what a training without a hard stage ends with.
+A run of a stage goes on from the same run of the stage before, so that whole runs are averaged: the
+mean of the last stage is that of as many trainings with seeds of their own. The mean of an earlier
+stage is what a training that ends there comes to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
+from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.loop import (
     BEST_FILE,
@@ -30,12 +32,12 @@ from trbert_deploy.training.loop import (
     save_weights,
     train_stage,
 )
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.stages import Stage
 
 RESULT_FILE = "result.safetensors"
-#: A stage as it begins, with how it is validated: share of it that is done -> score.
-Beginning = tuple[Stage, Callable[[float], float]]
+#: What a stage is held to -> how it is validated: share of it that is done -> score.
+Judge = Callable[[FlopsConstraint | None], Callable[[float], float]]
 
 
 def planned_runs(
@@ -64,23 +66,24 @@ def planned_runs(
 def train_averaged(
     settings: Sequence[StageSettings],
     model: ReducedClassifier,
-    begin: Callable[[], Beginning],
+    begin: Callable[[], Stage],
+    judge: Judge,
     rows: Sequence[LabelledRow],
     progress: Progress,
 ) -> None:
     """Train ``model`` in place, once by each of ``settings``, to the mean of what comes of it.
 
-    Every run starts from the weights and rules that the model has now, or goes on from the joint
-    stage's run of the same number. The mean is validated at the end, which sets its rules. An
+    Every run starts from the weights and rules that the model has now, or goes on from the same
+    run of the stage before. The mean is validated at the end, which sets its rules. An
     interrupted run goes on where it was, finished ones stay.
 
     Args:
         settings: of one run each; a single one is ``train_stage``, with nothing to average.
-        begin: the stage on ``model``, anew for each run, and its validation.
+        begin: the stage on ``model``, made ready for it, anew for each run.
     """
     if len(settings) == 1:
-        stage, validate = begin()
-        train_stage(settings[0], model, stage, rows, validate, progress)
+        stage = begin()
+        train_stage(settings[0], model, stage, rows, judge(stage.constraint), progress)
         return
     start, rules = _weights(model), model.reduction
     results = [each.directory / RESULT_FILE for each in settings]
@@ -89,42 +92,42 @@ def train_averaged(
             continue
         model.load_state_dict(start)
         model.set_reduction(rules)
-        earlier = _joint_result(each)
+        earlier = _result_before(each)
         if earlier is not None:
             load_weights(earlier, model)
-        stage, validate = begin()
+        stage = begin()
         named = _prefixed(progress, f"{number}/{len(settings)} ")
-        train_stage(each, model, stage, rows, validate, named)
+        train_stage(each, model, stage, rows, judge(stage.constraint), named)
         if processes.is_main():
             save_weights(result, model)
         processes.wait()  # all read it
     model.load_state_dict(mean_of(results))
     model.set_reduction(rules)
-    _, validate = begin()
-    validate(1.0)
+    judge(None)(1.0)
 
 
 def clear_progress(directory: Path, *, keep_results: bool = False) -> None:
     """Remove what a stage needed to go on with, once its checkpoint is in ``directory``.
 
-    Behind the hard stage, what the joint stage's runs left for it goes too.
-
     Args:
-        keep_results: of its runs, from which those of the hard stage go on.
+        keep_results: of its runs and of those before, from which the next stage's go on.
     """
-    if directory.name == "hard":
-        clear_progress(directory.with_name("joint"))
-    names = (RESUME_FILE, BEST_FILE) if keep_results else (RESUME_FILE, BEST_FILE, RESULT_FILE)
-    for name in names:
+    for name in (RESUME_FILE, BEST_FILE):
         for path in (directory / name, *directory.glob(f"run-*/{name}")):
             path.unlink(missing_ok=True)
+    if not keep_results:
+        for path in directory.parent.glob(f"*/run-*/{RESULT_FILE}"):
+            path.unlink()
 
 
-def _joint_result(settings: StageSettings) -> Path | None:
-    """What a run of the hard stage goes on from, if the joint stage's runs are still there."""
-    directory = settings.directory
-    path = directory.parent.with_name("joint") / directory.name / RESULT_FILE
-    return path if settings.name == "hard" and path.exists() else None
+def _result_before(settings: StageSettings) -> Path | None:
+    """What the same run of the stage before came to, if that was trained as often."""
+    stages, run = settings.directory.parent.parent, settings.directory.name
+    for stage in reversed(STAGES[: STAGES.index(settings.name)]):
+        path = stages / stage / run / RESULT_FILE
+        if path.exists():
+            return path
+    return None
 
 
 def mean_of(files: Iterable[Path]) -> dict[str, Tensor]:

@@ -114,8 +114,8 @@ class TrainOptions:
     )
     averaged_runs: int | None = _option(
         None,
-        "Times that the joint and the hard stage are trained, each with its own order of the "
-        "texts; the weights are averaged [default: 3; for --max-drop and for REINFORCE 1].",
+        "Times that the stages after the teacher's are trained, each with its own seed; the "
+        "weights are averaged [default: 3; for --max-drop and for REINFORCE 1].",
         "NUMBER",
     )
     teacher_learning_rate: float = _option(5e-5, "Peak learning rate of the teacher stage.")
@@ -226,7 +226,7 @@ class TrainOptions:
 
     def averaged_runs_of(self, stage: str) -> int:
         """How often a stage is trained."""
-        if stage not in DISTILLING:
+        if stage in ("teacher", "guide"):
             return 1
         if self.averaged_runs is not None:
             return self.averaged_runs

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from trbert_deploy.modeling.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
-from trbert_deploy.training.averaging import Beginning, clear_progress, planned_runs, train_averaged
+from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
 from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.saliency import GUIDE_FILE, Guide, answers, make_guide
-from trbert_deploy.training.stages import make_stage
+from trbert_deploy.training.stages import Stage, make_stage
 
 RUN_FILE = "training.json"
 RUN_VERSION = 2
@@ -151,7 +152,8 @@ def _do_stage(
         save_checkpoint(checkpoint, directory)
         save_checkpoint(checkpoint, output)
         write_json(output / RUN_FILE, record)
-        clear_progress(directory, keep_results=stage == "joint" and "hard" in options.stages)
+        later = STAGES[STAGES.index(stage) + 1 :]
+        clear_progress(directory, keep_results=not set(later).isdisjoint(options.stages))
 
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
@@ -212,12 +214,10 @@ def _run_stage(
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
     rows = run.rows_of(stage)
-    opening = aim.prepare(stage, model)
     guide = None if stage == "teacher" else Guide.load(guide_path)
 
-    def begin() -> Beginning:
-        work = make_stage(stage, model, options, guide, opening)
-        return work, aim.judge(stage, model, work.constraint)
+    def begin() -> Stage:
+        return make_stage(stage, model, options, guide, aim.prepare(stage, model))
 
     runs = planned_runs(stage, options, rows, directory, run.device)
-    train_averaged(runs, model, begin, rows, progress)
+    train_averaged(runs, model, begin, partial(aim.judge, stage, model), rows, progress)
