@@ -72,6 +72,15 @@ def test_a_file_gives_what_the_library_gives(
         ]
 
 
+def test_short_texts_keep_all_of_their_tokens(
+    predict: Predict, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert predict("--text", "good", "--text", "good " * 20, "--kept", "--dense-below", "20") == 0
+    short, long = map(json.loads, capfd.readouterr().out.splitlines())
+    assert [len(cut["positions"]) for cut in short["kept"]] == [short["num_tokens"]] * 2
+    assert len(long["kept"][0]["positions"]) < long["num_tokens"]
+
+
 def test_gzip_output_file_and_pairs(
     predict: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,7 +156,16 @@ def test_a_bad_line_is_named_and_nothing_is_written(
     assert [path.name for path in reviews.parent.iterdir()] == ["reviews.jsonl"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--text", "a", "--input", "b"), ("--batch-size", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--text", "a", "--input", "b"),
+        ("--batch-size", "0"),
+        ("--text", "a", "--dense-below", "few"),
+        ("--text", "a", "--dense-below", "-1"),
+    ],
+)
 def test_wrong_use_ends_with_2(
     predict: Predict, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:

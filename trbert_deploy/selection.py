@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,6 +82,8 @@ class Dial:
         round_to: multiple that the number of survivors is rounded up to.
         latency_budget_ms: instead, milliseconds that a row of the longest length may take; a
             pipeline finds the threshold (``runtime.budget``), rules alone cannot.
+        dense_below: rows of fewer tokens keep all of them, in the dense graph; ``auto`` where a
+            pipeline is to find from which length on the chain pays (``runtime.break_even``).
 
     Raises:
         ConfigError: more than one of the first three is given, or one is out of range.
@@ -92,8 +94,12 @@ class Dial:
     max_tokens: int | None = None
     round_to: int | None = None
     latency_budget_ms: float | None = None
+    dense_below: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        below = self.dense_below
+        if below not in (None, "auto") and not (isinstance(below, int) and below >= 0):
+            raise ConfigError(f"dense_below is {below}: expected 0 or more tokens, or auto")
         if self.latency_budget_ms is not None and self._rules():
             raise ConfigError(
                 "a latency budget decides the threshold: give no threshold, ratio or max_tokens "
@@ -169,9 +175,10 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule) -> Any:
     keep[:, 0] = True
     if rule.round_to > 1:
         xp = _array_library(keep_logit)
+        length = keep_logit.shape[1]
         for logits, row in zip(keep_logit, keep, strict=True):
             passing = int(row.sum())
-            missing = -passing % rule.round_to
+            missing = min(-passing % rule.round_to, length - passing)
             if missing:
                 order = xp.argsort(-logits[1:], stable=True)  # what is no number comes last
                 best = order[: passing + missing - 1]

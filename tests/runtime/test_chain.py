@@ -137,6 +137,20 @@ def test_keeping_everything_is_the_dense_model(cuts: str) -> None:
         assert np.allclose(result.logits, dense.logits, atol=1e-4)
 
 
+@pytest.mark.parametrize("cuts", ALL_CUTS)
+@pytest.mark.parametrize("below", [1, 17, 18, 65])
+def test_short_rows_are_the_dense_models(cuts: str, below: int) -> None:
+    rows = rows_of(*LENGTHS)
+    chain = torch_chain(cuts, dense_below=below)
+    pairs = zip(torch_chain(cuts).run(rows), chain.run_dense(rows), strict=True)
+    for row, result, (reduced, dense) in zip(rows, chain.run(rows), pairs, strict=True):
+        if len(row) < below:
+            everything = (np.arange(len(row)),) * len(reduced.kept)
+            assert_same([result], [RowResult(dense.logits, everything)])
+        else:
+            assert_same([result], [reduced])
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [

@@ -130,7 +130,8 @@ def test_real_backends_are_measured(tiny_bundle: Path, monkeypatch: pytest.Monke
     said: list[str] = []
     pipeline = load(tiny_bundle, "auto", threads=1, note=said.append)
     description = pipeline.chain.backend.description
-    (line,) = said
+    line, of_short_texts = said
+    assert "faster dense here" in of_short_texts
     assert line.startswith(f"{description['backend']} {description['precision']} is fastest here")
     assert "onnxruntime f32 " in line and "openvino f32 " in line
     assert isinstance(pipeline.chain, Chain)

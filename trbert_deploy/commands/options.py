@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -90,6 +90,19 @@ precision_option = click.option(
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
     "f32 elsewhere; engines keep their own].",
 )
+
+
+def _tokens_or_auto(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> int | str | None:
+    """A number of tokens from 0, or ``auto``."""
+    if value in (None, AUTO):
+        return value
+    if not (value.isascii() and value.isdigit()):
+        raise click.BadParameter(f"{value!r}: expected a number of tokens, or {AUTO}")
+    return int(value)
+
+
 _dial = (
     click.option(
         "--threshold",
@@ -117,6 +130,14 @@ _dial = (
         help="Instead of a threshold: milliseconds that a text of the longest length may take; "
         "latencies are measured once.",
     ),
+    click.option(
+        "--dense-below",
+        callback=_tokens_or_auto,
+        metavar="TOKENS|auto",
+        help="Shorter texts keep all tokens, in the dense graph, which takes memory of its own; "
+        "auto: those that are faster so here, measured once [default: 0; auto with --backend "
+        "auto].",
+    ),
 )
 
 
@@ -130,9 +151,11 @@ def dial_options(command: Callable[..., None]) -> Callable[..., None]:
         max_tokens: int | None,
         round_to: int | None,
         latency_budget: float | None,
+        dense_below: int | Literal["auto"] | None,
         **options: Any,
     ) -> None:
-        command(dial=Dial(threshold, ratio, max_tokens, round_to, latency_budget), **options)
+        dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget, dense_below)
+        command(dial=dial, **options)
 
     for option in reversed(_dial):
         run = option(run)

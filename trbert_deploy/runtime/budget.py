@@ -11,7 +11,7 @@ import numpy as np
 from trbert_deploy.bundle import Bundle
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.chain import Chain, TokenRow
-from trbert_deploy.runtime.remembering import conditions, recall, remember
+from trbert_deploy.runtime.remembering import chain_conditions, recall, remember
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.selection import Dial
 
@@ -46,10 +46,7 @@ def threshold_within(
     if not (budget_ms > 0 and math.isfinite(budget_ms)):
         raise ConfigError(f"the latency budget is {budget_ms:g} ms: expected more than 0")
     length = bundle.manifest.max_length
-    description = chain.backend.description
-    packages = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx")
-    key = conditions(bundle, chain.reduction, 0, packages)
-    key |= {"backend": dict(description), "length": length}
+    key = chain_conditions(bundle, chain) | {"length": length}
     table = recall("latency", key)
     if table is None:
         table = measure(chain, sample_rows(bundle, [length], ROWS))

@@ -136,6 +136,8 @@ class Chain:
             longer row goes alone.
         max_padding: highest share of a batch's slots that may be padding; None for what the
             backend likes.
+        dense_below: rows of fewer tokens keep all of them, in the dense graph: where three short
+            calls take longer than one.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Chain:
         num_layers: int,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         max_padding: float | None = None,
+        dense_below: int = 0,
     ) -> None:
         self.backend = backend
         self.reduction = reduction
@@ -152,6 +155,7 @@ class Chain:
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
         self.max_padding = backend.max_padding if max_padding is None else max_padding
+        self.dense_below = dense_below if reduction.cuts else 0
 
     def at(self, dial: Dial) -> Chain:
         """The same chain at another operating point, on the same graphs.
@@ -160,7 +164,8 @@ class Chain:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
         """
         reduction = self.reduction.at(dial)
-        limits = (self.max_batch_tokens, self.max_padding)
+        below = dial.dense_below if isinstance(dial.dense_below, int) else self.dense_below
+        limits = (self.max_batch_tokens, self.max_padding, below)
         return Chain(self.backend, reduction, self._num_layers, *limits)
 
     def run(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
@@ -173,7 +178,18 @@ class Chain:
         Returns:
             One result per row, in the given order.
         """
-        return self._run(rows, self.segments, timing)
+        short = [len(row) < self.dense_below for row in rows]
+        if not any(short):
+            return self._run(rows, self.segments, timing)
+        pairs = list(zip(rows, short, strict=True))
+        dense = iter(self.run_dense([row for row, is_short in pairs if is_short], timing))
+        reduced = iter(
+            self._run([row for row, is_short in pairs if not is_short], self.segments, timing)
+        )
+        return [
+            self._keeping_all(row, next(dense)) if is_short else next(reduced)
+            for row, is_short in pairs
+        ]
 
     def run_dense(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
         """Classify rows with the dense model: grouped in the same way, no token removed."""
@@ -199,6 +215,10 @@ class Chain:
                     results[row.index] = RowResult(row_logits, row.kept)
         timing.total_seconds += time.perf_counter() - start
         return [results[index] for index in range(len(rows))]
+
+    def _keeping_all(self, row: TokenRow, dense: RowResult) -> RowResult:
+        """What the dense model says, as the result of cuts that removed nothing."""
+        return RowResult(dense.logits, (np.arange(len(row)),) * len(self.reduction.cuts))
 
     def _batches(self, rows: Sequence[_Row]) -> list[list[_Row]]:
         if len(rows) == 1:  # most requests: nothing to group

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from trbert_deploy.runtime.backend import (
     open_backend,
     require_precision,
 )
+from trbert_deploy.runtime.break_even import break_even
 from trbert_deploy.runtime.budget import threshold_within
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.choosing import choose_backend
@@ -90,17 +92,21 @@ class Pipeline:
         """The same model at another operating point, on the same graphs.
 
         Args:
-            note: told what a latency budget was resolved to.
+            note: told what was measured for a latency budget, or for ``dense_below``.
 
         Raises:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
-            BundleError: a latency budget for what is no bundle.
+            BundleError: something is to be measured of what is no bundle.
         """
         chain = self.chain.at(dial)
         if dial.latency_budget_ms is not None:
             bundle = Bundle.open(self.path, verify=False)
             threshold = threshold_within(bundle, chain, dial.latency_budget_ms, note)
             chain = chain.at(Dial(threshold))
+        if dial.dense_below == "auto":
+            bundle = Bundle.open(self.path, verify=False)
+            below = break_even(bundle, chain.at(Dial(dense_below=0)), note)
+            chain = chain.at(Dial(dense_below=below))
         return Pipeline(self.path, self.encoder, self.tokenizer, chain)
 
     def at_threshold(self, threshold: float) -> Pipeline:
@@ -195,6 +201,7 @@ def load(
     max_tokens: int | None = None,
     round_to: int | None = None,
     latency_budget_ms: float | None = None,
+    dense_below: int | Literal["auto"] | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
@@ -219,6 +226,10 @@ def load(
         latency_budget_ms: instead of the first three, milliseconds that a row of the longest
             length may take in the median, from tokens to logits: the threshold that drops least
             within them, by latencies that are measured once on this machine, and remembered.
+        dense_below: texts of fewer tokens keep all of them, and run in the dense graph, which takes
+            memory of its own: three calls on so few tokens can take longer than one. ``auto``
+            finds the length from which on the chain is faster, which is measured once on this
+            machine, and remembered. 0 by default; ``auto`` with the backend auto.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
         verify: compare the files' SHA-256 with the manifest.
@@ -239,18 +250,20 @@ def load(
         )
     if max_batch_tokens < 1:
         raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
-    dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget_ms)
+    dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
     reduction = manifest.reduction.at(dial)
     if backend == AUTO:
         require_precision(backend, precision)
         choice = choose_backend(bundle, reduction, threads)
         note(str(choice))
         backend, precision = choice.backend, choice.precision
+        if dense_below is None:
+            dial = replace(dial, dense_below="auto")
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
-    chain = Chain(runner, reduction, manifest.encoder.num_layers, max_batch_tokens)
+    chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
-    return pipeline if latency_budget_ms is None else pipeline.at(dial, note)
+    return pipeline.at(dial, note)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

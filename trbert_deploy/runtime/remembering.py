@@ -17,9 +17,12 @@ from trbert_deploy.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import FileFormatError, StorageError
 from trbert_deploy.files import read_json, write_json
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.machine import cores, processor
 
 _VERSION = 1
+#: Packages that run graphs.
+_RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt-rtx")
 
 
 def conditions(
@@ -41,6 +44,12 @@ def conditions(
         "threads": threads,
         "packages": {package: _version(package) for package in packages},
     }
+
+
+def chain_conditions(bundle: Bundle, chain: Chain) -> dict[str, Any]:
+    """What the time that a chain of a bundle takes depends on, as JSON values."""
+    description = dict(chain.backend.description)  # with its threads
+    return {**conditions(bundle, chain.reduction, 0, _RUNTIMES), "backend": description}
 
 
 def recall(name: str, key: dict[str, Any]) -> Any:
