@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from trbert_deploy.errors import ParityError, TrbertError
+from trbert_deploy.errors import ConfigError, ParityError, TrbertError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import load
@@ -140,11 +140,25 @@ def _torch(shop: Workshop, dtype: torch.dtype, compiled: bool = False) -> Answer
     return answer
 
 
-def _onnxruntime(shop: Workshop, graph: Path) -> Answer:
+def run_in_onnxruntime(graph: Path, threads: int) -> Answer:
+    """A dense graph with inputs of Transformers' names and the output ``logits``.
+
+    Raises:
+        ConfigError: no such graph.
+    """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = shop.threads
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
+        raise ConfigError(f"ONNX Runtime cannot load {graph}: {problem}") from problem
     names = {each.name for each in session.get_inputs()}
+    outputs = [each.name for each in session.get_outputs()]
+    if not names <= set(INPUTS) or "logits" not in outputs:
+        raise ConfigError(
+            f"{graph} takes {', '.join(sorted(names))} and gives {', '.join(outputs)}: expected "
+            f"some of {', '.join(INPUTS)}, and logits"
+        )
 
     def answer(rows: Sequence[TokenRow]) -> NDArray[np.float32]:
         inputs = {name: array for name, array in padded(rows).items() if name in names}
@@ -163,7 +177,7 @@ def _optimized(shop: Workshop) -> Answer:
     )
     path = shop.scratch / "optimized.onnx"
     graph.save_model_to_file(str(path))
-    return _onnxruntime(shop, path)
+    return run_in_onnxruntime(path, shop.threads)
 
 
 def _int8(shop: Workshop) -> Answer:
@@ -177,7 +191,7 @@ def _int8(shop: Workshop) -> Answer:
         per_channel=True,
         extra_options={"DefaultTensorType": 1},
     )
-    return _onnxruntime(shop, path)
+    return run_in_onnxruntime(path, shop.threads)
 
 
 def _openvino(shop: Workshop, precision: str) -> Answer:
@@ -236,9 +250,13 @@ CONTENDERS: dict[str, Callable[[Workshop], Answer]] = {
     "PyTorch bf16, sdpa": lambda shop: _torch(shop, torch.bfloat16),
     "PyTorch f32, torch.compile": lambda shop: _torch(shop, torch.float32, compiled=True),
     "PyTorch bf16, torch.compile": lambda shop: _torch(shop, torch.bfloat16, compiled=True),
-    "ONNX Runtime f32, plain export": lambda shop: _onnxruntime(shop, shop.plain_graph),
+    "ONNX Runtime f32, plain export": lambda shop: run_in_onnxruntime(
+        shop.plain_graph, shop.threads
+    ),
     "ONNX Runtime f32, its optimizer for transformers": _optimized,
-    "ONNX Runtime f32, Attention operation": lambda shop: _onnxruntime(shop, shop.attention_graph),
+    "ONNX Runtime f32, Attention operation": lambda shop: run_in_onnxruntime(
+        shop.attention_graph, shop.threads
+    ),
     "ONNX Runtime int8, dynamic": _int8,
     "OpenVINO f32": lambda shop: _openvino(shop, "f32"),
     "OpenVINO bf16": lambda shop: _openvino(shop, "bf16"),

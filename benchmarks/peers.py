@@ -7,6 +7,14 @@ All of them answer the same rows of real text, from the same weights, in turns w
 from round to round, after each has seen every row once. Batch 1 takes rows of exactly each length;
 the batch takes texts as they are, at most as long as the longest length. Timed is the way from
 rows of tokens to logits, padding included.
+
+A peer that cannot be installed beside us makes its graph in an environment of its own, and it runs
+here like the others:
+
+    python -m venv optimum && optimum/bin/pip install -r benchmarks/optimum.txt
+    optimum/bin/optimum-cli export onnx --model CHECKPOINT --task text-classification \\
+        --optimize O3 optimum/graph
+    python benchmarks/peers.py ... --graph "optimum-onnx O3=optimum/graph/model.onnx"
 """
 
 from __future__ import annotations
@@ -24,7 +32,14 @@ from random import Random
 import click
 import numpy as np
 import torch
-from contenders import BASELINE, CONTENDERS, Answer, Unavailable, Workshop
+from contenders import (
+    BASELINE,
+    CONTENDERS,
+    Answer,
+    Unavailable,
+    Workshop,
+    run_in_onnxruntime,
+)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.table import Table
@@ -117,6 +132,19 @@ def make_contenders(shop: Workshop, wanted: Sequence[str]) -> dict[str, Answer]:
     return made
 
 
+def named_graphs(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    """NAME=FILE, each name once."""
+    graphs = {}
+    for value in values:
+        name, _, file = value.rpartition("=")
+        if not (name and file) or name in graphs or name in CONTENDERS:
+            raise click.BadParameter(f"{value!r}: expected NAME=FILE, with a name of its own")
+        graphs[name] = Path(file)
+    return graphs
+
+
 def print_table(timings: dict[str, dict[str, Timing]]) -> None:
     table = Table(title="median ms (times as fast as the plain export; same labels as PyTorch)")
     table.add_column("")
@@ -162,6 +190,14 @@ def draw(timings: dict[str, dict[str, Timing]]) -> Figure:
 @click.option("--threads", default=1, show_default=True, help="Of every runtime.")
 @click.option("--only", multiple=True, help="Contenders with this in their names.")
 @click.option(
+    "--graph",
+    "graphs",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=named_graphs,
+    help="One more contender: the same dense model as an ONNX graph that another tool made.",
+)
+@click.option(
     "--plot", type=click.Path(path_type=Path), callback=png_file, help="PNG file to write."
 )
 @json_option
@@ -174,6 +210,7 @@ def main(
     rounds: int,
     threads: int,
     only: tuple[str, ...],
+    graphs: dict[str, Path],
     plot: Path | None,
     json_path: Path | None,
 ) -> None:
@@ -198,7 +235,8 @@ def main(
         with tempfile.TemporaryDirectory() as scratch, console.progress() as progress:
             sample = tokenizer(corpus)
             shop = Workshop(checkpoint, Path(scratch), threads, sample)
-            contenders = make_contenders(shop, only)
+            others = {name: run_in_onnxruntime(graph, threads) for name, graph in graphs.items()}
+            contenders = make_contenders(shop, only) | others
             timings = {case.name: measure(contenders, case, rounds, progress) for case in cases}
     except TrbertError as problem:
         sys.exit(f"error: {problem}")

@@ -10,7 +10,7 @@ import pytest
 import random_model
 from click.testing import CliRunner
 from conftest import make_texts
-from contenders import CONTENDERS
+from contenders import CONTENDERS, Workshop
 from matplotlib.image import imread
 
 from trbert_deploy import load
@@ -48,6 +48,36 @@ def test_contenders_answer_alike_and_are_written_down(
             assert timing["speedup"] > 0
         assert case[peers.BASELINE]["speedup"] == 1.0
     assert imread(plot).ndim == 3
+
+
+def test_graphs_of_other_tools_are_contenders(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data, figures = tmp_path / "texts.jsonl", tmp_path / "peers.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(4, seed=0)))
+    other = Workshop(tiny_checkpoint, tmp_path, 1, []).plain_graph
+    arguments = [tiny_checkpoint, "--data", data, "--lengths", 16, "--texts", 2, "--batch", 0]
+    arguments += ["--rounds", 1, "--only", peers.REFERENCE, "--json", figures]
+    code, output = run(*arguments, "--graph", f"another=tool={other}")
+    assert code == 0, output
+    (case,) = json.loads(figures.read_text())["cases"].values()
+    assert list(case) == [peers.REFERENCE, "another=tool"]
+    assert case["another=tool"]["same_labels"] == 1.0
+    ours = segment_of(tiny_checkpoint, tmp_path)
+    for graph, message in (
+        (tmp_path / "missing.onnx", "error: ONNX Runtime cannot load"),
+        (data, "error: ONNX Runtime cannot load"),
+        (ours, "expected some of input_ids, token_type_ids, attention_mask, and logits"),
+    ):
+        code, output = run(*arguments, "--graph", f"another={graph}")
+        assert code == 1 and message in output
+    for wrong in ("another", f"={other}", f"{peers.REFERENCE}={other}"):
+        code, output = run(*arguments, "--graph", wrong)
+        assert code == 2 and "expected NAME=FILE, with a name of its own" in output
+
+
+def segment_of(checkpoint: Path, path: Path) -> Path:
+    """A graph that is no dense model."""
+    export_bundle(checkpoint, path / "bundle")
+    return path / "bundle" / "segment_1.onnx"
 
 
 def test_rows_longer_than_the_model_takes_are_refused(
