@@ -1,0 +1,118 @@
+"""What padding is worth: batches of texts as they are, with more or less of it.
+
+    python benchmarks/padding_cost.py BUNDLE --data texts.jsonl --paddings 0,0.03,0.1
+
+Rows of exactly one length share a batch without padding; rows of nearly one length can share it
+with some. Fewer and larger calls, but wasted slots and a mask: all limits answer the same texts in
+turns, dense and reduced.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.table import Table
+
+from trbert_deploy import console
+from trbert_deploy.bench.machine import describe_machine
+from trbert_deploy.commands.options import dial_options, json_option, precision_option
+from trbert_deploy.errors import TrbertError
+from trbert_deploy.files import write_json
+from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.selection import Dial
+
+
+def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
+    """Shares from 0 to 1 with commas between them."""
+    try:
+        found = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= share <= 1 for share in found):
+        raise click.BadParameter(f"{value!r}: expected shares from 0 to 1, such as 0,0.03")
+    return found
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Real texts."
+)
+@click.option("--backend", default="onnxruntime", show_default=True)
+@precision_option
+@dial_options
+@click.option(
+    "--paddings",
+    default="0,0.03,0.1",
+    show_default=True,
+    callback=shares,
+    help="Most of a batch's slots that may be padding.",
+)
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--batches", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@json_option
+def main(
+    bundle: Path,
+    data: Path,
+    backend: str,
+    precision: str | None,
+    dial: Dial,
+    paddings: tuple[float, ...],
+    batch: int,
+    batches: int,
+    rounds: int,
+    json_path: Path | None,
+) -> None:
+    """Time batches of texts of mixed lengths with BUNDLE, by how much of them may be padding."""
+    warnings.simplefilter("ignore", TruncationWarning)
+    try:
+        pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(dial))
+        texts = [str(text.text) for text in islice(read_texts(data), batch * batches)]
+    except TrbertError as problem:
+        sys.exit(f"error: {problem}")
+    rows = pipeline.tokenizer(texts)
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    chains = [pipeline.chain.at(Dial()) for _ in paddings]
+    for chain, share in zip(chains, paddings, strict=True):
+        chain.max_padding = share
+    spent = np.empty((2, len(chains), rounds + 1, len(parts)))
+    with console.progress() as progress:
+        for number in range(rounds + 1):  # the first warms up
+            for place, part in enumerate(parts):
+                for index, chain in enumerate(chains):
+                    for dense, run in enumerate((chain.run, chain.run_dense)):
+                        start = time.perf_counter()
+                        run(part)
+                        spent[dense, index, number, place] = time.perf_counter() - start
+                done = number * len(parts) + place + 1
+                progress("padding", done, (rounds + 1) * len(parts))
+    reduced, dense = 1000.0 * np.median(spent[:, :, 1:], axis=(2, 3))
+    table = Table(title=f"{backend}: median ms of {batch} texts")
+    for heading in ("padding, at most", "dense", "reduced"):
+        table.add_column(heading, justify="right")
+    for share, whole, less in zip(paddings, dense, reduced, strict=True):
+        table.add_row(f"{share:.0%}", f"{whole:.0f}", f"{less:.0f}")
+    console.out.print(table)
+    if json_path is not None:
+        figures = [
+            {"max_padding": share, "dense_ms": whole, "reduced_ms": less}
+            for share, whole, less in zip(paddings, dense.tolist(), reduced.tolist(), strict=True)
+        ]
+        settings = dict(pipeline.chain.backend.description)
+        write_json(
+            json_path, {"machine": describe_machine(), "settings": settings, "batch": figures}
+        )
+
+
+if __name__ == "__main__":
+    main()
