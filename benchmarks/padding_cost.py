@@ -97,7 +97,9 @@ def main(
                 done = number * len(parts) + place + 1
                 progress("padding", done, (rounds + 1) * len(parts))
     reduced, dense = 1000.0 * np.median(spent[:, :, 1:], axis=(2, 3))
-    table = Table(title=f"{backend}: median ms of {batch} texts")
+    settings = dict(pipeline.chain.backend.description)
+    name = f"{settings['backend']} {settings.get('precision', '')}"
+    table = Table(title=f"{name}: median ms of {batch} texts")
     for heading in ("padding, at most", "dense", "reduced"):
         table.add_column(heading, justify="right")
     for share, whole, less in zip(paddings, dense, reduced, strict=True):
@@ -108,7 +110,6 @@ def main(
             {"max_padding": share, "dense_ms": whole, "reduced_ms": less}
             for share, whole, less in zip(paddings, dense.tolist(), reduced.tolist(), strict=True)
         ]
-        settings = dict(pipeline.chain.backend.description)
         write_json(
             json_path, {"machine": describe_machine(), "settings": settings, "batch": figures}
         )

@@ -77,7 +77,7 @@ DEFAULT_BACKEND = "onnxruntime"
 AUTO = "auto"  # the fastest that is installed and good enough (choosing.py)
 
 #: Padding that a larger batch is worth where one row does not fill the device.
-PADDING_ON_GPUS = 0.05
+PADDING_ON_GPUS = 0.03
 
 #: What a backend can be asked to compute in; the others decide for themselves.
 PRECISIONS = {
