@@ -38,6 +38,7 @@ def options(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Qu
             "teacher_epochs": 1,
             "policy_epochs": 1,
             "joint_epochs": 1,
+            "averaged_runs": 1,
             "rollouts": 2,
             "joint_rollouts": 2,
             "target_speedup": 1.5,
