@@ -136,12 +136,12 @@ def test_sha256(tmp_path: Path) -> None:
 
 
 def test_directories_are_required(tmp_path: Path) -> None:
-    require_directory(tmp_path, "bundle")
-    with pytest.raises(StorageError, match=r"bundle .* does not exist"):
-        require_directory(tmp_path / "no", "bundle")
+    require_directory(tmp_path, "bundle", "export")
+    with pytest.raises(StorageError, match=r"bundle .* does not exist: make one with export"):
+        require_directory(tmp_path / "no", "bundle", "export")
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="is a file: expected a directory"):
-        require_directory(tmp_path / "file", "bundle")
+        require_directory(tmp_path / "file", "bundle", "export")
 
 
 LIMITED = """

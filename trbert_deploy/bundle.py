@@ -243,7 +243,7 @@ class Bundle:
             BundleError: not a bundle, or a file is missing, altered, truncated or unknown.
         """
         path = Path(path)
-        require_directory(path, "bundle")
+        require_directory(path, "bundle", "trbert-deploy export CHECKPOINT")
         if not (path / MANIFEST).is_file():
             raise BundleError(
                 f"{path} is not a bundle: it has no {MANIFEST}; make one with trbert-deploy export"

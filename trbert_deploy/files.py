@@ -135,14 +135,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_directory(path: Path, what: str) -> None:
+def require_directory(path: Path, what: str, maker: str) -> None:
     """Refuse a path that is not a readable directory.
+
+    Args:
+        maker: the command that makes one.
 
     Raises:
         StorageError: it is missing, a file, or unreadable.
     """
     if not path.exists():
-        raise StorageError(f"{what} {path} does not exist")
+        raise StorageError(f"{what} {path} does not exist: make one with {maker}")
     if not path.is_dir():
         raise StorageError(f"{what} {path} is a file: expected a directory")
     if not os.access(path, os.R_OK | os.X_OK):

@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         StorageError: no such directory.
         CheckpointError: no checkpoint, an unsupported family, missing or damaged files.
     """
-    require_directory(path, "checkpoint")
+    require_directory(path, "checkpoint", "trbert-deploy train")
     if not (path / CONFIG_FILE).is_file():
         raise CheckpointError(f"{path} is not a checkpoint: it has no {CONFIG_FILE}")
     config = load_hf_config(str(path))

@@ -100,7 +100,8 @@ def _load(source: str, builder: str, **arguments: Any) -> DatasetDict:
         return load_dataset(builder, **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
         cause = problem.__cause__ or problem
-        raise DataError(f"{source} cannot be read: {str(cause).splitlines()[0]}") from None
+        what = source if builder in BUILDERS.values() else f"{source}, no file but a hub data set,"
+        raise DataError(f"{what} cannot be read: {str(cause).splitlines()[0]}") from None
 
 
 def _example(where: str, text: Any, pair: Any, label: Any, names: Sequence[str] | None) -> Example:
