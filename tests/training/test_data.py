@@ -84,6 +84,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_examples(str(tmp_path / "nothing.jsonl"))
 
 
+def test_a_name_that_no_data_set_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="nothing, no file but a hub data set, cannot be read: "):
+        read_examples("nothing")
+
+
 def test_one_label_is_not_enough() -> None:
     with pytest.raises(DataError, match=r"one label only \(x\)"):
         labels_in([Example("a", "x"), Example("b", "x")])

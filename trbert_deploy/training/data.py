@@ -87,20 +87,20 @@ def _load_table(source: str, split: str) -> Dataset:
         return _load(source, BUILDERS[ending], data_files=source)["train"]
     if path.exists() or path.suffix in (*BUILDERS, ".gz") or source.startswith((".", "/")):
         raise StorageError(f"{source} is not a file: expected data or the name of a data set")
-    splits = _load(source, source)
+    splits = _load(f"{source}, no file but a hub data set,", source)
     if split not in splits:
         raise DataError(f"{source} has the splits {', '.join(splits)}: expected {split}")
     return splits[split]
 
 
-def _load(source: str, builder: str, **arguments: Any) -> DatasetDict:
+def _load(what: str, builder: str, **arguments: Any) -> DatasetDict:
+    """A data set of ``load_dataset``; errors call it ``what``."""
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     try:
         return load_dataset(builder, **arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
         cause = problem.__cause__ or problem
-        what = source if builder in BUILDERS.values() else f"{source}, no file but a hub data set,"
         raise DataError(f"{what} cannot be read: {str(cause).splitlines()[0]}") from None
 
 
