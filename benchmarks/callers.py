@@ -27,7 +27,7 @@ from trbert_deploy.files import write_json
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dense: bool) -> float:

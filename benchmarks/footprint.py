@@ -25,14 +25,14 @@ from rich.table import Table
 
 from trbert_deploy import console
 from trbert_deploy.bench.machine import describe_machine
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.commands.options import dial_options, json_option
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.progress import Progress
-from trbert_deploy.runtime.choosing import CANDIDATES
+from trbert_deploy.runtime.autotune.fastest_backend import CANDIDATES
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 #: What the processes run.
 PROGRAM = """

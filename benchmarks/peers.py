@@ -45,13 +45,13 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.figures import write_figure
 from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, numbers, png_file
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import write_json
-from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE, load_checkpoint
 from trbert_deploy.progress import Progress
+from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning

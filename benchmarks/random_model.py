@@ -20,9 +20,13 @@ import torch
 from trbert_deploy import console
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError, TrbertError
-from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection.select import SelectionRule
 
 
 def make_checkpoint(

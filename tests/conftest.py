@@ -19,9 +19,13 @@ from tokenizers.trainers import WordPieceTrainer
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    TOKENIZER_FILE,
+    Checkpoint,
+    save_checkpoint,
+)
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.runtime import remembering
+from trbert_deploy.runtime.autotune import cache as cached
 
 # A busy machine is slow at times: no test here asserts a time.
 settings.register_profile("no-deadline", deadline=None)
@@ -167,5 +171,5 @@ def labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of the test's own for what is remembered of this machine."""
     directory = tmp_path / "cache"
-    monkeypatch.setattr(remembering, "user_cache_path", lambda name: directory / name)
+    monkeypatch.setattr(cached, "user_cache_path", lambda name: directory / name)
     return directory

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection import Dial, SelectionRule
+from trbert_deploy.selection.select import Dial, SelectionRule
 
 CONFIG_VERSION = 1
 

@@ -31,8 +31,8 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import given_training_options, training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
-from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.validation import Validator
 
 #: FLOPs speed-ups at which rows with a threshold are looked at beside their own.
 OTHER_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)

@@ -15,15 +15,15 @@ import click
 import numpy as np
 
 from trbert_deploy import console
-from trbert_deploy.bench.figures import write_figure
-from trbert_deploy.bench.kept import examples, kept_by_length, trace_texts, word_shares
-from trbert_deploy.bench.models import open_models
-from trbert_deploy.bench.pictures import (
+from trbert_deploy.errors import TrbertError
+from trbert_deploy.evaluation.kept import examples, kept_by_length, trace_texts, word_shares
+from trbert_deploy.evaluation.models import open_models
+from trbert_deploy.reports.plots.figure import write_figure
+from trbert_deploy.reports.plots.kept import (
     draw_kept_by_length,
     draw_texts,
     draw_words,
 )
-from trbert_deploy.errors import TrbertError
 from trbert_deploy.runtime.reading import read_texts
 
 

@@ -24,14 +24,14 @@ from students import (
 )
 
 from trbert_deploy import console
-from trbert_deploy.bench.opponents import count_for, with_ratio
+from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.distillation import distillation_loss
-from trbert_deploy.training.evaluate import Validator
-from trbert_deploy.training.stages import Stage, Step, make_stage
+from trbert_deploy.training.stages.stage import Stage, Step, make_stage
+from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
 
 #: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.

@@ -12,7 +12,7 @@ from students import Student
 
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.files import read_json, write_json
-from trbert_deploy.modeling.checkpoint import (
+from trbert_deploy.modeling.checkpoints.checkpoint import (
     WEIGHTS_FILE,
     Checkpoint,
     load_checkpoint,
@@ -28,8 +28,8 @@ from trbert_deploy.training.averaging import (
 )
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.options import DISTILLING, TrainOptions
-from trbert_deploy.training.saliency import Guide
-from trbert_deploy.training.stages import Stage
+from trbert_deploy.training.stages.guide import Guide
+from trbert_deploy.training.stages.stage import Stage
 
 OPTIONS_FILE = "options.json"
 SECONDS_FILE = "seconds.json"

@@ -22,14 +22,18 @@ from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, staged_file, write_json
-from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, load_hf_config, write_safetensors
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    TOKENIZER_FILE,
+    load_hf_config,
+    write_safetensors,
+)
+from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.modeling.pretrained import is_fine_tuned, load_pretrained
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.training.data import LabelledRow, read_examples, tokenize
 from trbert_deploy.training.recombining import recombine
-from trbert_deploy.training.saliency import Guide, answers, make_guide
+from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 
 SETTING_FILE = "setting.json"
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trbert_deploy.bench import opponents
+from trbert_deploy.bench import baselines as opponents
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.flops import dense_flops, reduced_flops
-from trbert_deploy.modeling.encoder import Attention
+from trbert_deploy.modeling.blocks.encoder import Attention
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.received_attention import (
@@ -26,11 +26,10 @@ from trbert_deploy.modeling.received_attention import (
     mean_attention,
 )
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.selection import select
+from trbert_deploy.selection.select import select
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.evaluate import row_lengths
 from trbert_deploy.training.reduced import (
     Chooser,
     Survivors,
@@ -39,6 +38,7 @@ from trbert_deploy.training.reduced import (
     first_segment,
     later_segments,
 )
+from trbert_deploy.training.validation import row_lengths
 
 #: (batch, whether it is a training step) -> what decides at the cuts.
 Choose = Callable[[PackedBatch, bool], Chooser]

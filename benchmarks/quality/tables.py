@@ -24,11 +24,11 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from rows import ROWS
 
-from trbert_deploy.bench.figures import write_figure
-from trbert_deploy.bench.metrics import bootstrap_interval
 from trbert_deploy.commands.options import png_file
 from trbert_deploy.errors import DataError, TrbertError
+from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.files import read_json
+from trbert_deploy.reports.plots.figure import write_figure
 
 #: Told apart with any colour vision (Okabe and Ito 2008), and by their markers.
 STYLES = {

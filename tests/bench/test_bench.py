@@ -14,7 +14,6 @@ from conftest import make_texts
 from rich.console import Console
 
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
-from trbert_deploy.bench.report import dense_wins, print_report
 from trbert_deploy.bench.timing import (
     BackendBench,
     BenchPoint,
@@ -27,6 +26,7 @@ from trbert_deploy.bench.timing import (
 from trbert_deploy.cli import main
 from trbert_deploy.errors import ConfigError, DataError, LengthError
 from trbert_deploy.flops import speedup
+from trbert_deploy.reports.console.bench import dense_wins, print_report
 from trbert_deploy.runtime.chain import RowResult, Timing, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 
@@ -207,7 +207,7 @@ def test_texts_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_a_bundle_without_samples_asks_for_data(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trbert_deploy.bundle.Bundle.samples", lambda bundle: [])
+    monkeypatch.setattr("trbert_deploy.bundle.bundle.Bundle.samples", lambda bundle: [])
     with pytest.raises(DataError, match="has no sample texts: give --data FILE"):
         bench_bundle(tiny_bundle, QUICK)
 

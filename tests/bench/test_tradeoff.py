@@ -10,37 +10,37 @@ import numpy as np
 import pytest
 import torch
 from conftest import CheckpointMaker, make_texts, tiny_spec
+from evaluation.test_quality import run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from reports.test_html import shown
 from students import by_attention
-from test_html import shown
-from test_quality import run
 
 from trbert_deploy import load
 from trbert_deploy.bench import tradeoff
-from trbert_deploy.bench.bundles import BenchOptions, sweep_bundle
-from trbert_deploy.bench.opponents import (
+from trbert_deploy.bench.baselines import (
     count_for,
     first_tokens,
     replay,
     select_by_chance,
     with_ratio,
 )
-from trbert_deploy.bench.plots import draw_tradeoff
-from trbert_deploy.bench.quality import evaluate_quality, tokenize
+from trbert_deploy.bench.bundles import BenchOptions, sweep_bundle
 from trbert_deploy.bench.tradeoff import TradeoffReport, measure_tradeoff
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError, DataError
+from trbert_deploy.evaluation.quality import evaluate_quality, tokenize
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.received_attention import select_by_attention
 from trbert_deploy.modeling.torch_backend import load_model
+from trbert_deploy.reports.plots.sweeps import draw_tradeoff
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection import SelectionRule
+from trbert_deploy.selection.select import SelectionRule
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.reduced import first_segment, select_at_cuts

@@ -34,11 +34,11 @@ from students import (
     thinner,
 )
 
-from trbert_deploy.bench.opponents import count_for, with_ratio
+from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
-from trbert_deploy.modeling.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from trbert_deploy import load
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.modeling.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 
 ROW = "ours, reduced, ONNX Runtime f32"
 

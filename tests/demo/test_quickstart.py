@@ -16,9 +16,9 @@ from rich.console import Console
 from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.demo.corpus import LABELS, CorpusOptions
 from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, start_over
-from trbert_deploy.demo.report import print_summary
-from trbert_deploy.modeling.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress
+from trbert_deploy.reports.console.quickstart import print_summary
 
 pytestmark = pytest.mark.slow
 

@@ -13,15 +13,20 @@ import pytest
 import torch
 from conftest import CheckpointMaker, tiny_model
 
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, ParityError, StorageError
 from trbert_deploy.exporters import export
+from trbert_deploy.exporters.checks.parity import (
+    check_shapes,
+    compare_chains,
+    compare_graphs,
+    row_maker,
+)
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.exporters.parity import check_shapes, compare_chains, compare_graphs, row_maker
-from trbert_deploy.modeling.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 @pytest.fixture(scope="module")

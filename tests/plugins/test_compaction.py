@@ -65,7 +65,7 @@ def test_text_order_holds_at_the_longest_rows() -> None:
 
 def test_tensorrt_builds_it() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    from trbert_deploy.runtime.tensorrt_library import library_log, load_tensorrt
+    from trbert_deploy.runtime.backends.tensorrt.library import library_log, load_tensorrt
 
     log = library_log(load_tensorrt("rtx"))
     builder = trt.Builder(log)

@@ -11,7 +11,7 @@ from conftest import LABELS, make_texts
 from tokenizers import Tokenizer
 
 import trbert_deploy
-from trbert_deploy.bundle import TOKENIZER
+from trbert_deploy.bundle.bundle import TOKENIZER
 from trbert_deploy.errors import ConfigError, DataError, LengthError
 from trbert_deploy.runtime.pipeline import Pipeline, Prediction, load
 from trbert_deploy.runtime.tokenizing import TruncationWarning

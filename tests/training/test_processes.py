@@ -22,7 +22,7 @@ from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.processes import Share
 from trbert_deploy.training.run import train
-from trbert_deploy.training.saliency import GUIDE_FILE, Guide
+from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide
 
 #: The command line in float32: in half precision batches of other shapes round too differently.
 IN_FLOAT32 = """

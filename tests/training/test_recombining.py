@@ -18,7 +18,7 @@ from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.recombining import NO_LABEL, recombine
 from trbert_deploy.training.reduced import dense_logits
-from trbert_deploy.training.saliency import answers, make_guide
+from trbert_deploy.training.stages.guide import answers, make_guide
 
 CPU = torch.device("cpu")
 

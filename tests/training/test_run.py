@@ -23,14 +23,18 @@ from trbert_deploy.errors import (
     LengthError,
     StorageError,
 )
-from trbert_deploy.modeling.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
-from trbert_deploy.training.evaluate import Validator
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import train
-from trbert_deploy.training.stages import Stage
+from trbert_deploy.training.stages.stage import Stage
+from trbert_deploy.training.validation import Validator
 
 
 def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
-from trbert_deploy.runtime.machine import cores, processor
+from trbert_deploy.machine import cores, processor
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bench.opponents import (
+from trbert_deploy.bench.baselines import (
     Survival,
     count_for,
     first_tokens,
@@ -23,11 +23,11 @@ from trbert_deploy.bench.opponents import (
     select_by_chance,
     with_ratio,
 )
-from trbert_deploy.bench.quality import ModelRun, QualityReport, compare_runs, tokenize
-from trbert_deploy.bench.sweep import points_to_sweep
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_runs, tokenize
+from trbert_deploy.evaluation.sweep import points_to_sweep
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline

@@ -18,7 +18,7 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 @click.command()
@@ -96,16 +96,16 @@ def bench(
         sweep_bundle,
         trace_bundle,
     )
-    from trbert_deploy.bench.report import print_report, print_tradeoff
     from trbert_deploy.bench.timing import Rounds
     from trbert_deploy.files import write_json
+    from trbert_deploy.reports.console.bench import print_report, print_tradeoff
 
     if plot is not None and not sweep:
         raise click.UsageError("--plot draws a sweep: add --sweep")
     if sweep:  # a missing package is told now, and not after measuring
-        from trbert_deploy.bench.plots import write_tradeoff_plot
+        from trbert_deploy.reports.plots.sweeps import write_tradeoff_plot
     if html_path is not None:
-        from trbert_deploy.bench.html import write_html
+        from trbert_deploy.reports.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
     options = BenchOptions(lengths, batches, backend, precision, threads, dial, effort, data)
     with console.progress() as progress:

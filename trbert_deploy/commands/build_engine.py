@@ -50,15 +50,15 @@ def build_engine(
     bundle: Path, precision: str | None, verify: bool, json_path: Path | None, **options: Any
 ) -> None:
     """Build TensorRT engines for every segment of BUNDLE, into the bundle."""
-    from trbert_deploy.bundle import Bundle
-    from trbert_deploy.exporters.engines import EngineOptions, build_engines
-    from trbert_deploy.exporters.engines_report import print_engines, print_verification
-    from trbert_deploy.exporters.verification import (
+    from trbert_deploy.bundle.bundle import Bundle
+    from trbert_deploy.exporters.checks.engines import (
         require_polygraphy,
         verify_engines,
         why_not_verifiable,
     )
+    from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
     from trbert_deploy.files import write_json
+    from trbert_deploy.reports.console.engines import print_engines, print_verification
 
     if verify:
         require_polygraphy()

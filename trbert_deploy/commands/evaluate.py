@@ -17,7 +17,7 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 @click.command()
@@ -76,17 +76,17 @@ def evaluate(
     json_path: Path | None,
 ) -> None:
     """Compare a model with its dense model, or its teacher, on labelled texts."""
-    from trbert_deploy.bench.models import open_models
-    from trbert_deploy.bench.quality import evaluate_quality, warn_of_few_rows
-    from trbert_deploy.bench.report import print_quality, print_sweep
+    from trbert_deploy.evaluation.models import open_models
+    from trbert_deploy.evaluation.quality import evaluate_quality, warn_of_few_rows
     from trbert_deploy.files import write_json
+    from trbert_deploy.reports.console.bench import print_quality, print_sweep
     from trbert_deploy.runtime.reading import read_texts
 
     if plot is not None and not sweep:
         raise click.UsageError("--plot draws a sweep: add --sweep")
     if sweep:
-        from trbert_deploy.bench.plots import write_sweep_plot
-        from trbert_deploy.bench.sweep import sweep_thresholds
+        from trbert_deploy.evaluation.sweep import sweep_thresholds
+        from trbert_deploy.reports.plots.sweeps import write_sweep_plot
     pipeline, dense = open_models(
         model,
         teacher,

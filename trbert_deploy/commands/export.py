@@ -48,8 +48,8 @@ def export(
 ) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
     from trbert_deploy.exporters.export import LEAST_INT8_AGREEMENT, export_bundle
-    from trbert_deploy.exporters.report import print_export
     from trbert_deploy.files import write_json
+    from trbert_deploy.reports.console.export import print_export
 
     with console.progress() as progress:
         report = export_bundle(

@@ -16,9 +16,9 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.runtime.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 @click.command()

@@ -23,7 +23,7 @@ from trbert_deploy.commands.options import needs
 def quickstart(output: Path, fresh: bool) -> None:
     """Run the main job on an embedded example: train, export, build engines, measure."""
     from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, start_over
-    from trbert_deploy.demo.report import print_summary
+    from trbert_deploy.reports.console.quickstart import print_summary
 
     if fresh:
         start_over(output)

@@ -34,8 +34,8 @@ from trbert_deploy.training.options import TrainOptions
 def train(recipe: str, output: Path, resume: bool, json_path: Path | None, **options: Any) -> None:
     """Teach an encoder which tokens it can drop: teacher, saliency guide, policy, joint, hard."""
     from trbert_deploy.files import write_json
+    from trbert_deploy.reports.console.training import print_training
     from trbert_deploy.training.processes import is_main
-    from trbert_deploy.training.report import print_training
     from trbert_deploy.training.run import train as run_training
 
     chosen = TrainOptions.by_recipe(recipe, **given_training_options(options))

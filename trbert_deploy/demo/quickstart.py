@@ -20,12 +20,16 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
-from trbert_deploy.bench.quality import QualityReport, evaluate_quality
 from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.demo.corpus import Corpus, CorpusOptions, build_corpus, write_corpus
 from trbert_deploy.errors import MissingDependencyError
-from trbert_deploy.exporters.engines import EngineOptions, EnginesReport, build_engines
+from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.tensorrt.engine_build import (
+    EngineOptions,
+    EnginesReport,
+    build_engines,
+)
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.pipeline import load

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trbert_deploy.bundle import (
+from trbert_deploy.bundle.bundle import (
     DEFAULT_DIRECTORY,
     DEQUANTIZED,
     INT8,
@@ -20,8 +20,7 @@ from trbert_deploy.bundle import (
     write_manifest,
 )
 from trbert_deploy.errors import BundleError, ParityError
-from trbert_deploy.exporters.onnx import TRACED_LENGTH, export_graphs
-from trbert_deploy.exporters.parity import (
+from trbert_deploy.exporters.checks.parity import (
     ChainParity,
     GraphParity,
     check_shapes,
@@ -29,15 +28,16 @@ from trbert_deploy.exporters.parity import (
     compare_graphs,
     row_maker,
 )
+from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
-from trbert_deploy.modeling.checkpoint import copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import copy_tokenizer, load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.backend import BackendOptions
+from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.choosing import least_agreement
-from trbert_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16

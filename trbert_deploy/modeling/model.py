@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.encoder import ClassificationHead, Encoder, Policy
+from trbert_deploy.modeling.blocks.encoder import ClassificationHead, Encoder, Policy
 from trbert_deploy.modeling.layouts import Layout
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.encoder import Attention, EncoderLayer
+from trbert_deploy.modeling.blocks.encoder import Attention, EncoderLayer
 from trbert_deploy.modeling.layouts import PaddedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.runtime.chain import TokenRow
-from trbert_deploy.selection import select
+from trbert_deploy.selection.select import select
 
 
 def attending_layers(reduction: ReductionConfig) -> list[int]:

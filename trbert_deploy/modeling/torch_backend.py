@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trbert_deploy.bundle import (
+from trbert_deploy.bundle.bundle import (
     DENSE,
     HIDDEN_OUT,
     KEEP_LOGIT,
@@ -17,10 +17,10 @@ from trbert_deploy.bundle import (
     TRANSPOSED,
     Bundle,
 )
-from trbert_deploy.modeling.checkpoint import read_safetensors
+from trbert_deploy.modeling.checkpoints.checkpoint import read_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
-from trbert_deploy.runtime.backend import BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, Tensors
 
 
 class TorchGraph:

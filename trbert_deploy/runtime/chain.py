@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.batching import group_by_length, split_by_tokens
-from trbert_deploy.bundle import (
+from trbert_deploy.bundle.bundle import (
     ATTENTION_MASK,
     DENSE,
     HIDDEN,
@@ -27,8 +27,8 @@ from trbert_deploy.bundle import (
     segment_name,
 )
 from trbert_deploy.config import ReductionConfig, Segment
-from trbert_deploy.runtime.backend import Backend, Tensors
-from trbert_deploy.selection import Dial, select
+from trbert_deploy.runtime.backends.backend import Backend, Tensors
+from trbert_deploy.selection.select import Dial, select
 
 
 @dataclass(frozen=True)

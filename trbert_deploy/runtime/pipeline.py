@@ -11,22 +11,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle import Bundle
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backend import (
+from trbert_deploy.runtime.autotune.break_even import break_even
+from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
+from trbert_deploy.runtime.autotune.latency_budget import threshold_within
+from trbert_deploy.runtime.backends.backend import (
     AUTO,
     DEFAULT_BACKEND,
     BackendOptions,
     open_backend,
     require_precision,
 )
-from trbert_deploy.runtime.break_even import break_even
-from trbert_deploy.runtime.budget import threshold_within
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
-from trbert_deploy.runtime.choosing import choose_backend
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
-from trbert_deploy.selection import Dial
+from trbert_deploy.selection.select import Dial
 
 
 @dataclass(frozen=True)

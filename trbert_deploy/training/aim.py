@@ -11,8 +11,8 @@ import torch
 from trbert_deploy.flops import REACHED
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.evaluate import OperatingPoint, Validator, set_threshold
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.validation import OperatingPoint, Validator, set_threshold
 
 #: FLOPs speed-ups of the table at the end of training.
 TABLE_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)

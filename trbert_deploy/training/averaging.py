@@ -33,7 +33,7 @@ from trbert_deploy.training.loop import (
     train_stage,
 )
 from trbert_deploy.training.options import STAGES, TrainOptions
-from trbert_deploy.training.stages import Stage
+from trbert_deploy.training.stages.stage import Stage
 
 RESULT_FILE = "result.safetensors"
 #: What a stage is held to -> how it is validated: share of it that is done -> score.

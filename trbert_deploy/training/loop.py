@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.files import staged_file
-from trbert_deploy.modeling.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedClassifier
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
@@ -28,7 +28,7 @@ from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.options import STAGES, TrainOptions
-from trbert_deploy.training.stages import Stage, freeze_all_but
+from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
 LARGEST_GRADIENT = 1.0

@@ -10,9 +10,13 @@ from pathlib import Path
 import torch
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.modeling.checkpoint import TOKENIZER_FILE, Checkpoint, tokenizer_directory
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    TOKENIZER_FILE,
+    Checkpoint,
+    tokenizer_directory,
+)
+from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.modeling.pretrained import Pretrained, load_pretrained
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.data import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedClassifier
-from trbert_deploy.selection import select
+from trbert_deploy.selection.select import select
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.processes import Share
 

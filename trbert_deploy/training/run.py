@@ -20,16 +20,16 @@ from typing import Any
 
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, write_json
-from trbert_deploy.modeling.checkpoint import load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
-from trbert_deploy.training.evaluate import Evaluation, OperatingPoint, Validator
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
-from trbert_deploy.training.saliency import GUIDE_FILE, Guide, answers, make_guide
-from trbert_deploy.training.stages import Stage, make_stage
+from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
+from trbert_deploy.training.stages.stage import Stage, make_stage
+from trbert_deploy.training.validation import Evaluation, OperatingPoint, Validator
 
 RUN_FILE = "training.json"
 RUN_VERSION = 2

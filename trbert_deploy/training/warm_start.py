@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.modeling.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.model import ReducedClassifier
 
 

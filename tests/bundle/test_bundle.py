@@ -1,0 +1,157 @@
+"""A bundle that is not exactly what was exported is refused, with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import trbert_deploy
+from trbert_deploy.bundle.bundle import DIGEST, MANIFEST, Bundle, Manifest, _digest
+from trbert_deploy.errors import BundleError, StorageError
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def rewrite(bundle: Path, change: Change) -> None:
+    """Change the manifest and sign it again, as another program could have written it."""
+    path = bundle / MANIFEST
+    data = json.loads(path.read_text())
+    del data[DIGEST]
+    change(data)
+    path.write_text(json.dumps({**data, DIGEST: _digest(data)}))
+
+
+@pytest.fixture(scope="module")
+def scratch(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that every example damages and restores."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("damaged") / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+def test_opens_what_was_exported(opened: Bundle) -> None:
+    manifest = opened.manifest
+    assert [graph.name for graph in manifest.graphs] == [
+        "segment_0", "segment_1", "segment_2", "dense",
+    ]  # fmt: skip
+    assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
+    assert len(opened.samples()) == 6
+    assert opened.graph_path("dense").is_file()
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_goes_unnoticed(data: st.DataObject, scratch: Path, opened: Bundle) -> None:
+    path = data.draw(st.sampled_from(sorted(scratch.iterdir())))
+    content = path.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    kind = data.draw(st.sampled_from(["flip", "truncate", "insert", "delete"]))
+    if kind == "flip":
+        flipped = content[place] ^ data.draw(st.integers(1, 255))
+        damaged = content[:place] + bytes([flipped]) + content[place + 1 :]
+    elif kind == "truncate":
+        damaged = content[:place]
+    elif kind == "insert":
+        damaged = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place:]
+    else:
+        damaged = b""
+    path.unlink()
+    try:
+        if kind != "delete":
+            path.write_bytes(damaged)
+        try:
+            manifest = Bundle.open(scratch).manifest
+        except BundleError as problem:
+            assert "\n" not in str(problem)
+        else:  # white space in the manifest says nothing
+            assert path.name == MANIFEST and manifest == opened.manifest
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["segment_1.onnx", "weights.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(own_bundle: Path, name: str) -> None:
+    (own_bundle / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        trbert_deploy.load(own_bundle)
+
+
+def test_a_truncated_file_is_named(own_bundle: Path) -> None:
+    weights = own_bundle / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"weights\.safetensors was altered or truncated"):
+        trbert_deploy.load(own_bundle)
+
+
+def test_a_threshold_changed_by_hand_is_refused(own_bundle: Path) -> None:
+    path = own_bundle / MANIFEST
+    path.write_text(path.read_text().replace('"value": 0.5', '"value": 0.9'))
+    with pytest.raises(BundleError, match=r"manifest\.json was altered"):
+        trbert_deploy.load(own_bundle)
+
+
+def set_version(version: object) -> Change:
+    return lambda data: data.update(format_version=version)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_version(3), "format version 3: this release reads 2; upgrade trbert-deploy"),
+        (set_version(1), "format version 1: .* export the checkpoint again"),
+        (set_version("2"), "format version 2"),
+        (lambda data: data.pop("format_version"), "format version None"),
+        (lambda data: data.pop("graphs"), "manifest is damaged .*graphs"),
+        (lambda data: data.update(max_length=1e999), "manifest is damaged"),
+        (lambda data: data["reduction"].update(version=9), "manifest is damaged .*version 9"),
+        (lambda data: data["reduction"]["cuts"][1].update(position=9), "cut 9 is out of range"),
+        (lambda data: data["encoder"].pop("num_heads"), "manifest is damaged"),
+        (lambda data: data["graphs"].pop(1), "graphs segment_0, segment_2, dense: expected"),
+        (lambda data: data["files"].pop("tokenizer.json"), r"no digest of tokenizer\.json"),
+    ],
+)
+def test_a_manifest_that_cannot_be_right_is_refused(
+    own_bundle: Path, change: Change, message: str
+) -> None:
+    rewrite(own_bundle, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "..", "", "a\0b"])
+def test_files_outside_the_bundle_are_refused(own_bundle: Path, name: str) -> None:
+    (own_bundle.parent / "secret").write_text("x")
+    rewrite(own_bundle, lambda data: data["files"].update({name: "0" * 64}))
+    with pytest.raises(BundleError, match=r"expected a plain file name|is missing"):
+        Bundle.open(own_bundle)
+
+
+def test_a_graph_outside_the_bundle_is_refused(own_bundle: Path) -> None:
+    rewrite(own_bundle, lambda data: data["graphs"][0].update(name="../segment_0"))
+    with pytest.raises(BundleError, match=r"expected segment_0"):
+        Bundle.open(own_bundle)
+
+
+def test_other_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not exist"):
+        Bundle.open(tmp_path / "no")
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
+        Bundle.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="is a file"):
+        Bundle.open(tmp_path / "file")
+
+
+def test_without_samples_there_are_none(own_bundle: Path) -> None:
+    rewrite(own_bundle, lambda data: data["files"].pop("samples.jsonl"))
+    assert Bundle.open(own_bundle).samples() == []

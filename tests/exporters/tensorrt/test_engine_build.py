@@ -1,0 +1,158 @@
+"""Engine sets: what is built, when it is built again, and what is left after a failure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import BundleError, ConfigError, EngineError, LengthError
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST, EngineSet, Profile
+
+pytest.importorskip("tensorrt_rtx")
+
+OPTIONS = EngineOptions(lengths=(16, 64), batches=(1, 2), compute_capability="8.6", flavour="rtx")
+NAMES = ["segment_0", "segment_1", "segment_2", "dense"]
+
+
+@pytest.fixture(scope="module")
+def built(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of one graph, with its fp16 engine, for tests that only read it."""
+    path = tmp_path_factory.mktemp("built") / "bundle"
+    export_bundle(make_checkpoint(cuts="", num_layers=1), path)
+    build_engines(path, OPTIONS)
+    return path
+
+
+@pytest.fixture
+def own(built: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def engines_of(bundle: Path, name: str = "rtx-fp16-sm86") -> Path:
+    return bundle / "engines" / name
+
+
+def test_builds_an_engine_for_every_graph(own_bundle: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    report = build_engines(own_bundle, OPTIONS, lambda *step: steps.append(step))
+    assert not report.skipped
+    assert report.engine_set.path == engines_of(own_bundle)
+    manifest = report.engine_set.manifest
+    assert [engine.name for engine in manifest.engines] == NAMES
+    for engine in manifest.engines:
+        file = report.engine_set.path / engine.file
+        assert file.stat().st_size == engine.size_bytes
+        assert engine.scratch_bytes
+    assert manifest.key.profiles == (Profile(1, 16, 1, 2, 2), Profile(17, 64, 1, 2, 2))
+    assert manifest.parity["precision"] == "fp16"
+    assert [done for _, done, _ in steps] == list(range(6))
+    assert {total for _, _, total in steps} == {5}
+    json.dumps(report.to_json())
+
+
+def test_other_precisions_lie_beside_it(own: Path) -> None:
+    for precision in ("bf16", "fp32"):
+        report = build_engines(own, replace(OPTIONS, precision=precision))
+        assert report.engine_set.manifest.key.precision == precision
+        assert bool(report.engine_set.manifest.parity) == (precision == "bf16")
+    assert sorted(path.name for path in (own / "engines").iterdir()) == [
+        "rtx-bf16-sm86",
+        "rtx-fp16-sm86",
+        "rtx-fp32-sm86",
+    ]
+
+
+def test_same_engines_are_not_built_again(own: Path) -> None:
+    before = (engines_of(own) / MANIFEST).stat().st_mtime_ns
+    assert build_engines(own, OPTIONS).skipped
+    assert (engines_of(own) / MANIFEST).stat().st_mtime_ns == before
+    assert not build_engines(own, replace(OPTIONS, force=True)).skipped
+
+
+def test_other_profiles_are_built_anew(own: Path) -> None:
+    report = build_engines(own, replace(OPTIONS, lengths=(64,), batches=(2,)))
+    assert not report.skipped
+    assert len(report.engine_set.manifest.key.profiles) == 1
+
+
+def test_damaged_engines_are_built_anew(own: Path) -> None:
+    (engines_of(own) / "dense.engine").write_bytes(b"short")
+    report = build_engines(own, OPTIONS)
+    assert not report.skipped
+    report.engine_set.verify()
+
+
+def test_failure_leaves_the_old_engines(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise EngineError("refused")
+
+    monkeypatch.setattr("trbert_deploy.exporters.tensorrt.engine_build.build_engine", refuse)
+    with pytest.raises(EngineError, match="refused"):
+        build_engines(own, replace(OPTIONS, force=True))
+    assert [path.name for path in (own / "engines").iterdir()] == ["rtx-fp16-sm86"]
+    EngineSet.open(engines_of(own), Bundle.open(own)).verify()
+
+
+def test_altered_graph_is_refused_before_anything_is_built(own: Path) -> None:
+    with (own / "dense.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(BundleError, match=r"dense\.onnx was altered"):
+        build_engines(own, OPTIONS)
+
+
+def test_lengths_above_the_maximum(built: Path) -> None:
+    with pytest.raises(LengthError, match=r"length 128 is more than the bundle takes: .* 64"):
+        build_engines(built, replace(OPTIONS, lengths=(16, 128)))
+
+
+@pytest.mark.parametrize(
+    ("max_length", "ends"),
+    [(64, [64]), (128, [128]), (1000, [128, 512, 1000]), (4096, [128, 512, 2048, 4096])],
+)
+def test_default_lengths_end_with_the_maximum(max_length: int, ends: list[int]) -> None:
+    profiles = EngineOptions().profiles(max_length)
+    assert [profile.max_length for profile in profiles] == ends
+    assert [profile.min_length for profile in profiles] == [1, *(end + 1 for end in ends[:-1])]
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [((4,), (4, 4, 4)), ((1, 8), (1, 8, 8)), ((32, 1, 8), (1, 8, 32))],
+)
+def test_batches(batches: tuple[int, ...], expected: tuple[int, int, int]) -> None:
+    (profile,) = EngineOptions(batches=batches).profiles(64)
+    assert (profile.min_batch, profile.opt_batch, profile.max_batch) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "int8"}, "unknown precision 'int8': expected one of fp16, bf16, fp32"),
+        ({"lengths": ()}, "lengths are"),
+        ({"lengths": (0,)}, "expected whole numbers from 1"),
+        ({"batches": ()}, "batches are"),
+        ({"batches": (1, 2, 3, 4)}, "expected at most three"),
+    ],
+)
+def test_options_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineOptions(**changes)  # type: ignore[arg-type]
+
+
+def test_unknown_compute_capability(built: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compute capability is 5\.2"):
+        build_engines(built, replace(OPTIONS, compute_capability="5.2"))
+
+
+def test_unknown_flavour(built: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown TensorRT 'lite': expected one of tensorrt, rtx"):
+        build_engines(built, replace(OPTIONS, flavour="lite"))

@@ -1,0 +1,85 @@
+"""Latency budgets: the threshold that drops least in time, measured once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.runtime.autotune import latency_budget as budget
+from trbert_deploy.runtime.autotune.latency_budget import measure, threshold_within
+from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.samples import sample_rows
+from trbert_deploy.selection.select import Dial
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+TABLE = [[0.0, 9.0], [0.25, 6.0], [0.5, 4.0], [0.75, 5.0]]
+
+
+@pytest.fixture
+def pipeline(tiny_bundle: Path) -> Pipeline:
+    return load(tiny_bundle, threads=1)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(budget_ms=st.floats(0.1, 20.0))
+def test_it_drops_least_of_what_is_in_time(pipeline: Pipeline, budget_ms: float) -> None:
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "measure", lambda chain, rows: TABLE)
+        bundle = Bundle.open(pipeline.path)
+        threshold = threshold_within(bundle, pipeline.chain, budget_ms, said.append)
+    spent = dict(map(tuple, TABLE))
+    in_time = [each for each, taken in spent.items() if taken <= budget_ms]
+    assert threshold == (min(in_time) if in_time else 0.5)
+    (line,) = said
+    assert line.startswith(f"threshold {threshold:.3f} takes {spent[threshold]:.1f} ms for 64 ")
+    assert ("the fastest there is" in line) == (not in_time)
+
+
+def test_latencies_are_measured_once(
+    tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure", lambda chain, rows: TABLE)
+    said: list[str] = []
+    loaded = load(tiny_bundle, threads=1, latency_budget_ms=6.5, note=said.append)
+    assert {cut.rule.value for cut in loaded.reduction.cuts} == {0.25}
+    assert len(said) == 1
+    monkeypatch.setattr(budget, "measure", lambda chain, rows: 1 / 0)
+    again = load(tiny_bundle, threads=1).at(Dial(latency_budget_ms=4.5))
+    assert {cut.rule.value for cut in again.reduction.cuts} == {0.5}
+    with pytest.raises(ZeroDivisionError):  # other rules, other latencies
+        load(tiny_bundle, threads=1, latency_budget_ms=6.5, round_to=2)
+
+
+def test_measured_are_thresholds_from_none_dropped_to_nearly_all(pipeline: Pipeline) -> None:
+    rows = sample_rows(Bundle.open(pipeline.path), [16], 1)
+    table = measure(pipeline.chain, rows)
+    thresholds = [threshold for threshold, _ in table]
+    assert thresholds == sorted(thresholds) and thresholds[0] == 0.0
+    assert 0.95 < thresholds[-1] < 1.0
+    assert all(spent > 0 for _, spent in table)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_a_budget_is_a_time(tiny_bundle: Path, wrong: float) -> None:
+    with pytest.raises(ConfigError, match=r"latency budget is .*: expected more than 0"):
+        load(tiny_bundle, latency_budget_ms=wrong)
+
+
+def test_a_budget_decides_alone(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="a latency budget decides the threshold"):
+        load(tiny_bundle, latency_budget_ms=5.0, threshold=0.5)
+
+
+def test_a_checkpoint_has_no_latencies(tiny_checkpoint: Path) -> None:
+    from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
+
+    with pytest.raises(BundleError, match="is not a bundle"):
+        load_checkpoint_pipeline(tiny_checkpoint).at(Dial(latency_budget_ms=5.0))

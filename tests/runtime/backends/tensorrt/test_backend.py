@@ -1,0 +1,351 @@
+"""The TensorRT backend: what it refuses, and its handling of batches on a stand-in device.
+
+Engines only run on an NVIDIA GPU. Everything around them (profiles, parts of batches, buffers,
+copies) runs here on host memory, where a context is ONNX Runtime reading and writing the
+addresses that it was given.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from trbert_deploy.bundle.bundle import WEIGHTS, Bundle, GraphDescription
+from trbert_deploy.errors import DeviceError, EngineError, LengthError
+from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, open_backend
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.tensorrt.backend import EngineGraph, row_ranges
+from trbert_deploy.runtime.backends.tensorrt.engine_set import (
+    EngineKey,
+    EngineManifest,
+    EngineSet,
+    Profile,
+)
+from trbert_deploy.runtime.backends.tensorrt.library import (
+    TensorRT,
+    gpu_compute_capability,
+    library_log,
+)
+from trbert_deploy.runtime.chain import Chain, TokenRow
+
+PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
+
+
+class HostDevice:
+    """Buffers in host memory that grow and are reused, as ``Device`` has them on a GPU."""
+
+    stream = 0
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, np.ndarray] = {}
+
+    def reserve(self, name: str, size_bytes: int) -> int:
+        if name not in self.buffers or self.buffers[name].nbytes < size_bytes:
+            self.buffers[name] = np.empty(max(size_bytes, 1), np.uint8)
+        return self.buffers[name].ctypes.data
+
+    def upload(self, name: str, array: np.ndarray) -> int:
+        address = self.reserve(name, array.nbytes)
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+        return address
+
+    def download(self, name: str, array: np.ndarray) -> None:
+        ctypes.memmove(array.ctypes.data, self.buffers[name].ctypes.data, array.nbytes)
+
+    def synchronize(self) -> None:
+        pass
+
+
+class HostContext:
+    """An execution context that runs the ONNX graph on host addresses."""
+
+    def __init__(self, graph: GraphDescription, session: onnxruntime.InferenceSession) -> None:
+        self.graph, self.session = graph, session
+        self.profile = -1
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch = 0
+        self.fails = False
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        profile = PROFILES[self.profile]
+        self.shapes[name] = shape
+        fits = profile.min_batch <= shape[0] <= profile.max_batch
+        return fits and profile.min_length <= shape[1] <= profile.max_length
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch, length = self.shapes[self.graph.inputs[0].name][:2]
+        tensor = next(tensor for tensor in self.graph.outputs if tensor.name == name)
+        sizes = {tensor.shape[0]: batch}
+        if len(tensor.shape) > 1 and isinstance(tensor.shape[1], str):
+            sizes[tensor.shape[1]] = length
+        return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return True
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.scratch = size
+
+    def execute_async_v3(self, stream: int) -> bool:
+        def view(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            memory = (ctypes.c_char * size).from_address(self.addresses[name])
+            return np.frombuffer(memory, dtype).reshape(shape)
+
+        feed = {t.name: view(t.name, self.shapes[t.name], t.dtype) for t in self.graph.inputs}
+        for tensor, value in zip(self.graph.outputs, self.session.run(None, feed), strict=True):
+            assert self.get_tensor_shape(tensor.name) == value.shape
+            view(tensor.name, value.shape, tensor.dtype)[...] = value
+        return not self.fails
+
+
+class HostEngine:
+    """An engine whose contexts run on the host."""
+
+    def __init__(self, graph: GraphDescription, path: Path) -> None:
+        self.graph = graph
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.contexts: list[HostContext] = []
+
+    def create_execution_context(self, strategy: str) -> HostContext:
+        assert strategy == "user managed"
+        self.contexts.append(HostContext(self.graph, self.session))
+        return self.contexts[-1]
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return 1000 * (profile + 1)
+
+
+class HostBackend:
+    """The graphs of a bundle as ``EngineGraph``s on the host."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        digests = bundle.manifest.files
+        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
+        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
+        engine_set = EngineSet(bundle.engines_path, EngineManifest(key, (), {}))
+        library = TensorRT("rtx", HostModule(), "1.0")
+        self.description: dict[str, str] = {}
+        self.max_padding = 0.05
+        self.device = HostDevice()
+        self.engines = {
+            graph.name: HostEngine(graph, bundle.graph_path(graph.name))
+            for graph in bundle.manifest.graphs
+        }
+        self.graphs: dict[str, Graph] = {
+            name: EngineGraph(
+                library,
+                engine,
+                engine.graph,
+                engine_set,
+                self.device,  # type: ignore[arg-type]
+            )
+            for name, engine in self.engines.items()
+        }
+
+    def graph(self, name: str) -> Graph:
+        return self.graphs[name]
+
+
+class HostModule:
+    """As much of TensorRT's module as running an engine needs."""
+
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+
+    class ILogger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture
+def host(bundle: Bundle) -> HostBackend:
+    return HostBackend(bundle)
+
+
+def rows_of(*lengths: int) -> list[TokenRow]:
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 256, length) for length in lengths]
+    return [TokenRow(row, np.zeros_like(row)) for row in ids]
+
+
+def tokens(batch: int, length: int) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(1).integers(0, 256, (batch, length))
+    return {
+        "input_ids": ids,
+        "token_type_ids": np.zeros_like(ids),
+        "attention_mask": np.ones(ids.shape, np.bool_),
+    }
+
+
+def test_chain_runs_as_with_onnxruntime(bundle: Bundle, host: HostBackend) -> None:
+    manifest = bundle.manifest
+    rows = rows_of(40, 3, 17, 16, 48, 1, 16, 16, 16, 16)
+    expected, received = (
+        Chain(backend, manifest.reduction, manifest.encoder.num_layers)
+        for backend in (OnnxRuntimeBackend(bundle, BackendOptions()), host)
+    )
+    for run in ("run", "run_dense"):
+        for ours, theirs in zip(
+            getattr(expected, run)(rows), getattr(received, run)(rows), strict=True
+        ):
+            np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+            assert [list(kept) for kept in ours.kept] == [list(kept) for kept in theirs.kept]
+
+
+def test_one_context_per_profile_is_made_when_first_needed(host: HostBackend) -> None:
+    engine, graph = host.engines["segment_0"], host.graph("segment_0")
+    for length in (5, 20, 16, 48):
+        graph(tokens(1, length))
+    assert [context.profile for context in engine.contexts] == [0, 1]
+    assert [context.scratch for context in engine.contexts] == [1000, 2000]
+    assert host.device.buffers["scratch"].nbytes == 2000
+
+
+def test_large_batch_runs_in_parts(host: HostBackend, bundle: Bundle) -> None:
+    inputs = tokens(7, 16)
+    expected = OnnxRuntimeBackend(bundle, BackendOptions()).graph("dense")(inputs)
+    received = host.graph("dense")(inputs)
+    assert set(received) == {"logits"}  # the states stay on the device
+    np.testing.assert_allclose(received["logits"], expected["logits"], atol=1e-4)
+    expected = OnnxRuntimeBackend(bundle, BackendOptions()).graph("segment_0")(inputs)
+    received = host.graph("segment_0")(inputs)
+    for name, value in expected.items():
+        np.testing.assert_allclose(received[name], value, atol=1e-4)
+
+
+def test_row_longer_than_every_profile(host: HostBackend) -> None:
+    with pytest.raises(LengthError, match="no engine profile takes rows of 49 tokens"):
+        host.graph("dense")(tokens(1, 49))
+
+
+def test_failed_run_is_refused(host: HostBackend) -> None:
+    graph = host.graph("dense")
+    graph(tokens(1, 4))
+    host.engines["dense"].contexts[0].fails = True
+    with pytest.raises(EngineError, match="cannot run the engine: no reason given"):
+        graph(tokens(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (1, [(0, 1)]),
+        (8, [(0, 8)]),
+        (9, [(0, 4), (4, 9)]),
+        (20, [(0, 6), (6, 13), (13, 20)]),
+    ],
+)
+def test_row_ranges(batch: int, expected: list[tuple[int, int]]) -> None:
+    assert row_ranges(batch, Profile(1, 64, 1, 4, 8), 10) == expected
+
+
+def test_batch_smaller_than_the_profile() -> None:
+    with pytest.raises(LengthError, match=r"takes 2 rows of 10 tokens: it takes 4-8 x 1-64"):
+        row_ranges(2, Profile(1, 64, 4, 4, 8), 10)
+
+
+def test_no_gpu(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    try:
+        gpu_compute_capability()
+    except DeviceError:
+        with pytest.raises(
+            DeviceError, match=r"no NVIDIA GPU answers \(cuda.*--backend onnxruntime"
+        ):
+            open_backend("tensorrt", bundle, BackendOptions())
+    else:
+        pytest.skip("an NVIDIA GPU is present")
+
+
+def test_gpu_without_engines(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(
+        "trbert_deploy.runtime.backends.tensorrt.backend.gpu_compute_capability", lambda: "8.6"
+    )
+    with pytest.raises(EngineError, match="has no engines: run trbert-deploy build-engine"):
+        open_backend("tensorrt", bundle, BackendOptions())
+
+
+LIBRARY = "trbert_deploy.runtime.backends.tensorrt.library"
+
+
+def run_without(modules: str, code: str) -> str:
+    """Run Python with modules that cannot be imported; what it prints of its error."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({modules.split()!r}))\n"
+    script = (
+        f"{block}from trbert_deploy.errors import TrbertError\n"
+        f"try:\n    {code}\n"
+        "except TrbertError as problem:\n    print(type(problem).__mro__[:2], problem)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_without_tensorrt() -> None:
+    code = (
+        "from trbert_deploy.runtime.backends.tensorrt.library import load_tensorrt; load_tensorrt()"
+    )
+    said = run_without("tensorrt tensorrt_rtx", code)
+    assert "MissingDependencyError" in said
+    assert "run pip install 'trbert-deploy[tensorrt-rtx]' for RTX GPUs" in said
+    assert "pip install 'trbert-deploy[tensorrt]' for data-centre GPUs" in said
+
+
+def test_without_cuda_bindings() -> None:
+    code = f"from {LIBRARY} import gpu_compute_capability as f; f()"
+    said = run_without("cuda.bindings.runtime", code)
+    assert "cuda-bindings" in said
+    assert "pip install 'trbert-deploy[tensorrt-rtx]'" in said
+
+
+def test_the_log_keeps_errors_apart() -> None:
+    library = TensorRT("rtx", HostModule(), "1.0")
+    log: Any = library_log(library)
+    for level, text in ((1, "wrong"), (3, "note"), (0, "broken"), (4, "chatter")):
+        log.log(level, text)
+    assert log.errors() == ["wrong", "broken"]
+    assert (4, "chatter") not in log.lines
+
+
+@pytest.mark.gpu
+def test_engines_run_on_the_gpu(bundle: Bundle, own_bundle: Path) -> None:
+    pytest.importorskip("onnx")
+    from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+
+    try:
+        gpu_compute_capability()
+    except DeviceError:
+        pytest.skip("no NVIDIA GPU")
+    build_engines(own_bundle, EngineOptions(precision="fp32", lengths=(16, 64), batches=(1, 2)))
+    manifest = bundle.manifest
+    rows = rows_of(40, 3, 17, 16, 64)
+    chains = [
+        Chain(
+            open_backend(name, Bundle.open(own_bundle), BackendOptions()),
+            manifest.reduction,
+            manifest.encoder.num_layers,
+        )
+        for name in ("onnxruntime", "tensorrt")
+    ]
+    for ours, theirs in zip(*(chain.run(rows) for chain in chains), strict=True):
+        np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-2)

@@ -1,0 +1,210 @@
+"""Engine sets are checked before they are loaded: no TensorRT is needed to refuse one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.errors import ConfigError, EngineError, LengthError
+from trbert_deploy.files import sha256
+from trbert_deploy.runtime.backends.tensorrt.engine_set import (
+    MANIFEST,
+    EngineFile,
+    EngineKey,
+    EngineManifest,
+    EngineSet,
+    Profile,
+    find_engine_set,
+    write_manifest,
+)
+
+HERE = ("rtx", "1.7.1", "8.6")
+
+
+def write_set(bundle: Bundle, precision: str = "fp16", capability: str = "8.6") -> EngineSet:
+    """An engine set of stand-in files."""
+    digests = bundle.manifest.files
+    key = EngineKey(
+        flavour="rtx",
+        version="1.7.1",
+        compute_capability=capability,
+        precision=precision,
+        profiles=(Profile(1, 16, 1, 2, 4), Profile(17, 64, 1, 2, 4)),
+        weights_sha256=digests[WEIGHTS],
+        graphs={graph.name: digests[graph.file] for graph in bundle.manifest.graphs},
+    )
+    path = bundle.engines_path / key.directory
+    path.mkdir(parents=True)
+    engines = []
+    for name in key.graphs:
+        file = path / f"{name}.engine"
+        file.write_text(f"engine of {name}")
+        engines.append(EngineFile(name, sha256(file), file.stat().st_size, 1024, 0.5))
+    write_manifest(path, EngineManifest(key, tuple(engines), {"rows": 4}))
+    return EngineSet.open(path, bundle)
+
+
+@pytest.fixture
+def bundle(own_bundle: Path) -> Bundle:
+    return Bundle.open(own_bundle)
+
+
+@pytest.fixture
+def engine_set(bundle: Bundle) -> EngineSet:
+    return write_set(bundle)
+
+
+def edit(engine_set: EngineSet, change: Callable[[dict[str, Any]], object]) -> None:
+    path = engine_set.path / MANIFEST
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_manifest_is_read_as_it_was_written(bundle: Bundle, engine_set: EngineSet) -> None:
+    again = EngineSet.open(engine_set.path, bundle)
+    assert again == engine_set
+    assert again.read("dense") == b"engine of dense"
+    again.verify()
+
+
+def test_altered_engine(engine_set: EngineSet) -> None:
+    (engine_set.path / "segment_1.engine").write_text("engine of another")
+    with pytest.raises(EngineError, match=r"segment_1\.engine was altered .* build-engine again"):
+        engine_set.verify()
+
+
+def test_missing_engine(bundle: Bundle, engine_set: EngineSet) -> None:
+    (engine_set.path / "dense.engine").unlink()
+    with pytest.raises(EngineError, match=r"dense\.engine is missing"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_newer_manifest(bundle: Bundle, engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data.update(format_version=2))
+    with pytest.raises(EngineError, match="version 2: this release reads 1; upgrade trbert-deploy"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data.pop("format_version"))
+    with pytest.raises(EngineError, match=r"version None: .* build-engine again"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data.pop("key"),
+        lambda data: data["key"].pop("version"),
+        lambda data: data["key"].update(surprise=1),
+        lambda data: data["key"].update(profiles=[]),
+        lambda data: data["key"].update(graphs=3),
+        lambda data: data["key"]["profiles"][0].update(min_length=0),
+        lambda data: data["key"]["profiles"][0].update(min_length="1"),
+        lambda data: data.update(engines=[{"name": "dense"}]),
+        lambda data: data.update(parity=None),
+    ],
+)
+def test_damaged_manifest(
+    bundle: Bundle, engine_set: EngineSet, damage: Callable[[dict[str, Any]], object]
+) -> None:
+    edit(engine_set, damage)
+    with pytest.raises(EngineError, match=r"engine manifest is damaged .* build-engine again"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_truncated_manifest(bundle: Bundle, engine_set: EngineSet) -> None:
+    path = engine_set.path / MANIFEST
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(EngineError, match="cannot be read as JSON"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_engines_of_other_weights(bundle: Bundle, engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data["key"].update(weights_sha256="0" * 64))
+    with pytest.raises(EngineError, match="was built from other weights"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["key"]["graphs"].update(segment_0="0" * 64),
+        lambda data: data["engines"].pop(0),
+    ],
+)
+def test_engines_of_other_graphs(
+    bundle: Bundle, engine_set: EngineSet, change: Callable[[dict[str, Any]], object]
+) -> None:
+    edit(engine_set, change)
+    with pytest.raises(EngineError, match="was not built from the graph segment_0"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_engine_of_a_graph_that_the_bundle_has_not(bundle: Bundle, engine_set: EngineSet) -> None:
+    def add(data: dict[str, Any]) -> None:
+        data["engines"].append({**data["engines"][0], "name": "../dense"})
+        data["key"]["graphs"]["../dense"] = "0" * 64
+
+    edit(engine_set, add)
+    with pytest.raises(EngineError, match=r"was not built from the graph \.\./dense"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [
+        (("rtx", "1.8.0", "8.6"), r"built for TensorRT rtx 1\.7\.1, here is rtx 1\.8\.0"),
+        (("tensorrt", "1.7.1", "8.6"), r"built for TensorRT rtx 1\.7\.1, here is tensorrt 1\.7\.1"),
+        (("rtx", "1.7.1", "8.9"), r"built for compute capability 8\.6, here is 8\.9"),
+    ],
+)
+def test_foreign_engines(engine_set: EngineSet, here: tuple[str, str, str], message: str) -> None:
+    engine_set.require_fit(*HERE)
+    with pytest.raises(EngineError, match=message):
+        engine_set.require_fit(*here)
+
+
+def test_half_precision_is_preferred(bundle: Bundle) -> None:
+    for precision in ("fp32", "bf16"):
+        write_set(bundle, precision)
+    assert find_engine_set(bundle, *HERE).manifest.key.precision == "bf16"
+    write_set(bundle, "fp16")
+    assert find_engine_set(bundle, *HERE).manifest.key.precision == "fp16"
+
+
+def test_no_engines(bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match="has no engines: run trbert-deploy build-engine"):
+        find_engine_set(bundle, *HERE)
+
+
+def test_engines_for_other_gpus_alone(bundle: Bundle) -> None:
+    write_set(bundle, capability="8.9")
+    with pytest.raises(EngineError, match=r"has engines rtx-fp16-sm89: .* needs rtx-\*-sm86"):
+        find_engine_set(bundle, *HERE)
+
+
+def test_engines_of_another_version_are_not_loaded(bundle: Bundle) -> None:
+    write_set(bundle)
+    with pytest.raises(EngineError, match=r"here is rtx 2\.0"):
+        find_engine_set(bundle, "rtx", "2.0", "8.6")
+
+
+def test_profile_by_length(engine_set: EngineSet) -> None:
+    assert [engine_set.profile_for(length) for length in (1, 16, 17, 64)] == [0, 0, 1, 1]
+    with pytest.raises(LengthError, match=r"rows of 65 tokens: .* takes 1 to 64; .*--lengths"):
+        engine_set.profile_for(65)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(0, 16, 1, 2, 4), (17, 16, 1, 2, 4), (1, 16, 0, 2, 4), (1, 16, 3, 2, 4)]
+)
+def test_profile_that_cannot_be(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="expected ascending numbers from 1"):
+        Profile(*numbers)

@@ -1,0 +1,112 @@
+"""OpenVINO answers as ONNX Runtime does, in float32 exactly enough, in bfloat16 roughly."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_texts
+
+from trbert_deploy.cli import cli
+from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.runtime.backends.openvino import OpenVinoBackend
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.pipeline import Pipeline, load
+
+TEXTS = [row["text"] for row in make_texts(24, seed=5)]
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_bundle: Path) -> Pipeline:
+    return load(tiny_bundle, "openvino", threads=1, precision="f32")
+
+
+def test_float32_is_as_exact_as_onnx_runtime(exact: Pipeline, tiny_bundle: Path) -> None:
+    reference = load(tiny_bundle, threads=1)
+    rows = reference.tokenizer(TEXTS)
+    for dense in (False, True):
+        for ours, theirs in zip(
+            exact.run(rows, dense=dense), reference.run(rows, dense=dense), strict=True
+        ):
+            assert np.abs(ours.logits - theirs.logits).max() <= 1e-4 * np.abs(theirs.logits).max()
+            for kept, expected in zip(ours.kept, theirs.kept, strict=True):
+                assert np.array_equal(kept, expected)
+
+
+def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
+    rows = exact.tokenizer(TEXTS)
+    for row, together in zip(rows, exact.run(rows), strict=True):
+        (alone,) = exact.run([row])
+        assert np.allclose(together.logits, alone.logits, atol=1e-5)
+        assert all(map(np.array_equal, together.kept, alone.kept))
+
+
+def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
+    rows = exact.tokenizer(TEXTS)
+    chain = exact.chain
+    padded = Chain(chain.backend, chain.reduction, 4, max_padding=1.0)
+    for ours, theirs in zip(padded.run(rows), exact.run(rows), strict=True):
+        assert np.allclose(ours.logits, theirs.logits, atol=1e-5)
+        assert all(map(np.array_equal, ours.kept, theirs.kept))
+
+
+def test_threads_share_one_pipeline(exact: Pipeline) -> None:
+    rows = exact.tokenizer(TEXTS)
+    expected = [result.logits for result in exact.run(rows)]
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(exact.run, [rows] * 16):
+            assert np.allclose([result.logits for result in results], expected, atol=1e-6)
+
+
+def test_results_outlive_the_next_call(exact: Pipeline) -> None:
+    first, second = exact.tokenizer(TEXTS[:2])
+    (result,) = exact.run([first])
+    before = result.logits.copy()
+    exact.run([second])
+    assert np.array_equal(result.logits, before)
+
+
+def test_the_processor_chooses_the_precision(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision(wanted: str | None = None) -> str:
+        pipeline = load(tiny_bundle, "openvino", precision=wanted)
+        return pipeline.chain.backend.description["precision"]
+
+    monkeypatch.setattr(OpenVinoBackend, "_has_bf16", lambda backend: True)
+    assert precision() == "bf16" and precision("f32") == "f32"
+    monkeypatch.setattr(OpenVinoBackend, "_has_bf16", lambda backend: False)
+    assert precision() == "f32"
+    with pytest.raises(ConfigError, match=r"does not compute in bfloat16: run with --precision f3"):
+        precision("bf16")
+
+
+def test_bfloat16_labels_as_float32_does(exact: Pipeline, tiny_bundle: Path) -> None:
+    if not OpenVinoBackend._has_bf16(exact.chain.backend):  # type: ignore[arg-type]
+        pytest.skip("this processor does not compute in bfloat16")
+    rounded = load(tiny_bundle, "openvino", precision="bf16")
+    labels = [prediction.label for prediction in rounded(TEXTS)]
+    agreement = np.mean(
+        [label == one.label for label, one in zip(labels, exact(TEXTS), strict=True)]
+    )
+    assert agreement >= 0.9
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "bf16"), ("tensorrt", "f32")])
+def test_a_precision_that_a_backend_lacks_is_refused(
+    tiny_bundle: Path, backend: str, precision: str
+) -> None:
+    arguments = ["predict", str(tiny_bundle), "--text", "a", "--backend", backend]
+    done = CliRunner().invoke(cli, [*arguments, "--precision", precision])
+    assert isinstance(done.exception, ConfigError)
+    assert f"backend {backend} cannot be asked for {precision}: expected " in str(done.exception)
+
+
+def test_a_damaged_graph_is_named(own_bundle: Path) -> None:
+    (own_bundle / "segment_0.unmasked.onnx").write_bytes(b"no graph")
+    pipeline = load(own_bundle, "openvino", verify=False)
+    with pytest.raises(BundleError, match=r"OpenVINO cannot load .*segment_0\.unmasked\.onnx: "):
+        pipeline(["a film"])

@@ -1,0 +1,77 @@
+"""Opens what is evaluated: a bundle, or a checkpoint without an export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trbert_deploy.bundle.bundle import MANIFEST
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.backends.backend import AUTO, DEFAULT_BACKEND, require_precision
+from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.selection.select import Dial
+
+#: What every checkpoint directory holds, and no bundle.
+HF_CONFIG = "config.json"
+
+
+def open_models(
+    path: Path,
+    teacher: Path | None = None,
+    backend: str | None = None,
+    *,
+    threads: int = 0,
+    precision: str | None = None,
+    dial: Dial = Dial(),
+    note: Callable[[str], None] = lambda message: None,
+) -> tuple[Pipeline, Pipeline | None]:
+    """Open a model and its teacher, both on one backend, so that their times compare.
+
+    Args:
+        path, teacher: bundles, checkpoints of ``trbert-deploy train``, or other fine-tuned
+            checkpoints of a supported family, which have no cuts.
+        backend: the one to run on; by default PyTorch if there is a checkpoint, which nothing
+            else runs, and ONNX Runtime otherwise.
+        threads: threads of one graph; 0 lets the backend choose.
+        precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
+        dial: operating point to run at, instead of the model's own.
+        note: told what a person should know.
+
+    Raises:
+        ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
+            budget that is no multiple of what a cut rounds to.
+        StorageError, BundleError, CheckpointError: no model there, or a damaged one.
+        MissingDependencyError, DeviceError, EngineError: the backend cannot run here.
+    """
+    checkpoints = [given for given in (path, teacher) if given and _is_checkpoint(given)]
+    if checkpoints and backend not in (None, "torch"):
+        raise ConfigError(
+            f"{checkpoints[0]} is a checkpoint, which runs on the backend torch alone: for "
+            f"{backend} make a bundle of it first, with trbert-deploy export {checkpoints[0]}"
+        )
+    backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
+    require_precision(backend, precision)
+    pipeline = _open(path, backend, threads, precision, note)
+    if backend == AUTO:  # the teacher runs on what was chosen for the model
+        chosen = pipeline.chain.backend.description
+        backend, precision = chosen["backend"], chosen["precision"]
+    pipeline = pipeline.at(dial, note)
+    return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
+
+
+def _open(
+    path: Path,
+    backend: str,
+    threads: int,
+    precision: str | None,
+    note: Callable[[str], None],
+) -> Pipeline:
+    if not _is_checkpoint(path):
+        return load(path, backend, threads=threads, precision=precision, note=note)
+    from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
+
+    return load_checkpoint_pipeline(path, threads=threads)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return (path / HF_CONFIG).is_file() and not (path / MANIFEST).is_file()

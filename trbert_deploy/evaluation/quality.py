@@ -1,0 +1,309 @@
+"""Evaluates a model on labelled texts: the dense model and the chain on the same rows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.errors import DataError
+from trbert_deploy.evaluation.metrics import bootstrap_interval, calibration_error, macro_f1
+from trbert_deploy.flops import dense_flops, reduced_flops
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.chain import Timing, TokenRow
+from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+
+BATCH_SIZE = 8
+
+
+class DataWarning(UserWarning):
+    """Labelled texts say less than they seem to."""
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """How good one model's answers are.
+
+    Attributes:
+        accuracy: share of right labels.
+        macro_f1: F1 of each label that occurs or is answered, averaged.
+        calibration_error: mean distance of confidence and accuracy over ten equal bins of
+            confidence, weighted by their rows (Naeini et al. 2015).
+        seconds: time in the chain, without tokenizing.
+    """
+
+    accuracy: float
+    macro_f1: float
+    calibration_error: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """Both models on the same rows.
+
+    Attributes:
+        backend: what both ran on.
+        teacher: directory of the dense model, where it is not the chain's own weights.
+        rows: how many.
+        tokens_per_row: mean, special tokens included.
+        dense, reduced: their quality.
+        accuracy_change: reduced minus dense, in points.
+        interval: 95 % interval of that change, by paired bootstrap over the rows.
+        deviation: standard deviation of that change over the rows, in points.
+        label_agreement: share of rows with the same label.
+        kept_share: for each cut the tokens left, as a share of all tokens.
+        flops_speedup: FLOPs of the dense model over the chain's.
+        measured_speedup: ratio of the two times.
+    """
+
+    backend: str
+    teacher: str | None
+    rows: int
+    tokens_per_row: float
+    dense: ModelQuality
+    reduced: ModelQuality
+    accuracy_change: float
+    interval: tuple[float, float]
+    deviation: float
+    label_agreement: float
+    kept_share: tuple[float, ...]
+    flops_speedup: float
+    measured_speedup: float
+
+    def rows_needed(self, points: float) -> int:
+        """Rows from which the change's 95 % interval reaches ``points`` (above 0) to each side.
+
+        By the deviation of the paired differences; where the rows show none, by the rule of
+        three (Hanley and Lippman-Hand 1983).
+        """
+        if self.deviation == 0.0:
+            return math.ceil(100.0 * 3.0 / points)
+        return math.ceil((1.96 * self.deviation / points) ** 2)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class ModelRun:
+    """One model under evaluation, and what it answered so far.
+
+    Attributes:
+        pipeline: the model.
+        dense: remove no token.
+        view: what the model is given of a row.
+        logits: of every row, [C] float32.
+        tokens: of every row, in each segment.
+        timing: in the chain, without tokenizing.
+    """
+
+    pipeline: Pipeline
+    dense: bool = False
+    view: Callable[[TokenRow], TokenRow] = lambda row: row
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    tokens: list[list[int]] = field(default_factory=list)
+    timing: Timing = field(default_factory=Timing)
+
+    def answer(self, rows: Sequence[TokenRow]) -> None:
+        """Run the model on further rows."""
+        rows = [self.view(row) for row in rows]
+        results = self.pipeline.run(rows, dense=self.dense, timing=self.timing)
+        for row, result in zip(rows, results, strict=True):
+            self.logits.append(result.logits)
+            self.tokens.append([len(row), *map(len, result.kept)])
+
+    def logits_of(self, labels: Sequence[str]) -> NDArray[np.float32]:
+        """All logits [N, C], in the order of ``labels``."""
+        return np.stack(self.logits)[:, [self.pipeline.labels.index(label) for label in labels]]
+
+    @property
+    def flops(self) -> float:
+        """Operations of all rows."""
+        encoder, lengths = self.pipeline.encoder, np.array(self.tokens).T
+        if self.dense:
+            return float(dense_flops(encoder, lengths[0]).sum())
+        return float(reduced_flops(encoder, self.pipeline.reduction, list(lengths)).sum())
+
+
+def evaluate_quality(
+    pipeline: Pipeline,
+    texts: Sequence[NamedText],
+    *,
+    teacher: Pipeline | None = None,
+    progress: Progress = no_progress,
+) -> QualityReport:
+    """Compare the chain with the dense model on labelled texts.
+
+    Args:
+        teacher: take its dense model, instead of the one with the chain's own weights.
+
+    Raises:
+        DataError: no texts, a text without a label that the model knows, or a teacher with
+            other labels.
+    """
+    (report,) = evaluate_points([pipeline], texts, teacher=teacher, progress=progress)
+    return report
+
+
+def evaluate_points(
+    points: Sequence[Pipeline],
+    texts: Sequence[NamedText],
+    *,
+    teacher: Pipeline | None = None,
+    progress: Progress = no_progress,
+) -> list[QualityReport]:
+    """Compare operating points of one model with one run of the dense model.
+
+    Args:
+        points: the model, with other rules each.
+        texts, teacher: as ``evaluate_quality`` takes them.
+
+    Raises:
+        DataError: as ``evaluate_quality``.
+    """
+    runs = [ModelRun(point) for point in points]
+    return compare_runs(runs, texts, teacher=teacher, progress=progress)
+
+
+def compare_runs(
+    runs: Sequence[ModelRun],
+    texts: Sequence[NamedText],
+    *,
+    teacher: Pipeline | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = no_progress,
+) -> list[QualityReport]:
+    """Compare models with one run of the dense model, the first one's own or the teacher's.
+
+    Args:
+        runs: nothing answered yet.
+        texts, teacher: as ``evaluate_quality`` takes them.
+        batch_size: texts that are answered at a time.
+
+    Raises:
+        DataError: as ``evaluate_quality``.
+    """
+    truth = true_labels(runs[0].pipeline, texts, teacher)
+    if len(texts) > 1 and (truth == truth[0]).all():
+        warnings.warn(
+            f"all {len(texts):,} texts have the label {texts[0].label!r}: the figures say nothing "
+            "of the others; expected texts of every label",
+            DataWarning,
+            stacklevel=2,
+        )
+    dense = ModelRun(teacher or runs[0].pipeline, dense=True)
+    for run in (dense, runs[0]):  # the first call of a graph loads it
+        run.pipeline.run(tokenize(run.pipeline.tokenizer, texts[:1]), dense=run.dense)
+    run_in_turns([dense, *runs], texts, progress, batch_size)
+    return [_compare(dense, run, truth, teacher) for run in runs]
+
+
+def run_in_turns(
+    runs: Sequence[ModelRun],
+    texts: Sequence[NamedText],
+    progress: Progress = no_progress,
+    batch_size: int = BATCH_SIZE,
+) -> None:
+    """Let all models answer all texts, batch by batch.
+
+    In turns, so that what slows the machine meets all of them; and each batch begins with
+    another one, since a later one finds warmer caches.
+    """
+    for turn, start in enumerate(range(0, len(texts), batch_size)):
+        part = texts[start : start + batch_size]
+        rows = {
+            tokenizer: tokenize(tokenizer, part)
+            for tokenizer in {run.pipeline.tokenizer for run in runs}
+        }
+        first = turn % len(runs)
+        for run in (*runs[first:], *runs[:first]):
+            run.answer(rows[run.pipeline.tokenizer])
+        progress("evaluate", start + len(part), len(texts))
+
+
+def tokenize(tokenizer: TextTokenizer, texts: Sequence[NamedText]) -> list[TokenRow]:
+    """The rows of named texts; errors call these by their names."""
+    names = [named.name for named in texts]
+    return tokenizer.rows(tokenizer.encode([named.text for named in texts], names))
+
+
+def _compare(
+    dense: ModelRun, reduced: ModelRun, truth: NDArray[np.int64], teacher: Pipeline | None
+) -> QualityReport:
+    """What two finished runs say of the chain."""
+    labels = reduced.pipeline.labels
+    logits = [run.logits_of(labels) for run in (dense, reduced)]
+    answers = [values.argmax(1) for values in logits]
+    qualities = [
+        ModelQuality(
+            accuracy=float((answer == truth).mean()),
+            macro_f1=macro_f1(truth, answer),
+            calibration_error=calibration_error(values, truth),
+            seconds=run.timing.total_seconds,
+        )
+        for run, values, answer in zip((dense, reduced), logits, answers, strict=True)
+    ]
+    change = 100.0 * ((answers[1] == truth).astype(float) - (answers[0] == truth))
+    totals = np.sum(reduced.tokens, axis=0)
+    return QualityReport(
+        backend=reduced.pipeline.chain.backend.description["backend"],
+        teacher=None if teacher is None else str(teacher.path),
+        rows=len(truth),
+        tokens_per_row=float(totals[0] / len(truth)),
+        dense=qualities[0],
+        reduced=qualities[1],
+        accuracy_change=float(change.mean()),
+        interval=bootstrap_interval(change),
+        deviation=float(change.std()),
+        label_agreement=float((answers[0] == answers[1]).mean()),
+        kept_share=tuple(float(left / totals[0]) for left in totals[1:]),
+        flops_speedup=dense.flops / reduced.flops,
+        measured_speedup=dense.timing.total_seconds / reduced.timing.total_seconds,
+    )
+
+
+def true_labels(
+    pipeline: Pipeline, texts: Sequence[NamedText], teacher: Pipeline | None = None
+) -> NDArray[np.int64]:
+    """The index of each text's label, [N].
+
+    Raises:
+        DataError: as ``evaluate_quality``.
+    """
+    if not texts:
+        raise DataError("no texts to evaluate: expected labelled ones")
+    index = {label: place for place, label in enumerate(pipeline.labels)}
+    for named in texts:
+        if named.label is None:
+            raise DataError(f'{named.name}: expected a field "label" beside the text')
+        if named.label not in index:
+            raise DataError(
+                f"{named.name}: the model does not know the label {named.label!r} "
+                f"(it knows {', '.join(index)})"
+            )
+    if teacher is not None and set(teacher.labels) != set(index):
+        raise DataError(
+            f"the teacher {teacher.path} knows the labels {', '.join(teacher.labels)}: expected "
+            f"those of {pipeline.path}, {', '.join(index)}"
+        )
+    return np.array([index[str(named.label)] for named in texts])
+
+
+def warn_of_few_rows(report: QualityReport, points: float) -> None:
+    """Warn where ``report`` cannot tell a change by ``points`` (above 0) from chance."""
+    needed = report.rows_needed(points)
+    if report.rows < needed:
+        warnings.warn(
+            f"{report.rows:,} texts are too few to judge a change by {points:g} points: its 95 % "
+            f"interval is that narrow from about {needed:,} texts on",
+            DataWarning,
+            stacklevel=2,
+        )

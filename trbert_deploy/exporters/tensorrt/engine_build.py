@@ -1,0 +1,203 @@
+"""Bundle to engines: one per graph, for the lengths, batches, precision and GPU asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from trbert_deploy.bundle.bundle import DEFAULT_DIRECTORY, WEIGHTS, Bundle, require_length
+from trbert_deploy.errors import ConfigError, EngineError
+from trbert_deploy.exporters.checks.half_precision import compare_precision
+from trbert_deploy.exporters.onnx.precision import half_graph
+from trbert_deploy.exporters.tensorrt.builder import build_engine, choose_compute_capability
+from trbert_deploy.files import sha256, staged_directory
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.backends.tensorrt.engine_set import (
+    PRECISIONS,
+    EngineFile,
+    EngineKey,
+    EngineManifest,
+    EngineSet,
+    Profile,
+    engine_file,
+    write_manifest,
+)
+from trbert_deploy.runtime.backends.tensorrt.library import TensorRT, load_tensorrt
+
+DEFAULT_LENGTHS = (128, 512, 2048)
+DEFAULT_BATCHES = (1, 8, 32)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What engines to build.
+
+    Attributes:
+        precision: fp16, bf16 or fp32.
+        lengths: token buckets, one profile each, tuned for its longest row; by default
+            ``DEFAULT_LENGTHS`` below the bundle's maximum length, and that maximum.
+        batches: smallest, usual and largest batch, or fewer numbers.
+        compute_capability: of the GPU to build for, such as 8.6; by default the one here.
+        flavour: ``tensorrt`` or ``rtx``; by default the one that is installed.
+        force: build engines even where the same ones are there.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    precision: str = "fp16"
+    lengths: tuple[int, ...] | None = None
+    batches: tuple[int, ...] = DEFAULT_BATCHES
+    compute_capability: str | None = None
+    flavour: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}"
+            )
+        for what, numbers in (("lengths", self.lengths), ("batches", self.batches)):
+            if numbers is not None and (not numbers or min(numbers) < 1):
+                raise ConfigError(f"{what} are {numbers}: expected whole numbers from 1")
+        if len(self.batches) > 3:
+            raise ConfigError(
+                f"batches are {self.batches}: expected at most three, the smallest, the usual "
+                "and the largest"
+            )
+
+    def profiles(self, max_length: int) -> tuple[Profile, ...]:
+        """One profile per bucket of lengths, each beginning where the one before ends.
+
+        Raises:
+            LengthError: a length above ``max_length``.
+        """
+        lengths = self.lengths
+        if lengths is None:
+            lengths = (*(length for length in DEFAULT_LENGTHS if length < max_length), max_length)
+        ends = sorted(set(lengths))
+        require_length(ends[-1], max_length)
+        batches = sorted(self.batches)
+        usual = batches[len(batches) // 2]
+        starts = [1, *(end + 1 for end in ends[:-1])]
+        return tuple(
+            Profile(start, end, batches[0], usual, batches[-1])
+            for start, end in zip(starts, ends, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class EnginesReport:
+    """What was built, or was there already.
+
+    Attributes:
+        engine_set: the engines, on disk.
+        skipped: the same engines were there, and were left as they are.
+        note: something the user should know, or None.
+    """
+
+    engine_set: EngineSet
+    skipped: bool
+    note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": str(self.engine_set.path),
+            "skipped": self.skipped,
+            "note": self.note,
+            **asdict(self.engine_set.manifest),
+        }
+
+
+def build_engines(
+    bundle_path: Path = Path(DEFAULT_DIRECTORY),
+    options: EngineOptions = EngineOptions(),
+    progress: Progress = no_progress,
+) -> EnginesReport:
+    """Build an engine for every graph of a bundle, into the bundle.
+
+    Half precision is compared with float32 first, so that nothing is built that cannot be
+    used. Engines that were built from the same things are left alone; a failure leaves the
+    old ones in place.
+
+    Raises:
+        StorageError, BundleError: the bundle cannot be read.
+        ConfigError, LengthError: options that do not fit the bundle or TensorRT.
+        MissingDependencyError: TensorRT is not installed.
+        DeviceError: standard TensorRT, and no GPU.
+        ParityError: half precision is broken for this model.
+        EngineError: TensorRT refuses a graph.
+    """
+    bundle = Bundle.open(bundle_path)
+    profiles = options.profiles(bundle.manifest.max_length)
+    library = load_tensorrt(options.flavour)
+    capability, note = choose_compute_capability(library, options.compute_capability)
+    key = engine_key(bundle, library, capability, options.precision, profiles)
+    target = bundle.engines_path / key.directory
+    if not options.force and (existing := _existing(target, bundle, key)):
+        return EnginesReport(existing, True, note)
+    steps = len(bundle.manifest.graphs) + (options.precision != "fp32")
+    models: dict[str, onnx.ModelProto] = {}
+    parity: Mapping[str, Any] = {}
+    if options.precision != "fp32":
+        progress("compare precisions", 0, steps)
+        models = {
+            graph.name: onnx.load(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs
+        }
+        parity = compare_precision(bundle, models, options.precision).to_json()
+    files: list[EngineFile] = []
+    with staged_directory(target) as staging:
+        for graph in bundle.manifest.graphs:
+            progress(f"build {graph.name}", steps - len(bundle.manifest.graphs) + len(files), steps)
+            source: Path | bytes = bundle.graph_path(graph.name)
+            if models:
+                source = half_graph(models[graph.name], options.precision).SerializeToString()
+            built = build_engine(library, source, profiles, capability)
+            path = staging / engine_file(graph.name)
+            path.write_bytes(built.data)
+            files.append(
+                EngineFile(
+                    name=graph.name,
+                    sha256=sha256(path),
+                    size_bytes=len(built.data),
+                    scratch_bytes=built.scratch_bytes,
+                    build_seconds=round(built.build_seconds, 3),
+                )
+            )
+        progress("write manifest", steps, steps)
+        write_manifest(staging, EngineManifest(key, tuple(files), parity))
+    return EnginesReport(EngineSet.open(target, bundle), False, note)
+
+
+def engine_key(
+    bundle: Bundle,
+    library: TensorRT,
+    compute_capability: str,
+    precision: str,
+    profiles: tuple[Profile, ...],
+) -> EngineKey:
+    """Everything that the engines of ``bundle`` would depend on."""
+    digests = bundle.manifest.files
+    return EngineKey(
+        flavour=library.flavour,
+        version=library.version,
+        compute_capability=compute_capability,
+        precision=precision,
+        profiles=profiles,
+        weights_sha256=digests[WEIGHTS],
+        graphs={graph.name: digests[graph.file] for graph in bundle.manifest.graphs},
+    )
+
+
+def _existing(target: Path, bundle: Bundle, key: EngineKey) -> EngineSet | None:
+    """The engine set at ``target``, if it is sound and was built from the same things."""
+    try:
+        engine_set = EngineSet.open(target, bundle)
+        engine_set.verify()
+    except EngineError:  # stale, damaged or not there: it is built anew
+        return None
+    return engine_set if engine_set.manifest.key == key else None

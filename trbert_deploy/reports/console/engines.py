@@ -1,0 +1,69 @@
+"""What ``trbert-deploy build-engine`` shows a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from trbert_deploy.exporters.checks.engines import Verification
+from trbert_deploy.exporters.tensorrt.engine_build import EnginesReport
+
+_MIB = 2**20
+
+
+def print_engines(report: EnginesReport, console: Console) -> None:
+    """The engines as a table, what half precision costs, and where the engines are."""
+    manifest = report.engine_set.manifest
+    key = manifest.key
+    table = Table(
+        "engine",
+        *("size MiB", "build s", "scratch MiB"),
+        "profiles",
+        "precision",
+        title=f"TensorRT {key.version} ({key.flavour}) for GPUs of {key.compute_capability}",
+    )
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    lengths = ", ".join(str(profile.max_length) for profile in key.profiles)
+    for engine in manifest.engines:
+        scratch = engine.scratch_bytes
+        table.add_row(
+            engine.name,
+            f"{engine.size_bytes / _MIB:.1f}",
+            f"{engine.build_seconds:.1f}",
+            "unknown" if scratch is None else f"{scratch / _MIB:.0f}",
+            lengths,
+            key.precision,
+        )
+    console.print(table)
+    batch = key.profiles[0]
+    console.print(
+        f"profiles: rows of up to {lengths} tokens, in batches of {batch.min_batch} to "
+        f"{batch.max_batch}, tuned for {batch.opt_batch}"
+    )
+    parity = manifest.parity
+    if parity:
+        console.print(
+            f"{key.precision} against float32, {parity['rows']} rows: "
+            f"largest logit difference {parity['max_logit_difference']:.2g} "
+            f"(dense {parity['dense_logit_difference']:.2g}), "
+            f"same survivors {parity['survivor_agreement']:.2%}, "
+            f"same labels {parity['label_agreement']:.2%}"
+        )
+    done = "unchanged, nothing built (--force builds again)" if report.skipped else "built"
+    console.print(f"{done}: {report.engine_set.path}", soft_wrap=True)
+
+
+def print_verification(results: Sequence[Verification], console: Console) -> None:
+    """The largest difference per output of every engine, over its profiles."""
+    table = Table("engine", "output", "largest difference", title="engines against ONNX Runtime")
+    worst: dict[tuple[str, str], float] = {}
+    for result in results:
+        for output, difference in result.max_difference.items():
+            place = (result.graph, output)
+            worst[place] = max(worst.get(place, 0.0), difference)
+    for (graph, output), difference in worst.items():
+        table.add_row(graph, output, f"{difference:.2g}")
+    console.print(table)

@@ -1,0 +1,75 @@
+"""Finds the operating point that answers within a latency budget, from measured latencies."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
+from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.samples import sample_rows
+from trbert_deploy.selection.select import Dial
+
+#: Keep logits of the thresholds that are measured, beside 0, which keeps everything.
+_LOGITS = np.linspace(-4.0, 4.0, 17)
+ROWS = 3
+ROUNDS = 3
+
+#: Threshold and the milliseconds that it takes, by rising threshold.
+LatencyTable = Sequence[tuple[float, float]]
+
+
+def threshold_within(
+    bundle: Bundle,
+    chain: Chain,
+    budget_ms: float,
+    note: Callable[[str], None],
+) -> float:
+    """The threshold that drops least of those that take at most ``budget_ms``.
+
+    The latencies are measured on this machine once, and remembered.
+
+    Args:
+        chain: on the backend that will run.
+        budget_ms: milliseconds from a row's tokens to its logits, in the median over rows of the
+            longest length that the bundle takes; shorter ones take less.
+        note: told what was found; and where no threshold is fast enough, that the fastest serves.
+
+    Raises:
+        ConfigError: the budget is no time.
+    """
+    if not (budget_ms > 0 and math.isfinite(budget_ms)):
+        raise ConfigError(f"the latency budget is {budget_ms:g} ms: expected more than 0")
+    length = bundle.manifest.max_length
+    key = chain_conditions(bundle, chain) | {"length": length}
+    table = recall("latency", key)
+    if table is None:
+        table = measure(chain, sample_rows(bundle, [length], ROWS))
+        remember("latency", key, table)
+    fitting = [(threshold, spent) for threshold, spent in table if spent <= budget_ms]
+    threshold, spent = min(fitting) if fitting else min(table, key=lambda point: point[1])
+    note(
+        f"threshold {threshold:.3f} takes {spent:.1f} ms for {length} tokens here"
+        + ("" if fitting else f", the fastest there is: the budget of {budget_ms:g} ms is missed")
+    )
+    return float(threshold)
+
+
+def measure(chain: Chain, rows: Sequence[TokenRow]) -> LatencyTable:
+    """Median milliseconds a row at each threshold, measured in turns."""
+    thresholds = [0.0, *(float(1.0 / (1.0 + np.exp(-logit))) for logit in _LOGITS)]
+    chains = [chain.at(Dial(threshold)) for threshold in thresholds]
+    spent = np.empty((ROUNDS + 1, len(rows), len(chains)))
+    for number in range(ROUNDS + 1):  # the first warms up
+        for place, row in enumerate(rows):
+            for index, each in enumerate(chains):
+                start = time.perf_counter()
+                each.run([row])
+                spent[number, place, index] = 1e3 * (time.perf_counter() - start)
+    medians = np.median(spent[1:], axis=(0, 1)).round(3).tolist()
+    return list(zip(thresholds, medians, strict=True))

@@ -1,0 +1,97 @@
+"""Runs a bundle's graphs with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+
+import onnxruntime
+
+from trbert_deploy.bundle.bundle import ATTENTION_MASK, FUSED, INT8, LOGITS, MASKED, Bundle
+from trbert_deploy.errors import BundleError
+from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Tensors
+from trbert_deploy.runtime.backends.denormals import denormals_as_zero
+
+
+class OnnxGraph:
+    """A session for batches without padding, and one for those with it, opened when needed.
+
+    Args:
+        open_session: whether the batch has a mask -> the session.
+    """
+
+    def __init__(self, open_session: Callable[[bool], onnxruntime.InferenceSession]) -> None:
+
+        def opened(masked: bool) -> tuple[onnxruntime.InferenceSession, list[str]]:
+            session = open_session(masked)
+            names = [output.name for output in session.get_outputs()]
+            return session, [LOGITS] if LOGITS in names else names
+
+        self._opened = cache(opened)
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        session, wanted = self._opened(ATTENTION_MASK in inputs)
+        with denormals_as_zero():
+            values = session.run(wanted, dict(inputs))
+        return dict(zip(wanted, values, strict=True))
+
+
+class OnnxRuntimeBackend:
+    """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device.
+
+    Args:
+        without_mask: the form of the graphs for batches without padding; by default the one for
+            the wanted precision. Padded batches, which GPUs like, run in float32.
+
+    Raises:
+        ConfigError: the bundle has no graphs of the wanted precision.
+    """
+
+    def __init__(
+        self, bundle: Bundle, options: BackendOptions, without_mask: str | None = None
+    ) -> None:
+        self._bundle = bundle
+        precision = options.precision or "f32"
+        self._without_mask = without_mask or (INT8 if precision == "int8" else FUSED)
+        bundle.require_form(self._without_mask)
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = options.threads
+        # A chain owns several sessions: threads that spin after one graph would take the
+        # cores from the next.
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # For the sessions' own threads; the caller's is told at every call.
+        self._options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        available = onnxruntime.get_available_providers()
+        self._providers = [
+            name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
+        ]
+        on_cpu = self._providers[0] == "CPUExecutionProvider"
+        # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
+        self._disabled = ["SkipLayerNormFusion"] if on_cpu else []
+        self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
+        self.graph = cache(lambda name: OnnxGraph(partial(self._open, name)))
+        self.description: Mapping[str, str] = {
+            "backend": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "provider": self._providers[0],
+            "precision": precision,
+            "threads": str(options.threads or "all"),
+        }
+
+    def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
+        path = self._bundle.graph_path(name, MASKED if masked else self._without_mask)
+        try:
+            with denormals_as_zero():  # a process' first session would change the caller's thread
+                return onnxruntime.InferenceSession(
+                    str(path),
+                    self._options,
+                    providers=self._providers,
+                    disabled_optimizers=self._disabled,
+                )
+        except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
+            raise BundleError(f"ONNX Runtime cannot load {path}: {problem}") from problem
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
+    """Open ``bundle`` with ONNX Runtime."""
+    return OnnxRuntimeBackend(bundle, options)

@@ -1,0 +1,135 @@
+"""Runs a bundle's graphs with OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import openvino
+
+from trbert_deploy.bundle.bundle import (
+    ATTENTION_MASK,
+    DEQUANTIZED,
+    LOGITS,
+    MASKED,
+    UNMASKED,
+    Bundle,
+)
+from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.machine import cores
+from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+
+_DEVICE = "CPU"
+#: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
+_RANGE_SIZE = 128
+
+
+class OpenVinoGraph:
+    """A graph compiled for batches without padding, and for those with it when needed.
+
+    Every thread that calls it has requests of its own.
+
+    Args:
+        compile_form: form -> the graph, compiled.
+        without_mask: the form for batches without padding.
+    """
+
+    def __init__(
+        self, compile_form: Callable[[str], openvino.CompiledModel], without_mask: str
+    ) -> None:
+        self._without_mask = without_mask
+        self._compiled = cache(compile_form)
+        self._own = threading.local()
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
+        for name, array in inputs.items():
+            tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+            call.request.set_tensor(name, tensor)
+        call.request.infer(share_outputs=True)
+        # Inputs and outputs are used where they lie; but the request overwrites its outputs at
+        # the next call, so what is returned is a copy.
+        return {
+            name: call.request.get_output_tensor(place).data.copy()
+            for name, place in call.outputs.items()
+        }
+
+    def _call(self, form: str) -> _Call:
+        calls = vars(self._own)
+        if form not in calls:
+            calls[form] = _Call.of(self._compiled(form))
+        return calls[form]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A request with what it is asked for: output name -> its place among the outputs."""
+
+    request: openvino.InferRequest
+    outputs: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: openvino.CompiledModel) -> _Call:
+        outputs = {output.any_name: place for place, output in enumerate(model.outputs)}
+        wanted = {LOGITS: outputs[LOGITS]} if LOGITS in outputs else outputs
+        return cls(model.create_infer_request(), wanted)
+
+
+class OpenVinoBackend:
+    """OpenVINO on the CPU: bfloat16 where the processor computes in it, float32 elsewhere.
+
+    In int8 the weights are the bundle's 8-bit ones, and activations are rounded as they come;
+    padded batches, which CPUs do not like, run in float32.
+
+    Raises:
+        ConfigError: the processor, or the bundle, lacks the wanted precision.
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        self._bundle = bundle
+        self._core = openvino.Core()
+        precision = options.precision or ("bf16" if self._has_bf16() else "f32")
+        if precision == "bf16" and not self._has_bf16():
+            raise ConfigError(
+                "this processor does not compute in bfloat16: run with --precision f32"
+            )
+        form = DEQUANTIZED if precision == "int8" else UNMASKED
+        bundle.require_form(form)
+        # A request gets all threads, or those asked for; as many requests as then fit on the
+        # cores run at a time.
+        streams = max(1, cores() // options.threads) if options.threads else 1
+        self._settings: dict[str, str | int] = {
+            "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
+            "NUM_STREAMS": streams,
+        }
+        if precision == "int8":
+            self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _RANGE_SIZE
+        if options.threads:
+            self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
+        self.max_padding = 0.0
+        self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name), form))
+        self.description: Mapping[str, str] = {
+            "backend": "openvino",
+            "version": openvino.__version__.partition("-")[0],
+            "precision": precision,
+            "threads": str(options.threads or "all"),
+        }
+
+    def _has_bf16(self) -> bool:
+        return "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+    def _open(self, name: str, form: str) -> openvino.CompiledModel:
+        path = self._bundle.graph_path(name, form)
+        try:
+            return self._core.compile_model(self._core.read_model(path), _DEVICE, self._settings)
+        except RuntimeError as problem:
+            reason = str(problem).strip().splitlines()[-1]
+            raise BundleError(f"OpenVINO cannot load {path}: {reason}") from problem
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:
+    """Open ``bundle`` with OpenVINO."""
+    return OpenVinoBackend(bundle, options)

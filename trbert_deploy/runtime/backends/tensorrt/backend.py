@@ -1,0 +1,238 @@
+"""Runs a bundle's TensorRT engines: numpy in, numpy out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from trbert_deploy.bundle.bundle import LOGITS, Bundle, GraphDescription
+from trbert_deploy.errors import EngineError, LengthError
+from trbert_deploy.runtime.backends.backend import (
+    PADDING_ON_GPUS,
+    BackendOptions,
+    Graph,
+    Tensors,
+    with_mask,
+)
+from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet, Profile, find_engine_set
+from trbert_deploy.runtime.backends.tensorrt.library import (
+    TensorRT,
+    check_cuda,
+    failure,
+    gpu_compute_capability,
+    import_cuda,
+    library_log,
+    load_tensorrt,
+)
+
+
+class TensorRTBackend:
+    """The engines that fit this GPU; not for use from several threads at once.
+
+    All contexts share one stream and one scratch buffer: graphs of a chain run one after the
+    other, so that the GPU holds the largest scratch and not the sum.
+
+    Raises:
+        MissingDependencyError: TensorRT or CUDA's bindings are not installed.
+        DeviceError: no NVIDIA GPU answers.
+        EngineError: no engines, or none that may run here.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._library = load_tensorrt()
+        capability = gpu_compute_capability()
+        self._engine_set = find_engine_set(
+            bundle, self._library.flavour, self._library.version, capability
+        )
+        self._bundle = bundle
+        self._runtime = self._library.module.Runtime(library_log(self._library))
+        self._device = Device()
+        self.graph = cache(self._open)
+        self.max_padding = PADDING_ON_GPUS
+        key = self._engine_set.manifest.key
+        self.description: Mapping[str, str] = {
+            "backend": "tensorrt",
+            "version": f"{key.version} ({key.flavour})",
+            "precision": key.precision,
+            "compute capability": capability,
+        }
+
+    def _open(self, name: str) -> Graph:
+        data = self._engine_set.read(name)
+        log = library_log(self._library)
+        log.lines.clear()
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise EngineError(
+                failure(self._library, f"cannot load the engine {name}", log.errors())
+            )
+        graph = self._bundle.manifest.graph(name)
+        return EngineGraph(self._library, engine, graph, self._engine_set, self._device)
+
+
+class EngineGraph:
+    """One engine; a context per profile, made when a batch first needs it."""
+
+    def __init__(
+        self,
+        library: TensorRT,
+        engine: Any,
+        graph: GraphDescription,
+        engine_set: EngineSet,
+        device: Device,
+    ) -> None:
+        self._library = library
+        self._engine = engine
+        self._graph = graph
+        self._engine_set = engine_set
+        self._device = device
+        self._context = cache(self._make_context)
+        # Behind the head nobody reads the states: copying them would cost more than the head.
+        names = [tensor.name for tensor in graph.outputs]
+        self._returned = [LOGITS] if LOGITS in names else names
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """Run a batch; one with more rows than the profile takes runs in parts.
+
+        Returns:
+            The graph's outputs; of the last segment the logits alone.
+
+        Raises:
+            LengthError: no profile takes rows of this length, or so few of them.
+        """
+        batch, length = inputs[self._graph.inputs[0].name].shape[:2]
+        inputs = with_mask(inputs)
+        index = self._engine_set.profile_for(length)
+        profile = self._engine_set.manifest.key.profiles[index]
+        parts = [
+            self._run(index, {name: array[start:stop] for name, array in inputs.items()})
+            for start, stop in row_ranges(batch, profile, length)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._returned}
+
+    def _run(self, profile: int, inputs: Tensors) -> Tensors:
+        context, device = self._context(profile), self._device
+        log = library_log(self._library)
+        log.lines.clear()
+        for tensor in self._graph.inputs:
+            array = np.ascontiguousarray(inputs[tensor.name], np.dtype(tensor.dtype))
+            if not context.set_input_shape(tensor.name, array.shape):
+                raise EngineError(
+                    failure(self._library, f"refuses the shape {array.shape}", log.errors())
+                )
+            context.set_tensor_address(tensor.name, device.upload(tensor.name, array))
+        outputs = {}
+        for tensor in self._graph.outputs:
+            array = np.empty(tuple(context.get_tensor_shape(tensor.name)), np.dtype(tensor.dtype))
+            context.set_tensor_address(tensor.name, device.reserve(tensor.name, array.nbytes))
+            outputs[tensor.name] = array
+        scratch = self._engine.get_device_memory_size_for_profile_v2(profile)
+        context.set_device_memory(device.reserve("scratch", scratch), scratch)
+        if not context.execute_async_v3(device.stream):
+            raise EngineError(failure(self._library, "cannot run the engine", log.errors()))
+        for name in self._returned:
+            device.download(name, outputs[name])
+        device.synchronize()
+        return outputs
+
+    def _make_context(self, profile: int) -> Any:
+        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = self._engine.create_execution_context(strategy)
+        if context is None:
+            reasons = library_log(self._library).errors()
+            raise EngineError(failure(self._library, "cannot make a context", reasons))
+        context.set_optimization_profile_async(profile, self._device.stream)
+        self._device.synchronize()
+        return context
+
+
+def row_ranges(batch: int, profile: Profile, length: int) -> list[tuple[int, int]]:
+    """``batch`` rows in nearly equal parts of at most ``profile.max_batch``: (start, stop) each.
+
+    Raises:
+        LengthError: a part has fewer rows than the profile takes.
+    """
+    parts = -(-batch // profile.max_batch)
+    bounds = [batch * part // parts for part in range(parts + 1)]
+    if bounds[1] < profile.min_batch:
+        raise LengthError(
+            f"no engine profile takes {bounds[1]} rows of {length} tokens: it takes {profile} "
+            "(rows x tokens); build with a smaller first --batch"
+        )
+    return list(pairwise(bounds))
+
+
+@dataclass
+class _Buffer:
+    address: int = 0
+    size_bytes: int = 0
+
+
+class Device:
+    """A CUDA stream, and named buffers of GPU memory that grow and are reused."""
+
+    def __init__(self) -> None:
+        self._cuda = import_cuda()
+        self._stream = check_cuda(self._cuda.cudaStreamCreate())
+        self._buffers: dict[str, _Buffer] = {}
+
+    @property
+    def stream(self) -> int:
+        return int(self._stream)
+
+    def reserve(self, name: str, size_bytes: int) -> int:
+        """Address of the buffer ``name``, of at least ``size_bytes``; growing loses its content.
+
+        Raises:
+            DeviceError: the GPU has no such memory left.
+        """
+        buffer = self._buffers.setdefault(name, _Buffer())
+        if size_bytes > buffer.size_bytes or not buffer.address:
+            if buffer.address:
+                check_cuda(self._cuda.cudaFree(buffer.address))
+                buffer.address = buffer.size_bytes = 0
+            wanted = max(size_bytes, 1)
+            buffer.address = int(check_cuda(self._cuda.cudaMalloc(wanted)))
+            buffer.size_bytes = wanted
+        return buffer.address
+
+    def upload(self, name: str, array: np.ndarray) -> int:
+        """Copy a contiguous array into the buffer ``name``; returns its address."""
+        address = self.reserve(name, array.nbytes)
+        # From pageable memory the call returns when the array has been read.
+        check_cuda(
+            self._cuda.cudaMemcpyAsync(
+                address,
+                array.ctypes.data,
+                array.nbytes,
+                self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice,
+                self._stream,
+            )
+        )
+        return address
+
+    def download(self, name: str, array: np.ndarray) -> None:
+        """Copy the buffer ``name`` into an array, which is filled after ``synchronize``."""
+        check_cuda(
+            self._cuda.cudaMemcpyAsync(
+                array.ctypes.data,
+                self._buffers[name].address,
+                array.nbytes,
+                self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost,
+                self._stream,
+            )
+        )
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done."""
+        check_cuda(self._cuda.cudaStreamSynchronize(self._stream))
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> TensorRTBackend:
+    """Open ``bundle`` with TensorRT (the engines choose; ``options`` has nothing for a GPU)."""
+    return TensorRTBackend(bundle)

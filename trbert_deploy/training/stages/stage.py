@@ -1,0 +1,290 @@
+"""What each trained stage computes (the guide, one pass, is saliency.py).
+
+teacher   the dense model learns the labels
+policy    the policies learn, encoder and head are frozen
+joint     all learn, while the computation falls to the wanted share
+hard      encoder and head learn on what the policies, now frozen, really leave
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+
+from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.training import processes
+from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.distillation import distillation_loss
+from trbert_deploy.training.estimators.gates import run_gated
+from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.reduced import (
+    choose_by_logits,
+    choose_by_rule,
+    dense_logits,
+    first_segment,
+    later_segments,
+)
+from trbert_deploy.training.stages.guide import Guide
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one batch came to, the whole of it where processes share it.
+
+    Attributes:
+        loss: scalar to go down; its gradient is that of the process's own rows.
+        figures: what to write down of it.
+    """
+
+    loss: Tensor
+    figures: dict[str, float]
+
+
+#: (batch, share of the stage that is done) -> loss and figures.
+Compute = Callable[[PackedBatch, float], Step]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A trained stage.
+
+    Attributes:
+        compute: one step.
+        groups: optimizer groups: ``params`` and ``lr``. What is in none of them is frozen.
+        dropout: whether the encoder's dropout is on. It would drown the differences between
+            paths, and a student is regularized by its teacher.
+        constraint: what ``compute`` holds the stage to.
+    """
+
+    compute: Compute
+    groups: list[dict[str, Any]]
+    dropout: bool = False
+    constraint: FlopsConstraint | None = None
+
+
+def make_stage(
+    name: str,
+    model: ReducedClassifier,
+    options: TrainOptions,
+    guide: Guide | None,
+    opening: float = 1.0,
+) -> Stage:
+    """The stage of this name; all but the teacher's need the guide.
+
+    Args:
+        opening: FLOPs speed-up from which the wanted one is approached.
+    """
+    body = [*model.encoder.parameters(), *model.head.parameters()]
+    policies = [*model.policies.parameters()]
+    if guide is None:
+        return Stage(
+            _teacher(model), [{"params": body, "lr": options.teacher_learning_rate}], dropout=True
+        )
+    if name == "hard":
+        groups = [{"params": body, "lr": options.hard_learning_rate}]
+        return Stage(_hard(model, guide, options.mixed_share), groups)
+    gates = options.estimator == "gates"
+    if name == "policy" and gates:
+        groups = [{"params": policies, "lr": options.policy_learning_rate}]
+        return Stage(_policy_by_ranks(model, guide), groups)
+    constraint = None
+    if options.final_speedup is not None:
+        constraint = FlopsConstraint(options.final_speedup, options.penalty_ramp, opening)
+    if name == "policy":
+        groups = [{"params": policies, "lr": options.policy_learning_rate}]
+        compute = _policy_by_rollouts(model, guide, options, constraint)
+        return Stage(compute, groups, constraint=constraint)
+    groups = [
+        {"params": body, "lr": options.joint_learning_rate},
+        {"params": policies, "lr": options.joint_policy_learning_rate},
+    ]
+    if gates:
+        assert constraint is not None  # the options see to it
+        return Stage(_joint_by_gates(model, guide, constraint), groups, constraint=constraint)
+    compute = _joint_by_rollouts(model, guide, options, constraint)
+    return Stage(compute, groups, constraint=constraint)
+
+
+def _teacher(model: ReducedClassifier) -> Compute:
+    def compute(batch: PackedBatch, _: float) -> Step:
+        logits = dense_logits(model, batch)
+        loss = batch.share.mean(cross_entropy(logits, batch.labels, reduction="none"))
+        return Step(loss, {"accuracy": _accuracy(logits, batch)})
+
+    return compute
+
+
+def _policy_by_ranks(model: ReducedClassifier, guide: Guide) -> Compute:
+    """Keep probability = share of the row's tokens that are less salient to the teacher."""
+
+    def compute(batch: PackedBatch, _: float) -> Step:
+        hidden = []
+        with torch.no_grad():
+            states = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            for segment in model.segments[:-1]:
+                states = model.run_segment(segment.index, states, batch.layout)
+                hidden.append(states)
+        losses = [
+            binary_cross_entropy_with_logits(
+                model.keep_logit(index, states),
+                rank_shares(saliency, batch.layout),
+                reduction="sum",
+            )
+            for index, (states, saliency) in enumerate(
+                zip(hidden, guide.saliency_of(batch), strict=True)
+            )
+        ]
+        return Step(batch.share.total(torch.stack(losses).mean()) / batch.share.tokens, {})
+
+    return compute
+
+
+def rank_shares(scores: Tensor, layout: PackedLayout) -> Tensor:
+    """For each token the share of its row's tokens that it beats: [T], above 0 and below 1."""
+    lengths = torch.from_numpy(layout.lengths).to(scores.device)[:, None]
+    padded = layout.pad(scores)
+    behind = torch.arange(padded.shape[1], device=scores.device) >= lengths
+    order = padded.masked_fill(behind, math.inf).argsort(dim=1, stable=True)
+    return layout.unpad((order.argsort(dim=1) + 0.5) / lengths)
+
+
+def _policy_by_rollouts(
+    model: ReducedClassifier,
+    guide: Guide,
+    options: TrainOptions,
+    constraint: FlopsConstraint | None,
+) -> Compute:
+    """REINFORCE, with imitation of the guide in its first part."""
+
+    def compute(batch: PackedBatch, done: float) -> Step:
+        imitating = done < options.imitation_share
+        rollouts = run_rollouts(
+            model,
+            first_segment(model, batch),
+            guide.logits_of(batch).softmax(-1),
+            options.rollouts,
+            _penalty(constraint, options.length_penalty, done),
+            choose_salient(guide.saliency_of(batch)) if imitating else None,
+            imitate=imitating,
+            share=batch.share,
+        )
+        return Step(rollouts.policy_loss, _rollout_figures(rollouts, batch))
+
+    return compute
+
+
+def _joint_by_rollouts(
+    model: ReducedClassifier,
+    guide: Guide,
+    options: TrainOptions,
+    constraint: FlopsConstraint | None,
+) -> Compute:
+    """Task loss and distillation on every path, plus the policy loss.
+
+    One path goes by the selection rule, as at inference; the others are sampled.
+    """
+
+    def compute(batch: PackedBatch, done: float) -> Step:
+        labels = one_hot(batch.labels, len(model.spec.labels)).float()
+        rollouts = run_rollouts(
+            model,
+            first_segment(model, batch),
+            (labels + guide.logits_of(batch).softmax(-1)) / 2,
+            options.joint_rollouts,
+            _penalty(constraint, options.joint_length_penalty, done),
+            choose_by_rule(model),
+            share=batch.share,
+        )
+        task = batch.share.mean(rollouts.task_loss).mean()
+        return Step(task + rollouts.policy_loss, _rollout_figures(rollouts, batch))
+
+    return compute
+
+
+def _joint_by_gates(model: ReducedClassifier, guide: Guide, constraint: FlopsConstraint) -> Compute:
+    """Distillation through straight-through gates, and the price of what they keep."""
+
+    def compute(batch: PackedBatch, done: float) -> Step:
+        gated = run_gated(model, batch)
+        losses = distillation_loss(gated.logits, guide.logits_of(batch), batch.labels)
+        task = batch.share.mean(losses)
+        share = gated.flops_share(model)
+        penalty = constraint.penalty(share.item(), done)
+        figures = {
+            "task_loss": task.item(),
+            "accuracy": _accuracy(gated.logits, batch),
+            "flops_share": share.item(),
+            "goal": constraint.goal(done),
+            "penalty": penalty,
+        }
+        return Step(task + penalty * share, figures)
+
+    return compute
+
+
+def _hard(model: ReducedClassifier, guide: Guide, mixed_share: float) -> Compute:
+    """Distillation on survivors alone, by the calibrated threshold.
+
+    Some rows keep more tokens, half of those all, so that one model serves every operating
+    point (after the budgets sampled by Length-Adaptive Transformer, Kim & Cho 2021).
+    """
+
+    def compute(batch: PackedBatch, _: float) -> Step:
+        share = batch.share
+        # Drawn for the whole batch, so that a row's threshold is the same in whichever process.
+        drawn = processes.from_main(torch.rand(3, share.rows, device=batch.labels.device))
+        factor, coin, mixing = drawn[:, share.places]
+        wanted = torch.full_like(factor, model.reduction.cuts[0].rule.value)
+        lower = torch.where(coin < 0.5, 0.0, factor * wanted)
+        thresholds = torch.where(mixing < mixed_share, lower, wanted)
+        logits, kept = later_segments(
+            model, first_segment(model, batch), choose_by_logits(thresholds.logit())
+        )
+        losses = distillation_loss(logits, guide.logits_of(batch), batch.labels)
+        left = share.total(torch.stack(kept).sum(1)) / share.tokens
+        shares = {f"kept_{cut}": part for cut, part in enumerate(left.tolist())}
+        return Step(share.mean(losses), {"accuracy": _accuracy(logits, batch), **shares})
+
+    return compute
+
+
+def _penalty(
+    constraint: FlopsConstraint | None, fixed: float, done: float
+) -> Callable[[float], float]:
+    """Share of FLOPs that a step takes -> length penalty."""
+    if constraint is None:
+        return lambda share: fixed
+    return lambda share: constraint.penalty(share, done)
+
+
+def _accuracy(logits: Tensor, batch: PackedBatch) -> float:
+    """Of the rows that have a label."""
+    right = batch.share.mean((logits.argmax(-1) == batch.labels).float())
+    labelled = batch.share.mean((batch.labels >= 0).float())
+    return (right / labelled.clamp_min(1e-6)).item()
+
+
+def _rollout_figures(rollouts: Rollouts, batch: PackedBatch) -> dict[str, float]:
+    figures = {
+        "task_loss": batch.share.mean(rollouts.task_loss.detach()).mean().item(),
+        "reward": batch.share.mean(rollouts.reward).mean().item(),
+        "flops_share": rollouts.flops_share,
+    }
+    return figures | {f"kept_{cut}": share for cut, share in enumerate(rollouts.kept)}
+
+
+def freeze_all_but(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Let gradients reach the groups' parameters alone."""
+    model.requires_grad_(False)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
