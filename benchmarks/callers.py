@@ -21,13 +21,13 @@ import numpy as np
 
 from trbert_deploy import console
 from trbert_deploy.bench.machine import describe_machine
-from trbert_deploy.commands.options import dial_options, json_option
+from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dense: bool) -> float:
@@ -49,7 +49,7 @@ def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dens
     "--data", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Real texts."
 )
 @click.option("--backend", default="onnxruntime", show_default=True)
-@dial_options
+@operating_point_options
 @click.option("--callers", type=click.IntRange(min=2), default=2, show_default=True)
 @click.option("--texts", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
@@ -58,7 +58,7 @@ def main(
     bundle: Path,
     data: Path,
     backend: str,
-    dial: Dial,
+    point: OperatingPoint,
     callers: int,
     texts: int,
     rounds: int,
@@ -66,7 +66,7 @@ def main(
 ) -> None:
     """Compare one caller of BUNDLE with several."""
     try:
-        pipeline = load(bundle, backend, threads=1, **asdict(dial))
+        pipeline = load(bundle, backend, threads=1, **asdict(point))
         rows = pipeline.tokenizer([str(text.text) for text in islice(read_texts(data), texts)])
         if not rows:
             raise DataError(f"{data} has no texts: expected at least one")

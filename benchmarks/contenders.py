@@ -203,7 +203,10 @@ def _openvino(shop: Workshop, precision: str) -> Answer:
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise Unavailable("this processor does not compute in bfloat16")
     model = core.read_model(shop.attention_graph)
-    settings = {"INFERENCE_NUM_THREADS": shop.threads, "INFERENCE_PRECISION_HINT": precision}
+    settings = {
+        "INFERENCE_NUM_THREADS": shop.threads,
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+    }
     if precision == "int8":
         model = _calibrated(model, shop.sample)
         settings["INFERENCE_PRECISION_HINT"] = "f32"  # of what is not 8-bit
@@ -246,31 +249,31 @@ def _ours(shop: Workshop, backend: str, precision: str, dense: bool = False) -> 
 
 #: Name -> how it is made. The reduced ones drop tokens; all others do the same work.
 CONTENDERS: dict[str, Callable[[Workshop], Answer]] = {
-    "PyTorch f32, sdpa": lambda shop: _torch(shop, torch.float32),
+    "PyTorch fp32, sdpa": lambda shop: _torch(shop, torch.float32),
     "PyTorch bf16, sdpa": lambda shop: _torch(shop, torch.bfloat16),
-    "PyTorch f32, torch.compile": lambda shop: _torch(shop, torch.float32, compiled=True),
+    "PyTorch fp32, torch.compile": lambda shop: _torch(shop, torch.float32, compiled=True),
     "PyTorch bf16, torch.compile": lambda shop: _torch(shop, torch.bfloat16, compiled=True),
-    "ONNX Runtime f32, plain export": lambda shop: run_in_onnxruntime(
+    "ONNX Runtime fp32, plain export": lambda shop: run_in_onnxruntime(
         shop.plain_graph, shop.threads
     ),
-    "ONNX Runtime f32, its optimizer for transformers": _optimized,
-    "ONNX Runtime f32, Attention operation": lambda shop: run_in_onnxruntime(
+    "ONNX Runtime fp32, its optimizer for transformers": _optimized,
+    "ONNX Runtime fp32, Attention operation": lambda shop: run_in_onnxruntime(
         shop.attention_graph, shop.threads
     ),
     "ONNX Runtime int8, dynamic": _int8,
-    "OpenVINO f32": lambda shop: _openvino(shop, "f32"),
+    "OpenVINO fp32": lambda shop: _openvino(shop, "fp32"),
     "OpenVINO bf16": lambda shop: _openvino(shop, "bf16"),
     "OpenVINO int8, calibrated": lambda shop: _openvino(shop, "int8"),
-    "ours, dense, ONNX Runtime f32": lambda shop: _ours(shop, "onnxruntime", "f32", dense=True),
-    "ours, reduced, ONNX Runtime f32": lambda shop: _ours(shop, "onnxruntime", "f32"),
+    "ours, dense, ONNX Runtime fp32": lambda shop: _ours(shop, "onnxruntime", "fp32", dense=True),
+    "ours, reduced, ONNX Runtime fp32": lambda shop: _ours(shop, "onnxruntime", "fp32"),
     "ours, dense, ONNX Runtime int8": lambda shop: _ours(shop, "onnxruntime", "int8", dense=True),
     "ours, reduced, ONNX Runtime int8": lambda shop: _ours(shop, "onnxruntime", "int8"),
-    "ours, dense, OpenVINO f32": lambda shop: _ours(shop, "openvino", "f32", dense=True),
-    "ours, reduced, OpenVINO f32": lambda shop: _ours(shop, "openvino", "f32"),
+    "ours, dense, OpenVINO fp32": lambda shop: _ours(shop, "openvino", "fp32", dense=True),
+    "ours, reduced, OpenVINO fp32": lambda shop: _ours(shop, "openvino", "fp32"),
     "ours, dense, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8", dense=True),
     "ours, reduced, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8"),
     "ours, dense, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16", dense=True),
     "ours, reduced, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16"),
 }
 #: What the others are measured against: what most users run.
-BASELINE = "ONNX Runtime f32, plain export"
+BASELINE = "ONNX Runtime fp32, plain export"

@@ -26,13 +26,13 @@ from rich.table import Table
 from trbert_deploy import console
 from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.commands.options import dial_options, json_option
+from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.autotune.fastest_backend import CANDIDATES
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 #: What the processes run.
 PROGRAM = """
@@ -109,7 +109,7 @@ def measure(
 @click.option("--texts", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@dial_options
+@operating_point_options
 @json_option
 def main(
     bundle: Path,
@@ -117,14 +117,14 @@ def main(
     texts: int,
     threads: int,
     rounds: int,
-    dial: Dial,
+    point: OperatingPoint,
     json_path: Path | None,
 ) -> None:
     """Measure start and memory of BUNDLE."""
     try:
         Bundle.open(bundle)
         corpus = [str(text.text) for text in islice(read_texts(data), texts)]
-        common = {"path": str(bundle), "threads": threads, **asdict(dial)}
+        common = {"path": str(bundle), "threads": threads, **asdict(point)}
         loads = {
             str(each): {**common, "backend": each.backend, "precision": each.precision}
             for each in CANDIDATES

@@ -22,13 +22,13 @@ from rich.table import Table
 
 from trbert_deploy import console
 from trbert_deploy.bench.machine import describe_machine
-from trbert_deploy.commands.options import dial_options, json_option, precision_option
+from trbert_deploy.commands.options import json_option, operating_point_options, precision_option
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
@@ -49,7 +49,7 @@ def shares(context: click.Context, option: click.Parameter, value: str) -> tuple
 )
 @click.option("--backend", default="onnxruntime", show_default=True)
 @precision_option
-@dial_options
+@operating_point_options
 @click.option(
     "--paddings",
     default="0,0.03,0.1",
@@ -66,7 +66,7 @@ def main(
     data: Path,
     backend: str,
     precision: str | None,
-    dial: Dial,
+    point: OperatingPoint,
     paddings: tuple[float, ...],
     batch: int,
     batches: int,
@@ -76,13 +76,13 @@ def main(
     """Time batches of texts of mixed lengths with BUNDLE, by how much of them may be padding."""
     warnings.simplefilter("ignore", TruncationWarning)
     try:
-        pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(dial))
+        pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(point))
         texts = [str(text.text) for text in islice(read_texts(data), batch * batches)]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     rows = pipeline.tokenizer(texts)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    chains = [pipeline.chain.at(Dial()) for _ in paddings]
+    chains = [pipeline.chain.at(OperatingPoint()) for _ in paddings]
     for chain, share in zip(chains, paddings, strict=True):
         chain.max_padding = share
     spent = np.empty((2, len(chains), rounds + 1, len(parts)))

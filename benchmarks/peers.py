@@ -56,7 +56,7 @@ from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 
-REFERENCE = "PyTorch f32, sdpa"
+REFERENCE = "PyTorch fp32, sdpa"
 _OURS, _PEERS = "#0072b2", "#7f7f7f"
 
 

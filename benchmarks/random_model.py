@@ -25,7 +25,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import SelectionRule
 
 
@@ -55,7 +55,7 @@ def make_checkpoint(
     )
     torch.manual_seed(seed)
     rules = tuple(SelectionRule("ratio", ratio) for ratio in ratios)
-    model = ReducedClassifier(spec, reduction.with_rules(rules))
+    model = ReducedModel(spec, reduction.with_rules(rules))
     return replace(like, model=model, training={})
 
 

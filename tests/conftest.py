@@ -24,7 +24,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     Checkpoint,
     save_checkpoint,
 )
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.autotune import cache as cached
 
 # A busy machine is slow at times: no test here asserts a time.
@@ -105,10 +105,10 @@ def tiny_spec(**changes: object) -> EncoderSpec:
     return EncoderSpec(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def tiny_model(cuts: str = "1,2", seed: int = 0, **changes: object) -> ReducedClassifier:
+def tiny_model(cuts: str = "1,2", seed: int = 0, **changes: object) -> ReducedModel:
     """A seeded tiny model whose random policies decide clearly: logits far from the threshold."""
     torch.manual_seed(seed)
-    model = ReducedClassifier(tiny_spec(**changes), ReductionConfig.parse(cuts)).eval()
+    model = ReducedModel(tiny_spec(**changes), ReductionConfig.parse(cuts)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection.select import Dial, SelectionRule
+from trbert_deploy.selection.select import OperatingPoint, SelectionRule
 
 CONFIG_VERSION = 1
 
@@ -184,17 +184,17 @@ class ReductionConfig:
         pairs = zip(self.cuts, rules, strict=True)
         return ReductionConfig(tuple(Cut(cut.position, rule) for cut, rule in pairs))
 
-    def at(self, dial: Dial) -> ReductionConfig:
+    def at(self, point: OperatingPoint) -> ReductionConfig:
         """The same places at another operating point.
 
         Raises:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
         """
-        return self.with_rules(tuple(dial.turn(cut.rule) for cut in self.cuts))
+        return self.with_rules(tuple(point.turn(cut.rule) for cut in self.cuts))
 
     def at_threshold(self, threshold: float) -> ReductionConfig:
         """The same places, keeping tokens from another keep probability on."""
-        return self.at(Dial(threshold))
+        return self.at(OperatingPoint(threshold))
 
     def segments(self, num_layers: int) -> tuple[Segment, ...]:
         """The segments between the cuts: C cuts make C+1 of them.

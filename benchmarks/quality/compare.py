@@ -1,4 +1,4 @@
-"""Trains rows of a quality table: our chain and its opponents, all from one teacher.
+"""Trains rows of a quality table: our chain and its baselines, all from one teacher.
 
     python benchmarks/quality/compare.py --teacher RUN_DIR --train FILE --validation FILE \\
         --output DIR --target-speedup 3 --row ours --row truncate [--test FILE]

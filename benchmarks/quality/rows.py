@@ -26,7 +26,7 @@ from students import (
 from trbert_deploy import console
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.distillation import distillation_loss
@@ -93,7 +93,7 @@ def _with_policies(run: Run, *stages: str) -> Student:
     return Student(model, choose=by_policy(model))
 
 
-def _begin(name: str, model: ReducedClassifier, run: Run, aim: Aim) -> Stage:
+def _begin(name: str, model: ReducedModel, run: Run, aim: Aim) -> Stage:
     return make_stage(name, model, run.options, run.guide(), aim.prepare(name, model))
 
 
@@ -119,7 +119,7 @@ def _with_fixed_ratio(run: Run) -> Student:
     return _harden(run, Student(model, choose=by_policy(model)))
 
 
-def _set_ratio(run: Run, model: ReducedClassifier) -> None:
+def _set_ratio(run: Run, model: ReducedModel) -> None:
     lengths = lengths_of(run.setting.validation_rows)
     model.set_reduction(with_ratio(model.spec, model.reduction, lengths, _speedup(run)))
 

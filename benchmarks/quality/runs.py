@@ -18,7 +18,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training.averaging import (
     Judge,
@@ -99,7 +99,7 @@ class Run:
             return rows
         return rows + self.setting.recombined_rows(self.options.recombined)
 
-    def load(self, stage: str, model: ReducedClassifier) -> bool:
+    def load(self, stage: str, model: ReducedModel) -> bool:
         """Load what a stage came to, if it is done."""
         directory = self.directory / stage
         if not (directory / WEIGHTS_FILE).exists():

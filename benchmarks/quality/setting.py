@@ -28,7 +28,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     write_safetensors,
 )
 from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.training.data import LabelledRow, read_examples, tokenize
@@ -81,7 +81,7 @@ class Setting:
         """The teacher's shape."""
         return self._dense.spec
 
-    def load_teacher(self, cuts: str | None = None) -> ReducedClassifier:
+    def load_teacher(self, cuts: str | None = None) -> ReducedModel:
         """A copy of the teacher, with new policies at ``cuts`` (the default places where None).
 
         They begin alike in all rows and seeds, which then differ in what they saw alone.
@@ -141,7 +141,7 @@ class Setting:
         return load_file(path)["logits"]
 
     @cached_property
-    def _dense(self) -> ReducedClassifier:
+    def _dense(self) -> ReducedModel:
         if not is_fine_tuned(load_hf_config(self.teacher)):
             raise CheckpointError(
                 f"{self.teacher} has no classification head: expected a fine-tuned teacher, or a "

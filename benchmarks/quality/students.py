@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trbert_deploy.bench import baselines as opponents
+from trbert_deploy.bench import baselines as baselines
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.blocks.encoder import Attention
 from trbert_deploy.modeling.layouts import PackedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.received_attention import (
     attending_layers,
     attention_of,
@@ -54,7 +54,7 @@ class Student:
         choose: decides at the cuts which tokens survive.
     """
 
-    model: ReducedClassifier
+    model: ReducedModel
     view: Callable[[LabelledRow], LabelledRow] = lambda row: row
     choose: Choose | None = None
 
@@ -119,7 +119,7 @@ def lengths_of(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
 
 def first_tokens(count: int) -> Callable[[LabelledRow], LabelledRow]:
     """The first ``count`` tokens of a text."""
-    view = opponents.first_tokens(count)
+    view = baselines.first_tokens(count)
     return lambda row: replace(row, tokens=view(row.tokens)) if len(row) > count else row
 
 
@@ -141,12 +141,12 @@ def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
 # Fewer layers
 
 
-def thinner(teacher: ReducedClassifier, layers: int) -> ReducedClassifier:
+def thinner(teacher: ReducedModel, layers: int) -> ReducedModel:
     """A model of ``layers`` of the teacher's layers, evenly spaced from the first one on
     (as DistilBERT begins, Sanh et al. 2019).
     """
     taken = [index * teacher.spec.num_layers // layers for index in range(layers)]
-    model = ReducedClassifier(replace(teacher.spec, num_layers=layers), ReductionConfig())
+    model = ReducedModel(replace(teacher.spec, num_layers=layers), ReductionConfig())
     model.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
     model.head.load_state_dict(teacher.head.state_dict())
     for index, layer in enumerate(taken):
@@ -157,12 +157,12 @@ def thinner(teacher: ReducedClassifier, layers: int) -> ReducedClassifier:
 # Dropping tokens at cuts, as many as the cuts' rules say
 
 
-def by_policy(model: ReducedClassifier) -> Choose:
+def by_policy(model: ReducedModel) -> Choose:
     """By the policies' keep logits."""
     return lambda batch, training: choose_by_rule(model)
 
 
-def by_chance(model: ReducedClassifier, seed: int) -> Choose:
+def by_chance(model: ReducedModel, seed: int) -> Choose:
     """At random: anew in every training step, and always the same of a row in evaluation."""
 
     def choose_in(batch: PackedBatch, training: bool) -> Chooser:
@@ -181,7 +181,7 @@ def by_chance(model: ReducedClassifier, seed: int) -> Choose:
     return choose_in
 
 
-def by_attention(model: ReducedClassifier) -> Choose:
+def by_attention(model: ReducedModel) -> Choose:
     """By the attention that a token receives in the last layer before the cut (LTP, Kim et al.
     2022, equation 2).
 
@@ -220,7 +220,7 @@ def received_attention(attention: Attention, hidden: Tensor, layout: PackedLayou
         return torch.cat([mean_attention(*row) for row in zip(queries, keys, strict=True)])
 
 
-def _select(model: ReducedClassifier, index: int, scores: Tensor, layout: PackedLayout) -> Tensor:
+def _select(model: ReducedModel, index: int, scores: Tensor, layout: PackedLayout) -> Tensor:
     """Keep the best by ``scores`` [T], as many as the rule of a cut says: keep [1, T]."""
     lengths = torch.from_numpy(layout.lengths).to(scores.device)
     rule = model.reduction.cuts[index].rule

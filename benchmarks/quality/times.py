@@ -4,7 +4,7 @@
 
 All rows of DIR that are done answer the same validation texts in turns, batch by batch in
 alternating order, so that what slows the machine meets all of them. They run in PyTorch on packed
-rows, as in training: that is where every opponent can run. What an exported chain takes is measured
+rows, as in training: that is where every baseline can run. What an exported chain takes is measured
 by trbert-deploy bench.
 """
 

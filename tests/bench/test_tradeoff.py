@@ -1,4 +1,4 @@
-"""Quality against latency: the chain over its dial beside its opponents."""
+"""Quality against latency: the chain over its point beside its baselines."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_chain_and_the_dense_model_are_those_of_an_evaluation(
         alone.accuracy_change,
         alone.interval,
     )
-    assert report.rows == 24 and report.backend == "onnxruntime f32"
+    assert report.rows == 24 and report.backend == "onnxruntime fp32"
 
 
 def test_what_was_decided_is_what_survives(pipeline: Pipeline, rows: list[TokenRow]) -> None:
@@ -115,7 +115,7 @@ def test_what_was_decided_is_what_survives(pipeline: Pipeline, rows: list[TokenR
     np.testing.assert_allclose(whole.logits, dense.logits, atol=1e-5)
 
 
-def test_received_attention_chooses_as_the_trained_opponent_does(
+def test_received_attention_chooses_as_the_trained_baseline_does(
     tiny_bundle: Path, pipeline: Pipeline, rows: list[TokenRow]
 ) -> None:
     model = load_model(Bundle.open(tiny_bundle))
@@ -138,7 +138,7 @@ def test_received_attention_chooses_as_the_trained_opponent_does(
     lengths=st.lists(st.integers(200, 512), min_size=20, max_size=60),
     wanted=st.floats(1.1, 2.5),
 )
-def test_rounded_opponents_meet_the_wanted_computation(lengths: list[int], wanted: float) -> None:
+def test_rounded_baselines_meet_the_wanted_computation(lengths: list[int], wanted: float) -> None:
     spec, rows = tiny_spec(num_layers=6), np.array(lengths)
     count = count_for(spec, rows, wanted, round_to=16)
     assert count % 16 == 0
@@ -160,7 +160,7 @@ def test_first_tokens_end_as_the_row_does() -> None:
     assert first_tokens(20)(row) is row
 
 
-def test_opponents_that_cannot_run_are_told(
+def test_baselines_that_cannot_run_are_told(
     pipeline: Pipeline,
     make_checkpoint: CheckpointMaker,
     tmp_path: Path,

@@ -26,10 +26,10 @@ def test_first_answers_and_memory_are_written_down(
     assert code == 0, output
     assert "left out: onnxruntime int8: " in output and "Traceback" not in output
     written = json.loads(figures.read_text())
-    assert set(written) == {"machine", "threads", "onnxruntime f32"}
+    assert set(written) == {"machine", "threads", "onnxruntime fp32"}
     for model in ("dense", "reduced"):
-        assert written["onnxruntime f32"][model]["first_answer_seconds"] > 0
-        assert written["onnxruntime f32"][model]["peak_mib"] > 30
+        assert written["onnxruntime fp32"][model]["first_answer_seconds"] > 0
+        assert written["onnxruntime fp32"][model]["peak_mib"] > 30
 
 
 def test_what_cannot_be_measured_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 
-ROW = "ours, reduced, ONNX Runtime f32"
+ROW = "ours, reduced, ONNX Runtime fp32"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -34,12 +34,12 @@ def test_contenders_answer_alike_and_are_written_down(
     figures, plot = tmp_path / "peers.json", tmp_path / "peers.png"
     code, output = run(
         tiny_checkpoint, "--data", data, "--lengths", 16, "--texts", 2, "--batch", 3,
-        "--rounds", 1, "--only", "ONNX Runtime f32", "--json", figures, "--plot", plot,
+        "--rounds", 1, "--only", "ONNX Runtime fp32", "--json", figures, "--plot", plot,
     )  # fmt: skip
     assert code == 0, output
     written = json.loads(figures.read_text())
     assert list(written["cases"]) == ["16 tokens", "batch of 3 texts"]
-    wanted = [name for name in CONTENDERS if "ONNX Runtime f32" in name]
+    wanted = [name for name in CONTENDERS if "ONNX Runtime fp32" in name]
     for case in written["cases"].values():
         assert list(case) == [peers.REFERENCE, *wanted]
         for name, timing in case.items():

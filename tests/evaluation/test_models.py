@@ -15,7 +15,7 @@ from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, Data
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.evaluation.quality import evaluate_quality
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 ROWS = make_texts(21)
 TEXTS = [NamedText(f"text {place}", row["text"], row["label"]) for place, row in enumerate(ROWS)]
@@ -69,7 +69,7 @@ def test_one_backend_serves_both(tiny_checkpoint: Path, tiny_bundle: Path) -> No
 
 
 def test_a_threshold_holds_for_checkpoints_too(tiny_checkpoint: Path) -> None:
-    pipeline, _ = open_models(tiny_checkpoint, dial=Dial(threshold=0.25))
+    pipeline, _ = open_models(tiny_checkpoint, point=OperatingPoint(threshold=0.25))
     assert {cut.rule.value for cut in pipeline.reduction.cuts} == {0.25}
 
 

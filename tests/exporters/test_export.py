@@ -26,7 +26,7 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_bundle_holds_every_weight_once(tiny_bundle: Path) -> None:
     graphs = [path for path in tiny_bundle.iterdir() if path.suffix == ".onnx"]
     names = {"segment_0", "segment_1", "segment_2", "dense"}
     assert {path.stem for path in graphs} == {
-        name + form for name in names for form in ("", ".unmasked", ".fused")
+        name + variant for name in names for variant in ("", ".unmasked", ".fused")
     }
     places: set[tuple[int, int]] = set()
     for path in graphs:
@@ -91,7 +91,7 @@ def test_survivors_can_be_rounded_up_for_good(tiny_checkpoint: Path, tmp_path: P
     assert report.chain.survivor_agreement == 1.0
     plain = load_checkpoint(tiny_checkpoint).model.reduction
     rounded = Bundle.open(tmp_path / "bundle").manifest.reduction
-    assert rounded == plain.at(Dial(round_to=8)) != plain
+    assert rounded == plain.at(OperatingPoint(round_to=8)) != plain
 
 
 def test_samples_can_be_left_out(dense_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from trbert_deploy.files import write_json_lines
 from trbert_deploy.reports.html import draw_kept, draw_latency, draw_time, fragments, render
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 QUICK = BenchOptions(lengths=(16, 48), batches=(1, 2), rounds=Rounds.exactly(2), threads=1)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -133,7 +133,7 @@ def test_the_drawings_show_the_figures(report: BenchReport, texts: list[KeptText
 
 
 def test_the_operating_point_is_that_of_the_benchmark(tiny_bundle: Path) -> None:
-    options = replace(QUICK, dial=Dial(max_tokens=3))
+    options = replace(QUICK, point=OperatingPoint(max_tokens=3))
     assert {text.lengths[1:] for text in trace_bundle(tiny_bundle, options)} == {(3, 3)}
     (bench,) = bench_bundle(tiny_bundle, options).backends
     assert {point.kept for point in bench.points} == {(3.0, 3.0)}

@@ -86,8 +86,8 @@ def test_threshold_zero_is_dense_and_one_keeps_the_first_token(tiny_bundle: Path
 
 
 def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
-    def kept(**dial: float) -> list[list[int]]:
-        predictions = load(tiny_bundle, threads=1, **dial)(TEXTS, return_kept=True)
+    def kept(**point: float) -> list[list[int]]:
+        predictions = load(tiny_bundle, threads=1, **point)(TEXTS, return_kept=True)
         return [
             [prediction.num_tokens, *(len(cut.positions) for cut in prediction.kept or ())]
             for prediction in predictions

@@ -29,7 +29,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import train
@@ -167,7 +167,7 @@ def test_a_stage_ends_with_its_best_checkpoint(
     scores = iter([0.6, 0.9, 0.7])
     seen: list[torch.Tensor] = []
 
-    def dense_accuracy(self: Validator, model: ReducedClassifier) -> float:
+    def dense_accuracy(self: Validator, model: ReducedModel) -> float:
         seen.append(model.head.classifier.weight.detach().clone())
         return next(scores, 0.0)
 

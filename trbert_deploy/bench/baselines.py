@@ -23,7 +23,7 @@ from trbert_deploy.flops import REACHED, dense_flops, reduced_flops
 from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.selection.select import Dial, SelectionRule, select
+from trbert_deploy.selection.select import OperatingPoint, SelectionRule, select
 
 BISECTIONS = 40
 
@@ -61,7 +61,7 @@ def replay(pipeline: Pipeline, rows: Sequence[TokenRow], survivals: Sequence[Sur
     }
     chain = Chain(
         ReplayBackend(pipeline.chain.backend, decided),
-        pipeline.reduction.at(Dial(threshold=0.5, round_to=1)),
+        pipeline.reduction.at(OperatingPoint(threshold=0.5, round_to=1)),
         pipeline.encoder.num_layers,
         pipeline.chain.max_batch_tokens,
     )

@@ -24,7 +24,7 @@ from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
@@ -41,7 +41,7 @@ class BenchOptions:
             engines and a GPU answers, TensorRT.
         precision: what the backend computes in; None is its own choice.
         threads: threads of one graph; 0 lets the backend choose.
-        dial: operating point to run at, instead of the bundle's own.
+        point: operating point to run at, instead of the bundle's own.
         rounds: measured repetitions of every point.
         data: JSON lines with texts, instead of the bundle's samples.
     """
@@ -51,7 +51,7 @@ class BenchOptions:
     backend: str | None = None
     precision: str | None = None
     threads: int = 0
-    dial: Dial = Dial()
+    point: OperatingPoint = OperatingPoint()
     rounds: Rounds = field(default_factory=Rounds)
     data: Path | None = None
 
@@ -115,7 +115,7 @@ def trace_bundle(
 def sweep_bundle(
     path: Path, options: BenchOptions, progress: Progress = no_progress
 ) -> TradeoffReport:
-    """Quality against measured latency over the dial (see ``measure_tradeoff``).
+    """Quality against measured latency over the operating points (see ``measure_tradeoff``).
 
     Raises:
         As ``bench_bundle``.
@@ -141,7 +141,7 @@ def _open(
         precision=options.precision,
         verify=False,
         note=note,
-        **asdict(options.dial),
+        **asdict(options.point),
     )
 
 
@@ -151,7 +151,7 @@ def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | Non
     if not sets:
         return None, None
     try:
-        return load(bundle.path, "tensorrt", verify=False, **asdict(options.dial)), None
+        return load(bundle.path, "tensorrt", verify=False, **asdict(options.point)), None
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

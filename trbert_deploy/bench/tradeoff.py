@@ -1,8 +1,8 @@
-"""Quality against measured latency: the chain over its dial, and simpler ways to save time.
+"""Quality against measured latency: the chain over its operating points, and simpler ways to save time.
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
-graphs that have met every length before. The opponents (opponents.py) aim at FLOPs that points of
+graphs that have met every length before. The baselines (baselines.py) aim at FLOPs that points of
 the chain have; time is then measured.
 """
 
@@ -35,9 +35,9 @@ from trbert_deploy.runtime.reading import NamedText
 
 DENSE, REDUCED = "dense", "reduced"
 ALL, TOKENS = "all", "tokens"
-TRUNCATION, RANDOM, ATTENTION = OPPONENTS = ("truncation", "random", "attention")
-#: Every so many points of the chain have opponents.
-OPPONENTS_EVERY = 2
+TRUNCATION, RANDOM, ATTENTION = BASELINES = ("truncation", "random", "attention")
+#: Every so many points of the chain have baselines.
+BASELINES_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TradeoffPoint:
     """A model at one operating point.
 
     Attributes:
-        model: ``dense``, ``reduced``, or an opponent.
+        model: ``dense``, ``reduced``, or an baseline.
         kind: what sets the operating point: ``threshold``, ``ratio``, ``tokens``, or ``all``.
         value: to what; for the rules in force the first cut's.
         latency_ms: mean of a text.
@@ -102,7 +102,7 @@ class TradeoffReport:
         rows: how many texts.
         dense: the dense model.
         current: the chain with the rules that are in force.
-        points: the chain and its opponents, by model, then by falling latency.
+        points: the chain and its baselines, by model, then by falling latency.
         notes: what a reader should know besides.
     """
 
@@ -115,7 +115,7 @@ class TradeoffReport:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The chain and the opponents that could be measured."""
+        """The chain and the baselines that could be measured."""
         return tuple(dict.fromkeys(point.model for point in self.points))
 
     def of(self, model: str) -> list[TradeoffPoint]:
@@ -129,7 +129,7 @@ class TradeoffReport:
 def measure_tradeoff(
     pipeline: Pipeline, texts: Sequence[NamedText], *, progress: Progress = no_progress
 ) -> TradeoffReport:
-    """Measure the chain over its threshold, the dense model, and the opponents.
+    """Measure the chain over its threshold, the dense model, and the baselines.
 
     Args:
         texts: labelled.
@@ -148,15 +148,15 @@ def measure_tradeoff(
         for threshold in thresholds
     ]
     rows = tokenize(pipeline.tokenizer, texts)
-    speedups = [*thresholds.values()][OPPONENTS_EVERY::OPPONENTS_EVERY]
-    contenders += _opponents(pipeline, rows, speedups, notes.append, progress)
+    speedups = [*thresholds.values()][BASELINES_EVERY::BASELINES_EVERY]
+    contenders += _baselines(pipeline, rows, speedups, notes.append, progress)
     _meet_lengths(pipeline, rows, progress)
     runs = [contender.run for contender in contenders]
     reports = compare_runs(runs, texts, batch_size=1, progress=progress)
     current, *others = (
         contender.point(report) for contender, report in zip(contenders, reports, strict=True)
     )
-    order = (REDUCED, *OPPONENTS)
+    order = (REDUCED, *BASELINES)
     runner = pipeline.chain.backend.description
     return TradeoffReport(
         backend=f"{runner['backend']} {runner['precision']}",
@@ -182,14 +182,14 @@ def _meet_lengths(pipeline: Pipeline, rows: Sequence[TokenRow], progress: Progre
         progress("warm up", number, len(different))
 
 
-def _opponents(
+def _baselines(
     pipeline: Pipeline,
     rows: Sequence[TokenRow],
     speedups: Sequence[float],
     note: Callable[[str], None],
     progress: Progress,
 ) -> Iterator[_Contender]:
-    """The opponents at each of ``speedups`` that they can reach."""
+    """The baselines at each of ``speedups`` that they can reach."""
     lengths = np.array([len(row) for row in rows])
     round_to = max(cut.rule.round_to for cut in pipeline.reduction.cuts)
     choosers = {RANDOM: _by_chance()}
@@ -211,7 +211,7 @@ def _opponents(
                 survivals = []
                 for row in rows:
                     survivals.append(choose(row, reduction))
-                    progress("choose tokens for the opponents", done := done + 1, total)
+                    progress("choose tokens for the baselines", done := done + 1, total)
                 ratio = reduction.cuts[0].rule.value
                 run = ModelRun(replay(pipeline, rows, survivals))
                 yield _Contender(name, "ratio", ratio, run)

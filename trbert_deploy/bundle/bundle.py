@@ -3,7 +3,7 @@
     bundle/
       manifest.json         what is here, how it was made, and the SHA-256 of every file
       weights.safetensors   every weight once; the graphs refer to it as ONNX external data
-      segment_0.onnx ...    one graph per segment, in several forms (segment_0.fused.onnx ...)
+      segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
       dense.onnx ...        the same weights with no token removed
       tokenizer.json
       samples.jsonl         a few texts for benchmarking (optional)
@@ -36,11 +36,11 @@ SAMPLES = "samples.jsonl"
 ENGINES = "engines"
 DENSE = "dense"
 
-#: Forms of a graph (exporters/forms.py): with a padding mask; for rows of one length; the same
+#: Variants of a graph (exporters/onnx/variants.py): with a padding mask; for rows of one length; the same
 #: with the operators of ONNX Runtime.
-MASKED, UNMASKED, FUSED = FORMS = ("masked", "unmasked", "fused")
+MASKED, UNMASKED, FUSED = VARIANTS = ("masked", "unmasked", "fused")
 
-#: Forms with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
+#: Variants with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
 #: where a runtime sees for itself that it can compute in 8 bits.
 INT8, DEQUANTIZED = "int8", "dequantized"
 
@@ -83,7 +83,7 @@ class GraphDescription:
 
     Attributes:
         name: ``segment_0`` ... or ``dense``.
-        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order; forms
+        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order; variants
             without a mask lack that input.
     """
 
@@ -93,11 +93,11 @@ class GraphDescription:
 
     @property
     def file(self) -> str:
-        """The file of the masked form."""
+        """The file of the masked variant."""
         return self.file_of(MASKED)
 
-    def file_of(self, form: str) -> str:
-        return f"{self.name}.onnx" if form == MASKED else f"{self.name}.{form}.onnx"
+    def file_of(self, variant: str) -> str:
+        return f"{self.name}.onnx" if variant == MASKED else f"{self.name}.{variant}.onnx"
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class Bundle:
             )
         bundle = cls(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)))
         required = {WEIGHTS, TOKENIZER} | {
-            graph.file_of(form) for graph in bundle.manifest.graphs for form in FORMS
+            graph.file_of(variant) for graph in bundle.manifest.graphs for variant in VARIANTS
         }
         undeclared = sorted(required - set(bundle.manifest.files))
         if undeclared:
@@ -268,24 +268,24 @@ class Bundle:
                 )
         return bundle
 
-    def has_form(self, form: str) -> bool:
-        """Whether all graphs are there in this form."""
-        return all(graph.file_of(form) in self.manifest.files for graph in self.manifest.graphs)
+    def has_variant(self, variant: str) -> bool:
+        """Whether all graphs are there in this variant."""
+        return all(graph.file_of(variant) in self.manifest.files for graph in self.manifest.graphs)
 
-    def require_form(self, form: str) -> None:
-        """Refuse to run the bundle in a form with 8-bit weights that it lacks.
+    def require_variant(self, variant: str) -> None:
+        """Refuse to run the bundle in a variant with 8-bit weights that it lacks.
 
         Raises:
             ConfigError: it lacks it.
         """
-        if not self.has_form(form):
+        if not self.has_variant(variant):
             raise ConfigError(
                 f"{self.path} has no graphs with 8-bit weights: export it with --int8"
             )
 
-    def graph_path(self, name: str, form: str = MASKED) -> Path:
+    def graph_path(self, name: str, variant: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""
-        return self.path / self.manifest.graph(name).file_of(form)
+        return self.path / self.manifest.graph(name).file_of(variant)
 
     @property
     def digest(self) -> str:

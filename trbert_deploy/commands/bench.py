@@ -10,15 +10,15 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
-    dial_options,
     json_option,
     needs,
     numbers,
+    operating_point_options,
     png_file,
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 @click.command()
@@ -43,7 +43,7 @@ from trbert_deploy.selection.select import Dial
 )
 @precision_option
 @threads_option
-@dial_options
+@operating_point_options
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
@@ -81,7 +81,7 @@ def bench(
     backend: str | None,
     precision: str | None,
     threads: int,
-    dial: Dial,
+    point: OperatingPoint,
     rounds: int | None,
     data: Path | None,
     sweep: bool,
@@ -107,7 +107,7 @@ def bench(
     if html_path is not None:
         from trbert_deploy.reports.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, precision, threads, dial, effort, data)
+    options = BenchOptions(lengths, batches, backend, precision, threads, point, effort, data)
     with console.progress() as progress:
         swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)

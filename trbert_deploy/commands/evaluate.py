@@ -10,14 +10,14 @@ import click
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
-    dial_options,
     json_option,
     needs,
+    operating_point_options,
     png_file,
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 @click.command()
@@ -47,7 +47,7 @@ from trbert_deploy.selection.select import Dial
 )
 @precision_option
 @threads_option
-@dial_options
+@operating_point_options
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
 @click.option(
     "--plot",
@@ -69,7 +69,7 @@ def evaluate(
     backend: str | None,
     precision: str | None,
     threads: int,
-    dial: Dial,
+    point: OperatingPoint,
     sweep: bool,
     plot: Path | None,
     max_drop: float | None,
@@ -93,7 +93,7 @@ def evaluate(
         backend,
         threads=threads,
         precision=precision,
-        dial=dial,
+        point=point,
         note=console.notes.print,
     )
     texts = list(read_texts(data))

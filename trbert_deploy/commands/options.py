@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.backend import AUTO, BACKENDS, PRECISIONS
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
@@ -88,7 +88,7 @@ precision_option = click.option(
     "--precision",
     type=click.Choice(sorted({each for offered in PRECISIONS.values() for each in offered})),
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
-    "f32 elsewhere; engines keep their own].",
+    "fp32 elsewhere; engines keep their own].",
 )
 
 
@@ -103,7 +103,7 @@ def _tokens_or_auto(
     return int(value)
 
 
-_dial = (
+_operating_point = (
     click.option(
         "--threshold",
         type=float,
@@ -141,8 +141,8 @@ _dial = (
 )
 
 
-def dial_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that move the operating point; the command is given them as ``dial``."""
+def operating_point_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that move the operating point; the command is given them as ``point``."""
 
     @wraps(command)
     def run(
@@ -154,10 +154,10 @@ def dial_options(command: Callable[..., None]) -> Callable[..., None]:
         dense_below: int | Literal["auto"] | None,
         **options: Any,
     ) -> None:
-        dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget, dense_below)
-        command(dial=dial, **options)
+        point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget, dense_below)
+        command(point=point, **options)
 
-    for option in reversed(_dial):
+    for option in reversed(_operating_point):
         run = option(run)
     return run
 

@@ -11,14 +11,14 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
-    dial_options,
     needs,
+    operating_point_options,
     precision_option,
     threads_option,
 )
 from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 @click.command()
@@ -38,7 +38,7 @@ from trbert_deploy.selection.select import Dial
 @click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
 @precision_option
 @threads_option
-@dial_options
+@operating_point_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
 @click.option(
@@ -72,7 +72,7 @@ def predict(
     backend: str,
     precision: str | None,
     threads: int,
-    dial: Dial,
+    point: OperatingPoint,
     dense: bool,
     kept: bool,
     batch_size: int,
@@ -97,7 +97,7 @@ def predict(
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,
         note=console.notes.print,
-        **asdict(dial),
+        **asdict(point),
     )
     named = name_texts(texts) if source is None else read_texts(source)
     lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)

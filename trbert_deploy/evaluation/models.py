@@ -9,7 +9,7 @@ from trbert_deploy.bundle.bundle import MANIFEST
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backends.backend import AUTO, DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 #: What every checkpoint directory holds, and no bundle.
 HF_CONFIG = "config.json"
@@ -22,7 +22,7 @@ def open_models(
     *,
     threads: int = 0,
     precision: str | None = None,
-    dial: Dial = Dial(),
+    point: OperatingPoint = OperatingPoint(),
     note: Callable[[str], None] = lambda message: None,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
@@ -34,7 +34,7 @@ def open_models(
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
-        dial: operating point to run at, instead of the model's own.
+        point: operating point to run at, instead of the model's own.
         note: told what a person should know.
 
     Raises:
@@ -55,7 +55,7 @@ def open_models(
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
-    pipeline = pipeline.at(dial, note)
+    pipeline = pipeline.at(point, note)
     return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
 
 

@@ -37,7 +37,7 @@ from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16
@@ -106,7 +106,7 @@ def export_bundle(
         )
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
-    model.set_reduction(model.reduction.at(Dial(round_to=round_to)))
+    model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
@@ -163,8 +163,8 @@ def export_bundle(
             rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
             expected = ours.run(rows)
             agreements = []
-            for form in (INT8, DEQUANTIZED):
-                eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=form)
+            for variant in (INT8, DEQUANTIZED):
+                eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
                 rounded = Chain(eight, model.reduction, model.spec.num_layers)
                 agreements.append(least_agreement(rows, expected, rounded.run(rows)))
             agreement = min(agreements)

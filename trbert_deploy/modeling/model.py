@@ -11,7 +11,7 @@ from trbert_deploy.modeling.blocks.encoder import ClassificationHead, Encoder, P
 from trbert_deploy.modeling.layouts import Layout
 
 
-class ReducedClassifier(nn.Module):
+class ReducedModel(nn.Module):
     """A sequence classifier that can drop tokens at its cuts.
 
     Attributes:
@@ -37,7 +37,7 @@ class ReducedClassifier(nn.Module):
             self.policies = nn.ModuleList(Policy(self.spec.hidden_size) for _ in reduction.cuts)
             self.policies.apply(_initialize)
 
-    def take_over(self, other: ReducedClassifier) -> None:
+    def take_over(self, other: ReducedModel) -> None:
         """Take the cuts, rules and weights of another model of the same spec."""
         self.set_reduction(other.reduction)
         self.load_state_dict(other.state_dict())

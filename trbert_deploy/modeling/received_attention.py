@@ -16,7 +16,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.encoder import Attention, EncoderLayer
 from trbert_deploy.modeling.layouts import PaddedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.selection.select import select
 
@@ -36,7 +36,7 @@ def attending_layers(reduction: ReductionConfig) -> list[int]:
     return layers
 
 
-def attention_of(model: ReducedClassifier, layer: int) -> Attention:
+def attention_of(model: ReducedModel, layer: int) -> Attention:
     """The attention of a layer."""
     return cast(EncoderLayer, model.encoder.layers[layer]).attention
 
@@ -56,7 +56,7 @@ def mean_attention(query: Tensor, key: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def select_by_attention(
-    model: ReducedClassifier, row: TokenRow, reduction: ReductionConfig
+    model: ReducedModel, row: TokenRow, reduction: ReductionConfig
 ) -> list[NDArray[np.bool_]]:
     """What the chain keeps of a row if received attention decides instead of the policies.
 

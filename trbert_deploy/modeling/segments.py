@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trbert_deploy.modeling.layouts import PaddedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 
 
 class FirstSegment(nn.Module):
@@ -16,7 +16,7 @@ class FirstSegment(nn.Module):
         dense: run through to the head, whatever the cuts.
     """
 
-    def __init__(self, model: ReducedClassifier, dense: bool = False) -> None:
+    def __init__(self, model: ReducedModel, dense: bool = False) -> None:
         super().__init__()
         self.model = model
         self.dense = dense or model.segments[0].is_last
@@ -46,7 +46,7 @@ class FirstSegment(nn.Module):
 class LaterSegment(nn.Module):
     """The layers from one cut to the next, or to the head."""
 
-    def __init__(self, model: ReducedClassifier, index: int) -> None:
+    def __init__(self, model: ReducedModel, index: int) -> None:
         super().__init__()
         self.model = model
         self.index = index
@@ -69,6 +69,6 @@ class LaterSegment(nn.Module):
         return hidden, self.model.keep_logit(self.index, hidden)
 
 
-def segment_module(model: ReducedClassifier, index: int) -> nn.Module:
+def segment_module(model: ReducedModel, index: int) -> nn.Module:
     """Segment ``index`` of ``model``, sharing its weights."""
     return FirstSegment(model) if index == 0 else LaterSegment(model, index)

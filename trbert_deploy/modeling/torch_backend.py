@@ -18,7 +18,7 @@ from trbert_deploy.bundle.bundle import (
     Bundle,
 )
 from trbert_deploy.modeling.checkpoints.checkpoint import read_safetensors
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
 from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, Tensors
 
@@ -42,7 +42,7 @@ class TorchGraph:
 class TorchBackend:
     """PyTorch on the CPU in float32."""
 
-    def __init__(self, model: ReducedClassifier) -> None:
+    def __init__(self, model: ReducedModel) -> None:
         self._model = model.eval()
         self.graph = cache(self._open)
         self.max_padding = 0.0
@@ -50,7 +50,7 @@ class TorchBackend:
             "backend": "torch",
             "version": torch.__version__,
             "provider": "cpu",
-            "precision": "f32",
+            "precision": "fp32",
             "threads": str(torch.get_num_threads()),
         }
 
@@ -67,10 +67,10 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:
     return TorchBackend(load_model(bundle))
 
 
-def load_model(bundle: Bundle) -> ReducedClassifier:
+def load_model(bundle: Bundle) -> ReducedModel:
     """The model that a bundle was made of, from the weights that its graphs share."""
     manifest = bundle.manifest
-    model = ReducedClassifier(manifest.encoder, manifest.reduction)
+    model = ReducedModel(manifest.encoder, manifest.reduction)
     stored = read_safetensors(bundle.weights_path)
     model.load_state_dict(
         {

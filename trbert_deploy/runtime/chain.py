@@ -28,7 +28,7 @@ from trbert_deploy.bundle.bundle import (
 )
 from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.runtime.backends.backend import Backend, Tensors
-from trbert_deploy.selection.select import Dial, select
+from trbert_deploy.selection.select import OperatingPoint, select
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class Chain:
         self.max_padding = backend.max_padding if max_padding is None else max_padding
         self.dense_below = dense_below if reduction.cuts else 0
 
-    def at(self, dial: Dial) -> Chain:
+    def at(self, point: OperatingPoint) -> Chain:
         """The same chain at another operating point, on the same graphs.
 
         Raises:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
         """
-        reduction = self.reduction.at(dial)
-        below = dial.dense_below if isinstance(dial.dense_below, int) else self.dense_below
+        reduction = self.reduction.at(point)
+        below = point.dense_below if isinstance(point.dense_below, int) else self.dense_below
         limits = (self.max_batch_tokens, self.max_padding, below)
         return Chain(self.backend, reduction, self._num_layers, *limits)
 

@@ -26,7 +26,7 @@ from trbert_deploy.runtime.backends.backend import (
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ class Pipeline:
     def labels(self) -> tuple[str, ...]:
         return self.encoder.labels
 
-    def at(self, dial: Dial, note: Callable[[str], None] = lambda message: None) -> Pipeline:
+    def at(
+        self, point: OperatingPoint, note: Callable[[str], None] = lambda message: None
+    ) -> Pipeline:
         """The same model at another operating point, on the same graphs.
 
         Args:
@@ -98,15 +100,15 @@ class Pipeline:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
             BundleError: something is to be measured of what is no bundle.
         """
-        chain = self.chain.at(dial)
-        if dial.latency_budget_ms is not None:
+        chain = self.chain.at(point)
+        if point.latency_budget_ms is not None:
             bundle = Bundle.open(self.path, verify=False)
-            threshold = threshold_within(bundle, chain, dial.latency_budget_ms, note)
-            chain = chain.at(Dial(threshold))
-        if dial.dense_below == "auto":
+            threshold = threshold_within(bundle, chain, point.latency_budget_ms, note)
+            chain = chain.at(OperatingPoint(threshold))
+        if point.dense_below == "auto":
             bundle = Bundle.open(self.path, verify=False)
-            below = break_even(bundle, chain.at(Dial(dense_below=0)), note)
-            chain = chain.at(Dial(dense_below=below))
+            below = break_even(bundle, chain.at(OperatingPoint(dense_below=0)), note)
+            chain = chain.at(OperatingPoint(dense_below=below))
         return Pipeline(self.path, self.encoder, self.tokenizer, chain)
 
     def at_threshold(self, threshold: float) -> Pipeline:
@@ -115,7 +117,7 @@ class Pipeline:
         Raises:
             ConfigError: not from 0 to 1.
         """
-        return self.at(Dial(threshold))
+        return self.at(OperatingPoint(threshold))
 
     def __call__(
         self,
@@ -250,20 +252,20 @@ def load(
         )
     if max_batch_tokens < 1:
         raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
-    dial = Dial(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
-    reduction = manifest.reduction.at(dial)
+    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
+    reduction = manifest.reduction.at(point)
     if backend == AUTO:
         require_precision(backend, precision)
         choice = choose_backend(bundle, reduction, threads)
         note(str(choice))
         backend, precision = choice.backend, choice.precision
         if dense_below is None:
-            dial = replace(dial, dense_below="auto")
+            point = replace(point, dense_below="auto")
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
-    return pipeline.at(dial, note)
+    return pipeline.at(point, note)
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -72,7 +72,7 @@ class SelectionRule:
 
 
 @dataclass(frozen=True)
-class Dial:
+class OperatingPoint:
     """Another operating point than a model's own; what is None stays as the model has it.
 
     Attributes:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from trbert_deploy.flops import REACHED
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.validation import OperatingPoint, Validator, set_threshold
+from trbert_deploy.training.validation import ValidatedPoint, Validator, set_threshold
 
 #: FLOPs speed-ups of the table at the end of training.
 TABLE_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -38,7 +38,7 @@ class Aim:
     teacher_accuracy: float
     note: Callable[[str], None]
 
-    def prepare(self, stage: str, model: ReducedClassifier) -> float:
+    def prepare(self, stage: str, model: ReducedModel) -> float:
         """Set the threshold that a stage starts with.
 
         Returns:
@@ -55,7 +55,7 @@ class Aim:
             self._open_gates(model, max(opening, OPENING_SPEEDUP))
         return opening
 
-    def _open_gates(self, model: ReducedClassifier, speedup: float) -> None:
+    def _open_gates(self, model: ReducedModel, speedup: float) -> None:
         self.validator.calibrate(model, speedup)
         # Gates are half open at a keep probability of 0.5: the threshold moves there.
         threshold = torch.tensor(model.reduction.cuts[0].rule.value).logit()
@@ -65,7 +65,7 @@ class Aim:
         set_threshold(model, 0.5)
 
     def judge(
-        self, stage: str, model: ReducedClassifier, constraint: FlopsConstraint | None
+        self, stage: str, model: ReducedModel, constraint: FlopsConstraint | None
     ) -> Callable[[float], float]:
         """How a stage is validated: share of it that is done -> score, the highest is best."""
         if stage == "teacher":
@@ -80,7 +80,7 @@ class Aim:
             speedup = self.validator.chain(model).flops_speedup
         return lambda done: self._at_speedup(model, speedup, done)
 
-    def _at_speedup(self, model: ReducedClassifier, speedup: float | None, done: float) -> float:
+    def _at_speedup(self, model: ReducedModel, speedup: float | None, done: float) -> float:
         """Accuracy at a speed-up; where none is wanted the last checkpoint counts as best."""
         if speedup is None:
             return done
@@ -88,7 +88,7 @@ class Aim:
         return self.validator.chain(model).accuracy
 
     def _while_quality_lasts(
-        self, model: ReducedClassifier, constraint: FlopsConstraint, done: float
+        self, model: ReducedModel, constraint: FlopsConstraint, done: float
     ) -> float:
         """Let the computation fall until it costs too much quality; the last one is best."""
         goal = constraint.goal(done)
@@ -106,7 +106,7 @@ class Aim:
         """Points under the teacher."""
         return 100.0 * (self.teacher_accuracy - accuracy)
 
-    def finish(self, model: ReducedClassifier) -> list[OperatingPoint]:
+    def finish(self, model: ReducedModel) -> list[ValidatedPoint]:
         """Set the operating point that was asked for; the table of others beside it."""
         own = self.validator.chain(model)
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
@@ -124,7 +124,7 @@ class Aim:
             )
         return points
 
-    def _choose(self, points: Sequence[OperatingPoint]) -> OperatingPoint:
+    def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:
         """The fastest point within the wanted loss, or the best one there is."""
         within = [point for point in points if self.drop_of(point.accuracy) <= self.max_drop]
         if within:

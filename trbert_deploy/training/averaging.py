@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.constraint import FlopsConstraint
@@ -65,7 +65,7 @@ def planned_runs(
 
 def train_averaged(
     settings: Sequence[StageSettings],
-    model: ReducedClassifier,
+    model: ReducedModel,
     begin: Callable[[], Stage],
     judge: Judge,
     rows: Sequence[LabelledRow],
@@ -139,7 +139,7 @@ def mean_of(files: Iterable[Path]) -> dict[str, Tensor]:
     }
 
 
-def _weights(model: ReducedClassifier) -> dict[str, Tensor]:
+def _weights(model: ReducedModel) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
 

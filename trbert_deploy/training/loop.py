@@ -20,7 +20,7 @@ from transformers import get_linear_schedule_with_warmup
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import load_batches, plan_batches
@@ -90,7 +90,7 @@ class StageSettings:
 
 def train_stage(
     settings: StageSettings,
-    model: ReducedClassifier,
+    model: ReducedModel,
     stage: Stage,
     rows: Sequence[LabelledRow],
     validate: Callable[[float], float],
@@ -196,7 +196,7 @@ class _Figures:
 class _State:
     """All that a stage needs to go on."""
 
-    model: ReducedClassifier
+    model: ReducedModel
     optimizer: torch.optim.Optimizer
     constraint: FlopsConstraint | None
 
@@ -226,7 +226,7 @@ class _State:
             return int(file.metadata()["step"])
 
 
-def _keep_best(path: Path, model: ReducedClassifier, score: float) -> None:
+def _keep_best(path: Path, model: ReducedModel, score: float) -> None:
     """Write the model's weights and rules, unless better ones are there."""
     if path.exists():
         with safe_open(path, "pt") as file:
@@ -235,14 +235,14 @@ def _keep_best(path: Path, model: ReducedClassifier, score: float) -> None:
     save_weights(path, model, score=repr(score))
 
 
-def save_weights(path: Path, model: ReducedClassifier, **metadata: str) -> None:
+def save_weights(path: Path, model: ReducedModel, **metadata: str) -> None:
     """Write a model's weights and rules, for ``load_weights``."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     _write_weights(path, model, tensors, metadata)
 
 
 def _write_weights(
-    path: Path, model: ReducedClassifier, tensors: dict[str, Tensor], metadata: dict[str, str]
+    path: Path, model: ReducedModel, tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
     """Write tensors, and the model's rules beside them."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -251,7 +251,7 @@ def _write_weights(
         write_safetensors(staging, tensors, {**metadata, "reduction": rules})
 
 
-def load_weights(path: Path, model: ReducedClassifier) -> dict[str, dict[str, Tensor]]:
+def load_weights(path: Path, model: ReducedModel) -> dict[str, dict[str, Tensor]]:
     """Load the model's weights and rules; all tensors of the file by their first name."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in load_file(path).items():

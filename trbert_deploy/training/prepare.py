@@ -16,7 +16,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     tokenizer_directory,
 )
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.data import (
@@ -49,7 +49,7 @@ class Prepared:
 
     checkpoint: Checkpoint
     fine_tuned: bool
-    warm_start: ReducedClassifier | None
+    warm_start: ReducedModel | None
     training: list[LabelledRow]
     validation: list[LabelledRow]
     recombined: list[LabelledRow]

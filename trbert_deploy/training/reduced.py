@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.layouts import PackedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import select
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.processes import Share
@@ -45,26 +45,26 @@ class Survivors:
         return Survivors(self.hidden.index_select(0, kept), layout, self.token[kept])
 
 
-def first_segment(model: ReducedClassifier, batch: PackedBatch) -> Survivors:
+def first_segment(model: ReducedModel, batch: PackedBatch) -> Survivors:
     """Embeddings and the layers before the first cut, on every token of the batch."""
     hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
     hidden = model.run_segment(0, hidden, batch.layout)
     return Survivors(hidden, batch.layout, torch.arange(len(hidden), device=hidden.device))
 
 
-def dense_logits(model: ReducedClassifier, batch: PackedBatch) -> Tensor:
+def dense_logits(model: ReducedModel, batch: PackedBatch) -> Tensor:
     """Logits [B, C] of the dense model."""
     hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
     hidden = model.encoder.run_steps(hidden, batch.layout, 0, model.spec.num_steps)
     return head_logits(model, hidden, batch.layout)
 
 
-def head_logits(model: ReducedClassifier, hidden: Tensor, layout: PackedLayout) -> Tensor:
+def head_logits(model: ReducedModel, hidden: Tensor, layout: PackedLayout) -> Tensor:
     """Logits [B, C] float32 from last states [T, H]."""
     return model.head(hidden.index_select(0, layout.starts)).float()
 
 
-def flops_share(model: ReducedClassifier, lengths: Sequence[Tensor], share: Share) -> Tensor:
+def flops_share(model: ReducedModel, lengths: Sequence[Tensor], share: Share) -> Tensor:
     """FLOPs of the chain over those of the dense model, summed over the whole batch: scalar.
 
     Args:
@@ -82,7 +82,7 @@ Chooser = Callable[[int, Tensor, Survivors], Tensor]
 
 
 def select_at_cuts(
-    model: ReducedClassifier, survivors: Survivors, choose: Chooser
+    model: ReducedModel, survivors: Survivors, choose: Chooser
 ) -> Iterator[Survivors]:
     """Select at every cut, and run the segment between two of them.
 
@@ -105,7 +105,7 @@ def select_at_cuts(
 
 
 def later_segments(
-    model: ReducedClassifier, survivors: Survivors, choose: Chooser
+    model: ReducedModel, survivors: Survivors, choose: Chooser
 ) -> tuple[Tensor, list[Tensor]]:
     """Everything behind the first segment.
 
@@ -126,7 +126,7 @@ def later_segments(
     return head_logits(model, hidden, survivors.layout), kept
 
 
-def choose_by_rule(model: ReducedClassifier) -> Chooser:
+def choose_by_rule(model: ReducedModel) -> Chooser:
     """Select as the runtime does, by the rule of each cut."""
 
     def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:

@@ -29,7 +29,7 @@ from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages.stage import Stage, make_stage
-from trbert_deploy.training.validation import Evaluation, OperatingPoint, Validator
+from trbert_deploy.training.validation import Evaluation, ValidatedPoint, Validator
 
 RUN_FILE = "training.json"
 RUN_VERSION = 2
@@ -49,7 +49,7 @@ class TrainReport:
     checkpoint: Path
     teacher_accuracy: float | None
     stages: dict[str, Evaluation]
-    points: tuple[OperatingPoint, ...]
+    points: tuple[ValidatedPoint, ...]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "checkpoint": str(self.checkpoint)}
@@ -98,7 +98,7 @@ def train(
         checkpoint=output,
         teacher_accuracy=record["teacher_accuracy"],
         stages={name: Evaluation.from_json(figures) for name, figures in stages.items()},
-        points=tuple(OperatingPoint.from_json(point) for point in record["points"]),
+        points=tuple(ValidatedPoint.from_json(point) for point in record["points"]),
     )
 
 

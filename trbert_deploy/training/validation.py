@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.flops import REACHED, speedup
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
@@ -33,7 +33,7 @@ CALIBRATION_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
-class OperatingPoint:
+class ValidatedPoint:
     """The chain at one threshold.
 
     Attributes:
@@ -52,7 +52,7 @@ class OperatingPoint:
         return {**asdict(self), "kept": list(self.kept)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> OperatingPoint:
+    def from_json(cls, data: Mapping[str, Any]) -> ValidatedPoint:
         return cls(**{**data, "kept": tuple(data["kept"])})
 
 
@@ -63,7 +63,7 @@ class Evaluation:
     Attributes:
         rows: how many.
         dense_accuracy: share of rows that the dense model labels right.
-        accuracy, kept, flops_speedup: of the chain, as in ``OperatingPoint``.
+        accuracy, kept, flops_speedup: of the chain, as in ``ValidatedPoint``.
     """
 
     rows: int
@@ -99,7 +99,7 @@ class Validator:
     device: torch.device
     progress: Progress = no_progress
 
-    def evaluate(self, model: ReducedClassifier) -> Evaluation:
+    def evaluate(self, model: ReducedModel) -> Evaluation:
         """The dense model and the chain at its own rules."""
         point = self.chain(model)
         return Evaluation(
@@ -110,7 +110,7 @@ class Validator:
             point.flops_speedup,
         )
 
-    def dense_accuracy(self, model: ReducedClassifier) -> float:
+    def dense_accuracy(self, model: ReducedModel) -> float:
         """Share of rows that the dense model labels right."""
         right: list[int] = []
         with evaluating(model), autocast(self.device):
@@ -118,7 +118,7 @@ class Validator:
                 right.append(_right(dense_logits(model, batch), batch))
         return sum(processes.gather(right)) / len(self.rows)
 
-    def chain(self, model: ReducedClassifier) -> OperatingPoint:
+    def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
         right: list[int] = []
         lengths: list[list[int]] = []
@@ -131,7 +131,7 @@ class Validator:
         accuracy = sum(processes.gather(right)) / len(self.rows)
         return _point(model, accuracy, processes.gather(lengths))
 
-    def calibrate(self, model: ReducedClassifier, target_speedup: float) -> float:
+    def calibrate(self, model: ReducedModel, target_speedup: float) -> float:
         """Set one threshold for all cuts, at which rows take the wanted FLOPs.
 
         What a policy learns is above all an order of the tokens; where its probabilities lie
@@ -148,8 +148,8 @@ class Validator:
             return _search(model, self._starts(model), target_speedup)
 
     def operating_points(
-        self, model: ReducedClassifier, speedups: Sequence[float]
-    ) -> list[OperatingPoint]:
+        self, model: ReducedModel, speedups: Sequence[float]
+    ) -> list[ValidatedPoint]:
         """The chain at the thresholds that save each of ``speedups``, as far as they can be
         reached; the model's rules stay.
         """
@@ -165,7 +165,7 @@ class Validator:
         model.set_reduction(rules)
         return points
 
-    def _starts(self, model: ReducedClassifier) -> list[Start]:
+    def _starts(self, model: ReducedModel) -> list[Start]:
         """The first segment's output, which depends on no threshold."""
         return [
             (batch, first_segment(model, batch))
@@ -193,7 +193,7 @@ class Validator:
 Start = tuple[PackedBatch, Survivors]
 
 
-def _search(model: ReducedClassifier, starts: Sequence[Start], target_speedup: float) -> float:
+def _search(model: ReducedModel, starts: Sequence[Start], target_speedup: float) -> float:
     """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
     logits = [model.keep_logit(0, start.hidden) for _, start in starts]
     low = min(processes.gather([part.min().item() for part in logits])) - 1.0
@@ -208,7 +208,7 @@ def _search(model: ReducedClassifier, starts: Sequence[Start], target_speedup: f
     return reached
 
 
-def _speedup_of(model: ReducedClassifier, starts: Sequence[Start]) -> float:
+def _speedup_of(model: ReducedModel, starts: Sequence[Start]) -> float:
     """FLOPs speed-up by the model's rules; the last segment need not run for it."""
     lengths: list[list[int]] = []
     for batch, start in starts:
@@ -217,7 +217,7 @@ def _speedup_of(model: ReducedClassifier, starts: Sequence[Start]) -> float:
     return speedup(model.spec, model.reduction, processes.gather(lengths))
 
 
-def set_threshold(model: ReducedClassifier, threshold: float) -> None:
+def set_threshold(model: ReducedModel, threshold: float) -> None:
     """Let every cut keep tokens from this keep probability on."""
     model.set_reduction(model.reduction.at_threshold(threshold))
 
@@ -232,10 +232,10 @@ def _right(logits: Tensor, batch: PackedBatch) -> int:
     return int((logits.argmax(-1) == batch.labels).sum())
 
 
-def _point(model: ReducedClassifier, accuracy: float, lengths: list[list[int]]) -> OperatingPoint:
+def _point(model: ReducedModel, accuracy: float, lengths: list[list[int]]) -> ValidatedPoint:
     totals = [sum(column) for column in zip(*lengths, strict=True)]
     rules = [cut.rule for cut in model.reduction.cuts]
-    return OperatingPoint(
+    return ValidatedPoint(
         threshold=rules[0].value if rules else 0.0,
         accuracy=accuracy,
         kept=tuple(left / totals[0] for left in totals[1:]),

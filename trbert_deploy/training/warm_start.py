@@ -12,10 +12,10 @@ from pathlib import Path
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 
 
-def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> ReducedClassifier:
+def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> ReducedModel:
     """The model of a reduced checkpoint, made for the joint stage to go on from.
 
     Args:

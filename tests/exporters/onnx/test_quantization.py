@@ -33,17 +33,17 @@ def rounded(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_linear_layers_are_rounded_and_scores_are_not(rounded: Path) -> None:
     bundle = Bundle.open(rounded)
-    assert bundle.has_form(INT8)
+    assert bundle.has_variant(INT8)
     for index in range(3):
         name = segment_name(index)
         counts = {
-            form: Counter(
+            variant: Counter(
                 node.op_type
                 for node in onnx.load(
-                    bundle.graph_path(name, form), load_external_data=False
+                    bundle.graph_path(name, variant), load_external_data=False
                 ).graph.node
             )
-            for form in (FUSED, INT8)
+            for variant in (FUSED, INT8)
         }
         assert counts[INT8]["MatMul"] == 2  # of the policy, or of the head (there once Gemm)
         of_layers = counts[FUSED]["MatMul"] + counts[FUSED]["Gemm"] - 2
@@ -64,7 +64,7 @@ def test_every_rounded_weight_is_stored_once(rounded: Path, tiny_bundle: Path) -
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_answers_are_much_the_same(rounded: Path, backend: str) -> None:
     pipelines = [
-        load(rounded, backend, threads=1, precision=precision) for precision in ("f32", "int8")
+        load(rounded, backend, threads=1, precision=precision) for precision in ("fp32", "int8")
     ]
     rows = pipelines[0].tokenizer(TEXTS)
     results = [pipeline.run(rows) for pipeline in pipelines]
@@ -80,8 +80,8 @@ def test_openvino_gets_the_same_weights_in_standard_onnx(rounded: Path) -> None:
     bundle = Bundle.open(rounded)
     for name in ("dense", *map(segment_name, range(3))):
         int8, standard, whole = (
-            onnx.load(bundle.graph_path(name, form), load_external_data=False).graph
-            for form in (INT8, DEQUANTIZED, UNMASKED)
+            onnx.load(bundle.graph_path(name, variant), load_external_data=False).graph
+            for variant in (INT8, DEQUANTIZED, UNMASKED)
         )
         operators = Counter(node.op_type for node in standard.node)
         assert (

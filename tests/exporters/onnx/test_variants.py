@@ -1,4 +1,4 @@
-"""The forms of a graph: what each contains, and that all of them agree."""
+"""The variants of a graph: what each contains, and that all of them agree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import onnx
 import onnxruntime
 import pytest
 
-from trbert_deploy.bundle.bundle import DENSE, FORMS, FUSED, MASKED, UNMASKED, Bundle, segment_name
+from trbert_deploy.bundle.bundle import (
+    DENSE,
+    FUSED,
+    MASKED,
+    UNMASKED,
+    VARIANTS,
+    Bundle,
+    segment_name,
+)
 from trbert_deploy.errors import ParityError
-from trbert_deploy.exporters.onnx.variants import write_forms
+from trbert_deploy.exporters.onnx.variants import write_variants
 
 NAMES = [segment_name(0), segment_name(1), segment_name(2), DENSE]
 #: Layers of each graph of the tiny bundle, whose cuts stand before layers 1 and 2 of 4.
@@ -24,22 +32,22 @@ def operators(path: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_form_has_the_attention_of_its_runtime(tiny_bundle: Path, name: str) -> None:
+def test_each_variant_has_the_attention_of_its_runtime(tiny_bundle: Path, name: str) -> None:
     bundle = Bundle.open(tiny_bundle)
-    counts = {form: operators(bundle.graph_path(name, form)) for form in FORMS}
-    for form, attention, fused in ((MASKED, 1, 0), (UNMASKED, 1, 0), (FUSED, 0, 1)):
-        assert counts[form]["Attention"] == attention * LAYERS[name]
-        assert counts[form]["MultiHeadAttention"] == fused * LAYERS[name]
+    counts = {variant: operators(bundle.graph_path(name, variant)) for variant in VARIANTS}
+    for variant, attention, fused in ((MASKED, 1, 0), (UNMASKED, 1, 0), (FUSED, 0, 1)):
+        assert counts[variant]["Attention"] == attention * LAYERS[name]
+        assert counts[variant]["MultiHeadAttention"] == fused * LAYERS[name]
     assert counts[FUSED]["Transpose"] == 0 < counts[UNMASKED]["Transpose"]
-    for form in FORMS:
-        graph = onnx.load(bundle.graph_path(name, form), load_external_data=False).graph
-        assert ("attention_mask" in {value.name for value in graph.input}) == (form == MASKED)
+    for variant in VARIANTS:
+        graph = onnx.load(bundle.graph_path(name, variant), load_external_data=False).graph
+        assert ("attention_mask" in {value.name for value in graph.input}) == (variant == MASKED)
         used = {name for node in graph.node for name in node.input}
         assert {tensor.name for tensor in graph.initializer} <= used
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_forms_agree_without_padding(tiny_bundle: Path, name: str) -> None:
+def test_all_variants_agree_without_padding(tiny_bundle: Path, name: str) -> None:
     bundle = Bundle.open(tiny_bundle)
     rng = np.random.default_rng(0)
     for shape in ((1, 1), (2, 7), (3, 64)):
@@ -50,11 +58,11 @@ def test_all_forms_agree_without_padding(tiny_bundle: Path, name: str) -> None:
             inputs = {"hidden": rng.standard_normal((*shape, 32), np.float32)}
         mask = {"attention_mask": np.ones(shape, np.bool_)}
         outputs = {}
-        for form in FORMS:
-            session = onnxruntime.InferenceSession(str(bundle.graph_path(name, form)))
-            outputs[form] = session.run(None, inputs | (mask if form == MASKED else {}))
-        for form in (UNMASKED, FUSED):
-            for expected, received in zip(outputs[MASKED], outputs[form], strict=True):
+        for variant in VARIANTS:
+            session = onnxruntime.InferenceSession(str(bundle.graph_path(name, variant)))
+            outputs[variant] = session.run(None, inputs | (mask if variant == MASKED else {}))
+        for variant in (UNMASKED, FUSED):
+            for expected, received in zip(outputs[MASKED], outputs[variant], strict=True):
                 np.testing.assert_allclose(received, expected, atol=2e-5)
 
 
@@ -64,4 +72,4 @@ def test_attention_in_an_unknown_shape_is_refused(tiny_bundle: Path) -> None:
         if node.op_type == "Transpose":
             node.op_type = "Identity"
     with pytest.raises(ParityError, match="exported with Identity beside it, expected Transpose"):
-        dict(write_forms(model, 4))
+        dict(write_variants(model, 4))

@@ -12,7 +12,7 @@ from trbert_deploy.runtime.autotune import break_even
 from trbert_deploy.runtime.chain import RowResult, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -78,7 +78,9 @@ def test_auto_measures_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.chain.dense_below == 24
     assert said == ["texts of fewer than 24 tokens are faster dense here, and keep all of them"]
     monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 1 / 0)
-    assert load(tiny_bundle, threads=1).at(Dial(dense_below="auto")).chain.dense_below == 24
+    assert (
+        load(tiny_bundle, threads=1).at(OperatingPoint(dense_below="auto")).chain.dense_below == 24
+    )
     with pytest.raises(ZeroDivisionError):  # other rules, other latencies
         load(tiny_bundle, threads=1, dense_below="auto", threshold=0.9)
 
@@ -95,8 +97,8 @@ def test_where_nothing_is_faster_dense_all_texts_are_reduced(
 
 def test_it_stays_where_the_dial_does_not_name_it(tiny_bundle: Path) -> None:
     loaded = load(tiny_bundle, threads=1, dense_below=20)
-    assert loaded.at(Dial(threshold=0.1)).chain.dense_below == 20
-    assert loaded.at(Dial(dense_below=0)).chain.dense_below == 0
+    assert loaded.at(OperatingPoint(threshold=0.1)).chain.dense_below == 20
+    assert loaded.at(OperatingPoint(dense_below=0)).chain.dense_below == 0
 
 
 @pytest.mark.parametrize("wrong", [-1, 2.5, "never"])
@@ -110,4 +112,4 @@ def test_a_checkpoint_is_not_measured(tiny_checkpoint: Path) -> None:
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
     with pytest.raises(BundleError, match="is not a bundle"):
-        load_checkpoint_pipeline(tiny_checkpoint).at(Dial(dense_below="auto"))
+        load_checkpoint_pipeline(tiny_checkpoint).at(OperatingPoint(dense_below="auto"))

@@ -20,7 +20,7 @@ from trbert_deploy.runtime.pipeline import load
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-SECONDS = {"onnxruntime f32": 0.004, "openvino f32": 0.003, "openvino bf16": 0.002}
+SECONDS = {"onnxruntime fp32": 0.004, "openvino fp32": 0.003, "openvino bf16": 0.002}
 
 
 class Known:
@@ -60,8 +60,8 @@ def test_the_fastest_wins(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
     stand_in(monkeypatch)
     choice = measure(bundle, bundle.manifest.reduction, 0)
     assert (choice.backend, choice.precision) == ("openvino", "bf16")
-    assert choice.row_ms == {"onnxruntime f32": 4.0, "openvino f32": 3.0, "openvino bf16": 2.0}
-    assert str(choice).startswith("openvino bf16 is fastest here (onnxruntime f32 4.0 ms, ")
+    assert choice.row_ms == {"onnxruntime fp32": 4.0, "openvino fp32": 3.0, "openvino bf16": 2.0}
+    assert str(choice).startswith("openvino bf16 is fastest here (onnxruntime fp32 4.0 ms, ")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_one_that_answers_otherwise_is_out(
 ) -> None:
     stand_in(monkeypatch, openvino_bf16=bf16)
     choice = measure(bundle, bundle.manifest.reduction, 0)
-    assert (choice.backend, choice.precision) == ("openvino", "f32")
+    assert (choice.backend, choice.precision) == ("openvino", "fp32")
     assert choice.refused["openvino bf16"].startswith(reason)
 
 
@@ -86,7 +86,7 @@ def test_what_does_not_run_here_is_left_out(
 ) -> None:
     stand_in(monkeypatch, openvino_bf16=problem, openvino_f32=problem)
     choice = measure(bundle, bundle.manifest.reduction, 0)
-    assert choice == Choice("onnxruntime", "f32", {"onnxruntime f32": 4.0}, {})
+    assert choice == Choice("onnxruntime", "fp32", {"onnxruntime fp32": 4.0}, {})
 
 
 def test_a_choice_is_remembered_as_long_as_it_holds(
@@ -99,7 +99,7 @@ def test_a_choice_is_remembered_as_long_as_it_holds(
     assert choose_backend(bundle, reduction) == first
     monkeypatch.setattr(cached, "processor", lambda: "another")
     again = choose_backend(bundle, reduction)
-    assert again.precision == "f32" != first.precision
+    assert again.precision == "fp32" != first.precision
     (file,) = cache.glob("*/*.json")
     assert json.loads(file.read_text())["key"]["processor"] == "another"
     for changed in ((bundle, reduction.at_threshold(0.25), 0), (bundle, reduction, 1)):
@@ -134,11 +134,11 @@ def test_real_backends_are_measured(tiny_bundle: Path, monkeypatch: pytest.Monke
     line, of_short_texts = said
     assert "faster dense here" in of_short_texts
     assert line.startswith(f"{description['backend']} {description['precision']} is fastest here")
-    assert "onnxruntime f32 " in line and "openvino f32 " in line
+    assert "onnxruntime fp32 " in line and "openvino fp32 " in line
     assert isinstance(pipeline.chain, Chain)
     assert pipeline(["a wonderful film"])[0].label
-    with pytest.raises(ConfigError, match="auto cannot be asked for f32: expected none"):
-        load(tiny_bundle, "auto", precision="f32")
+    with pytest.raises(ConfigError, match="auto cannot be asked for fp32: expected none"):
+        load(tiny_bundle, "auto", precision="fp32")
 
 
 def test_the_commands_say_what_was_chosen(
@@ -157,4 +157,4 @@ def test_the_commands_say_what_was_chosen(
         monkeypatch.setattr("sys.argv", ["trbert-deploy", *arguments, "--backend", "auto"])
         main()
         output = capfd.readouterr()
-        assert "is fastest here (onnxruntime f32" in (output.out + output.err).replace("\n", " ")
+        assert "is fastest here (onnxruntime fp32" in (output.out + output.err).replace("\n", " ")

@@ -15,7 +15,7 @@ from trbert_deploy.runtime.autotune import latency_budget as budget
 from trbert_deploy.runtime.autotune.latency_budget import measure, threshold_within
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -52,7 +52,7 @@ def test_latencies_are_measured_once(
     assert {cut.rule.value for cut in loaded.reduction.cuts} == {0.25}
     assert len(said) == 1
     monkeypatch.setattr(budget, "measure", lambda chain, rows: 1 / 0)
-    again = load(tiny_bundle, threads=1).at(Dial(latency_budget_ms=4.5))
+    again = load(tiny_bundle, threads=1).at(OperatingPoint(latency_budget_ms=4.5))
     assert {cut.rule.value for cut in again.reduction.cuts} == {0.5}
     with pytest.raises(ZeroDivisionError):  # other rules, other latencies
         load(tiny_bundle, threads=1, latency_budget_ms=6.5, round_to=2)
@@ -82,4 +82,4 @@ def test_a_checkpoint_has_no_latencies(tiny_checkpoint: Path) -> None:
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
     with pytest.raises(BundleError, match="is not a bundle"):
-        load_checkpoint_pipeline(tiny_checkpoint).at(Dial(latency_budget_ms=5.0))
+        load_checkpoint_pipeline(tiny_checkpoint).at(OperatingPoint(latency_budget_ms=5.0))

@@ -21,7 +21,7 @@ TEXTS = [row["text"] for row in make_texts(24, seed=5)]
 
 @pytest.fixture(scope="module")
 def exact(tiny_bundle: Path) -> Pipeline:
-    return load(tiny_bundle, "openvino", threads=1, precision="f32")
+    return load(tiny_bundle, "openvino", threads=1, precision="fp32")
 
 
 def test_float32_is_as_exact_as_onnx_runtime(exact: Pipeline, tiny_bundle: Path) -> None:
@@ -77,9 +77,9 @@ def test_the_processor_chooses_the_precision(
         return pipeline.chain.backend.description["precision"]
 
     monkeypatch.setattr(OpenVinoBackend, "_has_bf16", lambda backend: True)
-    assert precision() == "bf16" and precision("f32") == "f32"
+    assert precision() == "bf16" and precision("fp32") == "fp32"
     monkeypatch.setattr(OpenVinoBackend, "_has_bf16", lambda backend: False)
-    assert precision() == "f32"
+    assert precision() == "fp32"
     with pytest.raises(ConfigError, match=r"does not compute in bfloat16: run with --precision f3"):
         precision("bf16")
 
@@ -95,7 +95,7 @@ def test_bfloat16_labels_as_float32_does(exact: Pipeline, tiny_bundle: Path) -> 
     assert agreement >= 0.9
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "bf16"), ("tensorrt", "f32")])
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "bf16"), ("tensorrt", "fp32")])
 def test_a_precision_that_a_backend_lacks_is_refused(
     tiny_bundle: Path, backend: str, precision: str
 ) -> None:

@@ -32,7 +32,7 @@ def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
     """A graph with 8-bit weights.
 
     Args:
-        graph: the fused form, with its weights inside; not changed.
+        graph: the fused variant, with its weights inside; not changed.
         path: a scratch file.
     """
     with _quiet():
@@ -48,11 +48,11 @@ def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
 
 
 def dequantized(unmasked: onnx.ModelProto, rounded: onnx.ModelProto) -> onnx.ModelProto:
-    """The unmasked form with the 8-bit weights of ``quantized``.
+    """The unmasked variant with the 8-bit weights of ``quantized``.
 
     Args:
         unmasked: not changed.
-        rounded: what ``quantized`` made of the same graph's fused form.
+        rounded: what ``quantized`` made of the same graph's fused variant.
     """
     graph = onnx.ModelProto()
     graph.CopyFrom(unmasked)

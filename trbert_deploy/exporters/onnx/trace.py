@@ -40,9 +40,9 @@ from trbert_deploy.bundle.bundle import (
 )
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.onnx.quantization import dequantized, quantized
-from trbert_deploy.exporters.onnx.variants import fused_form, write_forms
+from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
 from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
 
 #: The first opset with an Attention operator; earlier ones export attention as many small ones.
@@ -55,14 +55,14 @@ _INLINE_BYTES = 1024
 
 
 def export_graphs(
-    model: ReducedClassifier, directory: Path, int8: bool = False
+    model: ReducedModel, directory: Path, int8: bool = False
 ) -> Iterator[GraphDescription]:
-    """Write the file of weights, one graph per segment, and the dense model, in all their forms.
+    """Write the file of weights, one graph per segment, and the dense model, in all their variants.
 
     Args:
         model: in eval mode, float32.
         directory: receives ``weights.safetensors``, ``segment_0.onnx`` ... and ``dense.onnx``.
-        int8: write the forms with 8-bit weights, too.
+        int8: write the variants with 8-bit weights, too.
 
     Yields:
         A description of each graph when it is traced; all files are there at the end.
@@ -85,7 +85,7 @@ def export_graphs(
     for name, module in modules.items():
         protos[name] = _export(module, model)
         if int8:
-            fused = fused_form(protos[name], model.spec.num_heads)
+            fused = fused_variant(protos[name], model.spec.num_heads)
             with tempfile.TemporaryDirectory() as scratch:
                 rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
             weights.take(rounded[name], adopt=True)
@@ -95,16 +95,16 @@ def export_graphs(
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
         weights.link(proto)
-        forms = dict(write_forms(proto, model.spec.num_heads))
+        variants = dict(write_variants(proto, model.spec.num_heads))
         if int8:
             weights.link(rounded[name])
-            forms[INT8] = rounded[name]
-            forms[DEQUANTIZED] = dequantized(forms[UNMASKED], rounded[name])
-        for form, written in forms.items():
-            onnx.save(written, directory / descriptions[name].file_of(form))
+            variants[INT8] = rounded[name]
+            variants[DEQUANTIZED] = dequantized(variants[UNMASKED], rounded[name])
+        for variant, written in variants.items():
+            onnx.save(written, directory / descriptions[name].file_of(variant))
 
 
-def _export(module: nn.Module, model: ReducedClassifier) -> onnx.ModelProto:
+def _export(module: nn.Module, model: ReducedModel) -> onnx.ModelProto:
     """Trace one module into an ONNX model that still carries its weights."""
     batch = torch.export.Dim("B", min=1, max=65536)
     length = torch.export.Dim("S", min=1, max=model.spec.max_positions)

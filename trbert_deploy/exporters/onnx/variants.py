@@ -1,11 +1,11 @@
-"""The forms of a graph: one arithmetic, written as each runtime runs it best.
+"""The variants of a graph: one arithmetic, written as each runtime runs it best.
 
 masked    standard ONNX with a padding mask: runs anywhere, on batches of any rows
 unmasked  standard ONNX for rows of one length, without a mask to read
 fused     the same with ONNX Runtime's own attention operator, whose CPU kernel never writes
           the whole matrix of attention weights to memory (it takes no mask)
 
-The exporter traces the masked form; the others are rewritten from it and name the same weights.
+The exporter traces the masked variant; the others are rewritten from it and name the same weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from trbert_deploy.errors import ParityError
 _ORT_DOMAIN = "com.microsoft"
 
 
-def write_forms(masked: onnx.ModelProto, num_heads: int) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """All forms of a traced graph: (form, graph) each.
+def write_variants(
+    masked: onnx.ModelProto, num_heads: int
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """All variants of a traced graph: (variant, graph) each.
 
     Args:
         masked: the graph as it was traced; not changed.
@@ -33,11 +35,11 @@ def write_forms(masked: onnx.ModelProto, num_heads: int) -> Iterator[tuple[str, 
     """
     yield MASKED, masked
     yield UNMASKED, _rewritten(masked, _remove_mask)
-    yield FUSED, fused_form(masked, num_heads)
+    yield FUSED, fused_variant(masked, num_heads)
 
 
-def fused_form(masked: onnx.ModelProto, num_heads: int) -> onnx.ModelProto:
-    """The fused form alone, of a graph with its weights inside or without; see ``write_forms``."""
+def fused_variant(masked: onnx.ModelProto, num_heads: int) -> onnx.ModelProto:
+    """The fused variant alone, of a graph with its weights inside or without; see ``write_variants``."""
 
     def fuse(graph: onnx.GraphProto) -> None:
         _remove_mask(graph)

@@ -31,7 +31,7 @@ from trbert_deploy.files import (
     write_json_lines,
 )
 from trbert_deploy.modeling.families.registry import FAMILIES, family_module
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -58,7 +58,7 @@ class Checkpoint:
         samples: a few texts of the task, for benchmarks.
     """
 
-    model: ReducedClassifier
+    model: ReducedModel
     tokenizer_dir: Path
     max_length: int
     training: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         training = dict(described.get("training", {}))
     except (KeyError, TypeError, ValueError) as problem:
         raise CheckpointError(f"{path / REDUCTION_FILE} is damaged: {problem}") from None
-    model = ReducedClassifier(family.encoder_spec(config, labels), reduction)
+    model = ReducedModel(family.encoder_spec(config, labels), reduction)
     load_parameters(model, read_safetensors(path / WEIGHTS_FILE), str(path))
     samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
     return Checkpoint(model.eval(), path, max_length, training, samples)
@@ -168,7 +168,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged or truncated: {problem}") from None
 
 
-def load_parameters(model: ReducedClassifier, tensors: dict[str, Tensor], where: str) -> None:
+def load_parameters(model: ReducedModel, tensors: dict[str, Tensor], where: str) -> None:
     """Load tensors under Hugging Face names into ``model``.
 
     Raises:

@@ -15,7 +15,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     tokenizer_directory,
 )
 from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend, set_threads
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -41,7 +41,7 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
     return Pipeline(path, model.spec, tokenizer, chain)
 
 
-def _load_model(path: Path) -> tuple[ReducedClassifier, int]:
+def _load_model(path: Path) -> tuple[ReducedModel, int]:
     """The model, and the most tokens of a row that it takes."""
     if (path / REDUCTION_FILE).is_file():
         checkpoint = load_checkpoint(path)

@@ -19,7 +19,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_parameters,
 )
 from trbert_deploy.modeling.families.registry import family_module
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Pretrained:
         fine_tuned: the source already has a head for the labels.
     """
 
-    model: ReducedClassifier
+    model: ReducedModel
     fine_tuned: bool
 
 
@@ -64,7 +64,7 @@ def load_pretrained(
         labels = known
     spec = family.encoder_spec(config, tuple(labels))
     reduction = reduction if reduction is not None else ReductionConfig.default_for(spec.num_layers)
-    model = ReducedClassifier(spec, reduction)
+    model = ReducedModel(spec, reduction)
     if fine_tuned:
         tensors = _state(AutoModelForSequenceClassification, source)
     else:

@@ -106,13 +106,13 @@ TRADEOFF_HEADINGS = ("model", "setting", "ms", "time", "FLOPs", "accuracy", "cha
 #: What a reader of a trade-off must know.
 TRADEOFF_NOTE = (
     "ms: mean of a text, one at a time, all models in turns, without tokenizing; time and FLOPs: "
-    "how many times less than the dense model. The opponents have the same weights, were not "
+    "how many times less than the dense model. The baselines have the same weights, were not "
     "trained for what they do, and are not charged for choosing."
 )
 
 
 def tradeoff_rows(report: TradeoffReport) -> Iterator[tuple[tuple[str, ...], str | None]]:
-    """The cells and the style of each line of a table: dense model, chain, opponents."""
+    """The cells and the style of each line of a table: dense model, chain, baselines."""
     chain = sorted([*report.of(REDUCED), report.current], key=lambda point: -point.latency_ms)
     others = [point for point in report.points if point.model != REDUCED]
     shown = ""

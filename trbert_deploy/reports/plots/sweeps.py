@@ -78,7 +78,7 @@ def write_tradeoff_plot(report: TradeoffReport, path: Path) -> None:
 
 
 def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.6) -> Figure:
-    """Accuracy against mean latency: the chain over its threshold, the dense model, opponents.
+    """Accuracy against mean latency: the chain over its threshold, the dense model, baselines.
 
     The band is the 95 % interval of the chain's change against the dense model.
 

@@ -41,9 +41,9 @@ class Candidate:
 
 #: The first is the reference for quality.
 CANDIDATES = (
-    Candidate("onnxruntime", "f32", "onnxruntime"),
+    Candidate("onnxruntime", "fp32", "onnxruntime"),
     Candidate("onnxruntime", "int8", "onnxruntime"),
-    Candidate("openvino", "f32", "openvino"),
+    Candidate("openvino", "fp32", "openvino"),
     Candidate("openvino", "bf16", "openvino"),
     Candidate("openvino", "int8", "openvino"),
 )

@@ -13,7 +13,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
 from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import Dial
+from trbert_deploy.selection.select import OperatingPoint
 
 #: Keep logits of the thresholds that are measured, beside 0, which keeps everything.
 _LOGITS = np.linspace(-4.0, 4.0, 17)
@@ -63,7 +63,7 @@ def threshold_within(
 def measure(chain: Chain, rows: Sequence[TokenRow]) -> LatencyTable:
     """Median milliseconds a row at each threshold, measured in turns."""
     thresholds = [0.0, *(float(1.0 / (1.0 + np.exp(-logit))) for logit in _LOGITS)]
-    chains = [chain.at(Dial(threshold)) for threshold in thresholds]
+    chains = [chain.at(OperatingPoint(threshold)) for threshold in thresholds]
     spent = np.empty((ROUNDS + 1, len(rows), len(chains)))
     for number in range(ROUNDS + 1):  # the first warms up
         for place, row in enumerate(rows):

@@ -81,9 +81,9 @@ PADDING_ON_GPUS = 0.03
 
 #: What a backend can be asked to compute in; the others decide for themselves.
 PRECISIONS = {
-    "onnxruntime": ("f32", "int8"),
-    "openvino": ("f32", "bf16", "int8"),
-    "torch": ("f32",),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+    "torch": ("fp32",),
 }
 
 

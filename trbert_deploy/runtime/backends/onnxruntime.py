@@ -40,7 +40,7 @@ class OnnxRuntimeBackend:
     """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device.
 
     Args:
-        without_mask: the form of the graphs for batches without padding; by default the one for
+        without_mask: the variant of the graphs for batches without padding; by default the one for
             the wanted precision. Padded batches, which GPUs like, run in float32.
 
     Raises:
@@ -51,9 +51,9 @@ class OnnxRuntimeBackend:
         self, bundle: Bundle, options: BackendOptions, without_mask: str | None = None
     ) -> None:
         self._bundle = bundle
-        precision = options.precision or "f32"
+        precision = options.precision or "fp32"
         self._without_mask = without_mask or (INT8 if precision == "int8" else FUSED)
-        bundle.require_form(self._without_mask)
+        bundle.require_variant(self._without_mask)
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = options.threads
         # A chain owns several sessions: threads that spin after one graph would take the

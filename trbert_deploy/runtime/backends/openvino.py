@@ -23,6 +23,8 @@ from trbert_deploy.machine import cores
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
 
 _DEVICE = "CPU"
+#: Precision -> the library's name of what products are computed in, where it has no 8 bits.
+_COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
 _RANGE_SIZE = 128
 
@@ -33,15 +35,15 @@ class OpenVinoGraph:
     Every thread that calls it has requests of its own.
 
     Args:
-        compile_form: form -> the graph, compiled.
-        without_mask: the form for batches without padding.
+        compile_variant: variant -> the graph, compiled.
+        without_mask: the variant for batches without padding.
     """
 
     def __init__(
-        self, compile_form: Callable[[str], openvino.CompiledModel], without_mask: str
+        self, compile_variant: Callable[[str], openvino.CompiledModel], without_mask: str
     ) -> None:
         self._without_mask = without_mask
-        self._compiled = cache(compile_form)
+        self._compiled = cache(compile_variant)
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
@@ -57,11 +59,11 @@ class OpenVinoGraph:
             for name, place in call.outputs.items()
         }
 
-    def _call(self, form: str) -> _Call:
+    def _call(self, variant: str) -> _Call:
         calls = vars(self._own)
-        if form not in calls:
-            calls[form] = _Call.of(self._compiled(form))
-        return calls[form]
+        if variant not in calls:
+            calls[variant] = _Call.of(self._compiled(variant))
+        return calls[variant]
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,18 @@ class OpenVinoBackend:
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self._bundle = bundle
         self._core = openvino.Core()
-        precision = options.precision or ("bf16" if self._has_bf16() else "f32")
+        precision = options.precision or ("bf16" if self._has_bf16() else "fp32")
         if precision == "bf16" and not self._has_bf16():
             raise ConfigError(
-                "this processor does not compute in bfloat16: run with --precision f32"
+                "this processor does not compute in bfloat16: run with --precision fp32"
             )
-        form = DEQUANTIZED if precision == "int8" else UNMASKED
-        bundle.require_form(form)
+        variant = DEQUANTIZED if precision == "int8" else UNMASKED
+        bundle.require_variant(variant)
         # A request gets all threads, or those asked for; as many requests as then fit on the
         # cores run at a time.
         streams = max(1, cores() // options.threads) if options.threads else 1
         self._settings: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "int8" else precision,
+            "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
             "NUM_STREAMS": streams,
         }
         if precision == "int8":
@@ -110,7 +112,7 @@ class OpenVinoBackend:
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
-        self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name), form))
+        self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name), variant))
         self.description: Mapping[str, str] = {
             "backend": "openvino",
             "version": openvino.__version__.partition("-")[0],
@@ -121,8 +123,8 @@ class OpenVinoBackend:
     def _has_bf16(self) -> bool:
         return "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
-    def _open(self, name: str, form: str) -> openvino.CompiledModel:
-        path = self._bundle.graph_path(name, form)
+    def _open(self, name: str, variant: str) -> openvino.CompiledModel:
+        path = self._bundle.graph_path(name, variant)
         try:
             return self._core.compile_model(self._core.read_model(path), _DEVICE, self._settings)
         except RuntimeError as problem:

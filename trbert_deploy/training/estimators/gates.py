@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.modeling.layouts import GatedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.processes import Share
 from trbert_deploy.training.reduced import Survivors, first_segment, flops_share, head_logits
@@ -37,12 +37,12 @@ class GatedPass:
     lengths: list[Tensor]
     share: Share
 
-    def flops_share(self, model: ReducedClassifier) -> Tensor:
+    def flops_share(self, model: ReducedModel) -> Tensor:
         """FLOPs of the chain over those of the dense model, of the whole batch: scalar."""
         return flops_share(model, self.lengths, self.share)
 
 
-def run_gated(model: ReducedClassifier, batch: PackedBatch) -> GatedPass:
+def run_gated(model: ReducedModel, batch: PackedBatch) -> GatedPass:
     """Run a batch with gates at the cuts, which open at a keep probability of 0.5.
 
     Tokens whose keep probability is under ``HOPELESS`` are removed: their gates have hardly any

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import keep_best
 from trbert_deploy.training.processes import Share
 from trbert_deploy.training.reduced import Chooser, Survivors, flops_share, later_segments
@@ -49,7 +49,7 @@ class Rollouts:
 
 
 def run_rollouts(
-    model: ReducedClassifier,
+    model: ReducedModel,
     start: Survivors,
     target: Tensor,
     count: int,

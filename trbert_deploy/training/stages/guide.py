@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
@@ -84,7 +84,7 @@ def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.
     return np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows])
 
 
-def reference_step(model: ReducedClassifier) -> int:
+def reference_step(model: ReducedModel) -> int:
     """Half layers before the reference states.
 
     They stand behind layer 2L//3, or one layer behind the last cut where that is later.
@@ -95,7 +95,7 @@ def reference_step(model: ReducedClassifier) -> int:
 
 
 def make_guide(
-    model: ReducedClassifier,
+    model: ReducedModel,
     rows: Sequence[LabelledRow],
     batch_tokens: int,
     device: torch.device,
@@ -119,7 +119,7 @@ def make_guide(
 
 
 def answers(
-    model: ReducedClassifier,
+    model: ReducedModel,
     rows: Sequence[LabelledRow],
     batch_tokens: int,
     device: torch.device,
@@ -142,7 +142,7 @@ def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return processes.total(torch.from_numpy(values)).numpy()
 
 
-def batch_saliency(model: ReducedClassifier, batch: PackedBatch) -> tuple[list[Tensor], Tensor]:
+def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor], Tensor]:
     """Scores [T] of a batch's tokens for each cut, and the logits [B, C]."""
     reference = reference_step(model)
     at_cuts = []

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from trbert_deploy.modeling.layouts import PackedLayout
-from trbert_deploy.modeling.model import ReducedClassifier
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.constraint import FlopsConstraint
@@ -73,7 +73,7 @@ class Stage:
 
 def make_stage(
     name: str,
-    model: ReducedClassifier,
+    model: ReducedModel,
     options: TrainOptions,
     guide: Guide | None,
     opening: float = 1.0,
@@ -114,7 +114,7 @@ def make_stage(
     return Stage(compute, groups, constraint=constraint)
 
 
-def _teacher(model: ReducedClassifier) -> Compute:
+def _teacher(model: ReducedModel) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         logits = dense_logits(model, batch)
         loss = batch.share.mean(cross_entropy(logits, batch.labels, reduction="none"))
@@ -123,7 +123,7 @@ def _teacher(model: ReducedClassifier) -> Compute:
     return compute
 
 
-def _policy_by_ranks(model: ReducedClassifier, guide: Guide) -> Compute:
+def _policy_by_ranks(model: ReducedModel, guide: Guide) -> Compute:
     """Keep probability = share of the row's tokens that are less salient to the teacher."""
 
     def compute(batch: PackedBatch, _: float) -> Step:
@@ -158,7 +158,7 @@ def rank_shares(scores: Tensor, layout: PackedLayout) -> Tensor:
 
 
 def _policy_by_rollouts(
-    model: ReducedClassifier,
+    model: ReducedModel,
     guide: Guide,
     options: TrainOptions,
     constraint: FlopsConstraint | None,
@@ -183,7 +183,7 @@ def _policy_by_rollouts(
 
 
 def _joint_by_rollouts(
-    model: ReducedClassifier,
+    model: ReducedModel,
     guide: Guide,
     options: TrainOptions,
     constraint: FlopsConstraint | None,
@@ -210,7 +210,7 @@ def _joint_by_rollouts(
     return compute
 
 
-def _joint_by_gates(model: ReducedClassifier, guide: Guide, constraint: FlopsConstraint) -> Compute:
+def _joint_by_gates(model: ReducedModel, guide: Guide, constraint: FlopsConstraint) -> Compute:
     """Distillation through straight-through gates, and the price of what they keep."""
 
     def compute(batch: PackedBatch, done: float) -> Step:
@@ -231,7 +231,7 @@ def _joint_by_gates(model: ReducedClassifier, guide: Guide, constraint: FlopsCon
     return compute
 
 
-def _hard(model: ReducedClassifier, guide: Guide, mixed_share: float) -> Compute:
+def _hard(model: ReducedModel, guide: Guide, mixed_share: float) -> Compute:
     """Distillation on survivors alone, by the calibrated threshold.
 
     Some rows keep more tokens, half of those all, so that one model serves every operating
