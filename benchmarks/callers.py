@@ -24,10 +24,10 @@ from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dense: bool) -> float:

@@ -26,8 +26,8 @@ from transformers import AutoModelForSequenceClassification
 
 from trbert_deploy.errors import ConfigError, ParityError, TrbertError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.token_state import TokenRow
 
 #: Rows -> logits [B, C] float32.
 Answer = Callable[[Sequence[TokenRow]], NDArray[np.float32]]

@@ -32,7 +32,7 @@ from trbert_deploy.files import write_json
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.autotune.fastest_backend import CANDIDATES
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 #: What the processes run.
 PROGRAM = """

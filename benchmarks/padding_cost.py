@@ -28,7 +28,7 @@ from trbert_deploy.files import write_json
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:

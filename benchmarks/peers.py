@@ -52,8 +52,8 @@ from trbert_deploy.files import write_json
 from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE, load_checkpoint
 from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 
 REFERENCE = "PyTorch fp32, sdpa"

@@ -24,12 +24,12 @@ from torch.nn.functional import cross_entropy
 
 from trbert_deploy.demo.quickstart import packaged_encoder
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.walk import dense_logits, first_segment
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.data import labels_in, read_examples, tokenize
 from trbert_deploy.training.estimators.rollouts import run_rollouts
 from trbert_deploy.training.loop import autocast
-from trbert_deploy.training.reduced import dense_logits, first_segment
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.selection.rules import SelectionRule
 
 
 def make_checkpoint(

@@ -13,6 +13,7 @@ other exception is a bug and keeps its traceback.
     │   └── EngineError         a TensorRT engine or its manifest
     ├── LengthError             a text or a shape is longer than what was built
     ├── ParityError             an exported graph does not reproduce PyTorch
+    ├── OutputError             a model's output is no number
     ├── DeviceError             an accelerator is needed and none answers
     ├── StorageError            the disk refused to read or write
     └── MissingDependencyError  an optional package is not installed
@@ -55,6 +56,10 @@ class LengthError(TrbertError, ValueError):
 
 class ParityError(TrbertError):
     """An exported graph does not reproduce PyTorch."""
+
+
+class OutputError(TrbertError):
+    """A model's output is no number, so that there is no answer."""
 
 
 class DeviceError(TrbertError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trbert_deploy.bench import baselines as baselines
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.flops import dense_flops, reduced_flops
-from trbert_deploy.modeling.blocks.encoder import Attention
+from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.received_attention import (
@@ -25,12 +25,7 @@ from trbert_deploy.modeling.received_attention import (
     attention_of,
     mean_attention,
 )
-from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.selection.select import select
-from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
-from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
     Chooser,
     Survivors,
     choose_by_rule,
@@ -38,6 +33,11 @@ from trbert_deploy.training.reduced import (
     first_segment,
     later_segments,
 )
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.selection.select import select
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.contexts import autocast, evaluating
+from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.validation import row_lengths
 
 #: (batch, whether it is a training step) -> what decides at the cuts.

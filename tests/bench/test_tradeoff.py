@@ -36,14 +36,14 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.received_attention import select_by_attention
 from trbert_deploy.modeling.torch_backend import load_model
+from trbert_deploy.modeling.walk import first_segment, select_at_cuts
 from trbert_deploy.reports.plots.sweeps import draw_tradeoff
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import first_segment, select_at_cuts
 
 TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(24))]
 

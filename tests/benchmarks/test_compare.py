@@ -39,12 +39,12 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.modeling.walk import Survivors
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import Survivors
 
 TARGET = 1.6
 CPU = torch.device("cpu")

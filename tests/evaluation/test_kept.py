@@ -24,9 +24,10 @@ from trbert_deploy.evaluation.kept import (
     trace_texts,
     word_shares,
 )
-from trbert_deploy.runtime.chain import Chain, RowResult
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 
 TEXTS = [

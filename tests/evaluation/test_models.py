@@ -15,7 +15,7 @@ from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, Data
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.evaluation.quality import evaluate_quality
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 ROWS = make_texts(21)
 TEXTS = [NamedText(f"text {place}", row["text"], row["label"]) for place, row in enumerate(ROWS)]

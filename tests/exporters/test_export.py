@@ -26,7 +26,7 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from trbert_deploy.files import write_json_lines
 from trbert_deploy.reports.html import draw_kept, draw_latency, draw_time, fragments, render
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 QUICK = BenchOptions(lengths=(16, 48), batches=(1, 2), rounds=Rounds.exactly(2), threads=1)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

@@ -14,15 +14,11 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.torch_backend import TorchBackend
-from trbert_deploy.runtime.backends.backend import (
-    Backend,
-    BackendOptions,
-    Graph,
-    Tensors,
-    open_backend,
-)
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backends.registry import open_backend
+from trbert_deploy.runtime.chain import Chain, Timing
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.selection.rules import SelectionRule
 
 #: Cuts before any layer, inside one, next to each other; one, two, three of them, and none.
 ALL_CUTS = ("1,2", "0.5", "0", "none", "0,0.5,2", "3.5")

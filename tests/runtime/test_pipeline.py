@@ -11,10 +11,11 @@ from conftest import LABELS, make_texts
 from tokenizers import Tokenizer
 
 import trbert_deploy
-from trbert_deploy.bundle.bundle import TOKENIZER
+from trbert_deploy.bundle.manifest import TOKENIZER
 from trbert_deploy.errors import ConfigError, DataError, LengthError
-from trbert_deploy.runtime.pipeline import Pipeline, Prediction, load
+from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.tasks.task import Prediction
 
 TEXTS = [row["text"] for row in make_texts(9, seed=5)]
 LONG = "the film " * 100

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection.select import SelectionRule, select
+from trbert_deploy.selection.rules import SelectionRule
+from trbert_deploy.selection.select import select
 
 RULES = st.builds(
     SelectionRule,

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import softmax
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.modeling.walk import dense_logits
 from trbert_deploy.progress import no_progress
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.recombining import NO_LABEL, recombine
-from trbert_deploy.training.reduced import dense_logits
 from trbert_deploy.training.stages.guide import answers, make_guide
 
 CPU = torch.device("cpu")

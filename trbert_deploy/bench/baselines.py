@@ -16,14 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.bundle import INPUT_IDS, KEEP_LOGIT, TOKEN_TYPE_IDS
+from trbert_deploy.bundle.manifest import INPUT_IDS, KEEP_LOGIT, TOKEN_TYPE_IDS
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.flops import REACHED, dense_flops, reduced_flops
 from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.selection.select import OperatingPoint, SelectionRule, select
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.selection.rules import SelectionRule
+from trbert_deploy.selection.select import select
 
 BISECTIONS = 40
 

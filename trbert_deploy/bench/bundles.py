@@ -9,7 +9,8 @@ from pathlib import Path
 
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
 from trbert_deploy.bench.tradeoff import TradeoffReport, measure_tradeoff
-from trbert_deploy.bundle.bundle import Bundle, require_length
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import require_length
 from trbert_deploy.errors import (
     ConfigError,
     DataError,
@@ -20,11 +21,11 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256

@@ -1,4 +1,4 @@
-"""Quality against measured latency: the chain over its operating points, and simpler ways to save time.
+"""Quality against measured latency: the chain at several thresholds, and simpler ways to save it.
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
@@ -29,9 +29,9 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_runs, tokenize
 from trbert_deploy.evaluation.sweep import points_to_sweep
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.token_state import TokenRow
 
 DENSE, REDUCED = "dense", "reduced"
 ALL, TOKENS = "all", "tokens"

@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
-from trbert_deploy.runtime.backends.backend import AUTO, BACKENDS, PRECISIONS
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS, PRECISIONS
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.

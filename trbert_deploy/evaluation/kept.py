@@ -17,9 +17,9 @@ from tokenizers import Encoding
 
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import RowResult
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.runtime.tokenizing import Text
 
 

@@ -15,9 +15,10 @@ from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation.metrics import bootstrap_interval, calibration_error, macro_f1
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import Timing, TokenRow
+from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 
 BATCH_SIZE = 8

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     DEFAULT_DIRECTORY,
     DEQUANTIZED,
     INT8,
@@ -15,7 +16,6 @@ from trbert_deploy.bundle.bundle import (
     SAMPLES,
     TOKENIZER,
     UNMASKED,
-    Bundle,
     Manifest,
     write_manifest,
 )
@@ -37,7 +37,7 @@ from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.blocks.encoder import Attention, EncoderLayer
+from trbert_deploy.modeling.blocks.attention import Attention
+from trbert_deploy.modeling.blocks.encoder import EncoderLayer
 from trbert_deploy.modeling.layouts import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.select import select
 
 

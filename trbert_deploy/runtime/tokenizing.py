@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from trbert_deploy.errors import ConfigError, DataError, FileFormatError, LengthError
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Text
 
-Text = str | tuple[str, str]
+
+def rows_of(
+    encodings: Sequence[Encoding], protected: Callable[[Encoding], NDArray[np.bool_]]
+) -> list[TokenRow]:
+    """Encodings as rows of tokens.
+
+    Args:
+        protected: encoding -> which of its tokens must survive, [S].
+    """
+    return [
+        TokenRow(
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.type_ids, np.int64),
+            protected(encoding),
+        )
+        for encoding in encodings
+    ]
 
 
 class TruncationWarning(UserWarning):
@@ -55,23 +73,6 @@ class TextTokenizer:
         self.truncate = truncate
         self.encoded = 0
         self.truncated = 0
-
-    def __call__(self, texts: Sequence[Text]) -> list[TokenRow]:
-        """Tokenize texts.
-
-        Raises:
-            DataError: a text is empty or no string.
-            LengthError: a text is too long, and truncation is off.
-        """
-        return self.rows(self.encode(texts))
-
-    @staticmethod
-    def rows(encodings: Sequence[Encoding]) -> list[TokenRow]:
-        """Encodings as rows of tokens."""
-        return [
-            TokenRow(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
-            for encoding in encodings
-        ]
 
     def encode(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[Encoding]:
         """The tokenizer's own encodings, with token strings and offsets in the text.

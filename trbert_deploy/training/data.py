@@ -12,7 +12,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from trbert_deploy.errors import DataError, StorageError
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
 
 #: File name endings -> the datasets library's builder.

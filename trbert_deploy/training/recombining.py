@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.data import LabelledRow
 
 #: Label of a row that only the teacher can label; PyTorch's cross-entropy takes it for 0.

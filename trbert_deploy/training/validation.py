@@ -12,12 +12,7 @@ from torch import Tensor
 
 from trbert_deploy.flops import REACHED, speedup
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.training import processes
-from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
-from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
     Survivors,
     choose_by_rule,
     dense_logits,
@@ -25,6 +20,11 @@ from trbert_deploy.training.reduced import (
     later_segments,
     select_at_cuts,
 )
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.training import processes
+from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
+from trbert_deploy.training.contexts import autocast, evaluating
+from trbert_deploy.training.data import LabelledRow
 
 #: Calibration looks at so many tokens at most: their first segment's output stays in memory.
 CALIBRATION_TOKENS = 100_000

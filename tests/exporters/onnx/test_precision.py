@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trbert_deploy.bundle.bundle import DENSE, Bundle, segment_name
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DENSE, segment_name
 from trbert_deploy.errors import EngineError, ParityError
 from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES, compare_precision
 from trbert_deploy.exporters.onnx.precision import (

@@ -12,7 +12,8 @@ import pytest
 from conftest import CheckpointMaker, make_texts
 from safetensors.numpy import load_file
 
-from trbert_deploy.bundle.bundle import DEQUANTIZED, FUSED, INT8, UNMASKED, Bundle, segment_name
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DEQUANTIZED, FUSED, INT8, UNMASKED, segment_name
 from trbert_deploy.cli import main
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters.export import export_bundle

@@ -15,8 +15,9 @@ from trbert_deploy.runtime.autotune import cache as cached
 from trbert_deploy.runtime.autotune import fastest_backend
 from trbert_deploy.runtime.autotune.fastest_backend import Choice, choose_backend, measure
 from trbert_deploy.runtime.backends.backend import BackendOptions
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
+from trbert_deploy.runtime.chain import Chain, Timing
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from training.estimators.test_rollouts import LENGTHS, batch
 
 from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
-from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.distillation import LABEL_WEIGHT, distillation_loss
-from trbert_deploy.training.estimators.gates import run_gated, straight_through
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
     choose_by_logits,
     choose_by_rule,
     first_segment,
     later_segments,
 )
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.distillation import LABEL_WEIGHT, distillation_loss
+from trbert_deploy.training.estimators.gates import run_gated, straight_through
 from trbert_deploy.training.stages.stage import rank_shares
 
 

@@ -10,16 +10,12 @@ from torch.nn.functional import cross_entropy
 
 from trbert_deploy.modeling.layouts import PaddedLayout
 from trbert_deploy.modeling.torch_backend import TorchBackend
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.modeling.walk import choose_by_rule, dense_logits, first_segment, later_segments
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import PackedBatch, load_batches
 from trbert_deploy.training.data import LabelledRow
 from trbert_deploy.training.estimators.rollouts import choose_salient, run_rollouts
-from trbert_deploy.training.reduced import (
-    choose_by_rule,
-    dense_logits,
-    first_segment,
-    later_segments,
-)
 from trbert_deploy.training.stages.guide import batch_saliency, reference_step
 from trbert_deploy.training.validation import Validator
 

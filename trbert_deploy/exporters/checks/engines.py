@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
     TOKEN_TYPE_IDS,
-    Bundle,
 )
 from trbert_deploy.errors import DeviceError, MissingDependencyError, ParityError
 from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES

@@ -22,7 +22,8 @@ from trbert_deploy.exporters.checks.parity import (
 from trbert_deploy.exporters.onnx.precision import rounded_graph
 from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Graph, with_mask
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph, OnnxRuntimeBackend
-from trbert_deploy.runtime.chain import Chain, survivor_agreement
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import survivor_agreement
 
 #: Largest relative difference allowed: about a hundred roundings. Beyond it something is
 #: broken (an overflow, a layer that half precision cannot carry), not merely rounded.

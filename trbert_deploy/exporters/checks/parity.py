@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     HIDDEN,
@@ -30,7 +30,8 @@ from trbert_deploy.bundle.bundle import (
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
 from trbert_deploy.runtime.backends.backend import Backend, Tensors, with_mask
-from trbert_deploy.runtime.chain import Chain, TokenRow, fates_apart, survivor_agreement
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import TokenRow, fates_apart, survivor_agreement
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection.select import select
 

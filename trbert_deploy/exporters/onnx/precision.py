@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trbert_deploy.bundle.bundle import HIDDEN_OUT
+from trbert_deploy.bundle.manifest import HIDDEN_OUT
 from trbert_deploy.errors import EngineError
 
 #: Precision -> the element type of its half tensors; float32 has none.

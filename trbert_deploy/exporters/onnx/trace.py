@@ -19,7 +19,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     DEQUANTIZED,
@@ -28,7 +28,6 @@ from trbert_deploy.bundle.bundle import (
     INPUT_IDS,
     INT8,
     KEEP_LOGIT,
-    LOGITS,
     QUANTIZED,
     TOKEN_TYPE_IDS,
     TRANSPOSED,
@@ -44,6 +43,7 @@ from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
 from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import FirstSegment, segment_module
+from trbert_deploy.tasks.text_classification import LOGITS
 
 #: The first opset with an Attention operator; earlier ones export attention as many small ones.
 OPSET = 23

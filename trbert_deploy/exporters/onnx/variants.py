@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import onnx
 from onnx import helper
 
-from trbert_deploy.bundle.bundle import ATTENTION_MASK, FUSED, MASKED, UNMASKED
+from trbert_deploy.bundle.manifest import ATTENTION_MASK, FUSED, MASKED, UNMASKED
 from trbert_deploy.errors import ParityError
 
 _ORT_DOMAIN = "com.microsoft"
@@ -39,7 +39,7 @@ def write_variants(
 
 
 def fused_variant(masked: onnx.ModelProto, num_heads: int) -> onnx.ModelProto:
-    """The fused variant alone, of a graph with its weights inside or without; see ``write_variants``."""
+    """The fused variant alone, of a graph with its weights inside or without."""
 
     def fuse(graph: onnx.GraphProto) -> None:
         _remove_mask(graph)

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from trbert_deploy.bundle.bundle import DEFAULT_DIRECTORY, WEIGHTS, Bundle, require_length
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DEFAULT_DIRECTORY, WEIGHTS, require_length
 from trbert_deploy.errors import ConfigError, EngineError
 from trbert_deploy.exporters.checks.half_precision import compare_precision
 from trbert_deploy.exporters.onnx.precision import half_graph

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
-from trbert_deploy.bundle.bundle import SAMPLES
+from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, StorageError
 from trbert_deploy.files import (
@@ -125,7 +125,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path / REDUCTION_FILE} has version {described.get('version')}: this release reads "
             f"version {CHECKPOINT_VERSION}; upgrade trbert-deploy or train again"
         )
-    family = family_module(config.model_type, str(path))
+    family = family_of(config.model_type, str(path))
     labels = labels_of(config)
     try:
         reduction = ReductionConfig.from_json(described["reduction"])
@@ -202,10 +202,10 @@ def load_hf_config(model: str) -> Any:
     except (OSError, ValueError, KeyError) as problem:
         if local:
             described = read_json(Path(model) / CONFIG_FILE, CheckpointError)
-            family_module(described.get("model_type"), model)
+            family_of(described.get("model_type"), model)
         what = model if local else f"{model} is no directory here, and from the hub it"
         raise CheckpointError(f"{what} cannot be loaded: {first_line(problem)}") from None
-    family_module(config.model_type, model)
+    family_of(config.model_type, model)
     return config
 
 

@@ -18,7 +18,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_hf_config,
     load_parameters,
 )
-from trbert_deploy.modeling.families.registry import family_module
+from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -51,7 +51,7 @@ def load_pretrained(
         ConfigError: a cut out of range.
     """
     config = load_hf_config(source)
-    family = family_module(config.model_type, source)
+    family = family_of(config.model_type, source)
     fine_tuned = is_fine_tuned(config)
     if fine_tuned:
         known = labels_of(config)

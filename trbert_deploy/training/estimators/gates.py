@@ -16,9 +16,9 @@ from torch import Tensor
 
 from trbert_deploy.modeling.layouts import GatedLayout
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import Survivors, first_segment, flops_share, head_logits
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.processes import Share
-from trbert_deploy.training.reduced import Survivors, first_segment, flops_share, head_logits
 
 HOPELESS = 0.02
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import Chooser, Survivors, flops_share, later_segments
 from trbert_deploy.selection.select import keep_best
 from trbert_deploy.training.processes import Share
-from trbert_deploy.training.reduced import Chooser, Survivors, flops_share, later_segments
 
 
 @dataclass(frozen=True)

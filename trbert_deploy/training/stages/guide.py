@@ -23,12 +23,12 @@ from torch.nn.functional import cross_entropy
 from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import dense_logits, head_logits
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import dense_logits, head_logits
 
 GUIDE_FILE = "guide.safetensors"
 

@@ -19,6 +19,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import (
+    choose_by_logits,
+    choose_by_rule,
+    dense_logits,
+    first_segment,
+    later_segments,
+)
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.constraint import FlopsConstraint
@@ -26,13 +33,6 @@ from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.estimators.gates import run_gated
 from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import (
-    choose_by_logits,
-    choose_by_rule,
-    dense_logits,
-    first_segment,
-    later_segments,
-)
 from trbert_deploy.training.stages.guide import Guide
 
 

@@ -18,10 +18,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle, GraphDescription
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS, GraphDescription
 from trbert_deploy.errors import DeviceError, EngineError, LengthError
-from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, open_backend
+from trbert_deploy.runtime.backends.backend import BackendOptions, Graph
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.backends.tensorrt.backend import EngineGraph, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
@@ -34,7 +36,8 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
     gpu_compute_capability,
     library_log,
 )
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import TokenRow
 
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.files import sha256
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (

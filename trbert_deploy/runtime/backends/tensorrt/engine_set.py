@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.files import read_json, sha256, write_json
 

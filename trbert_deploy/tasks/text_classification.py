@@ -1,0 +1,125 @@
+"""Text classification: one label of several for each text, by softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import DataError
+from trbert_deploy.tasks.columns import text_of
+from trbert_deploy.tasks.task import Example, Output, Outputs, Prediction, Task, require_numbers
+
+LOGITS = "logits"
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPrediction(Prediction):
+    """A text's label.
+
+    Attributes:
+        label: the most probable label.
+        score: its probability.
+        scores: label -> probability; they sum to 1.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class TextClassification(Task):
+    """One label for each text.
+
+    Attributes:
+        labels: in the order of the logits.
+    """
+
+    name = "text-classification"
+    outputs = (Output(LOGITS, "row"),)
+    columns = ("label", "labels")
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+
+    @classmethod
+    def of(cls, spec: EncoderSpec) -> Self:
+        return cls(spec.labels)
+
+    def read(self, record: Mapping[str, Any], name: str) -> Example:
+        label = record.get("label", record.get("labels"))
+        return Example(text_of(record, name), None if label is None else str(label))
+
+    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+        require_numbers(outputs)
+        probabilities = _softmax(outputs[LOGITS])
+        scores = dict(zip(self.labels, map(float, probabilities), strict=True))
+        label = self.labels[int(np.argmax(probabilities))]
+        return LabelPrediction(
+            num_tokens=len(encoding.ids), label=label, score=scores[label], scores=scores
+        )
+
+    def agreement(self, one: Outputs, other: Outputs) -> float:
+        """1 where the labels are the same; what is no number agrees with nothing."""
+        if not np.isfinite([*one[LOGITS], *other[LOGITS]]).all():
+            return 0.0
+        return float(np.argmax(one[LOGITS]) == np.argmax(other[LOGITS]))
+
+    def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[np.int64]:
+        """The index of each text's label, [N]."""
+        index = {label: place for place, label in enumerate(self.labels)}
+        for name, example in zip(names, examples, strict=True):
+            if example.target is None:
+                raise DataError(f'{name}: expected a field "label" beside the text')
+            if example.target not in index:
+                raise DataError(
+                    f"{name}: the model does not know the label {example.target!r} "
+                    f"(it knows {', '.join(index)})"
+                )
+        return np.array([index[str(example.target)] for example in examples], np.int64)
+
+    def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
+        """Accuracy; F1 of each label that occurs or is answered, averaged; calibration error."""
+        logits = np.stack([each[LOGITS] for each in outputs])
+        return {
+            "accuracy": float((logits.argmax(1) == targets).mean()),
+            "macro_f1": _macro_f1(targets, logits.argmax(1)),
+            "calibration_error": _calibration_error(logits, targets),
+        }
+
+    def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        answers = np.array([each[LOGITS].argmax() for each in outputs])
+        return (answers == targets).astype(np.float64)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities [..., C] of logits [..., C]."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:
+    """F1 averaged over the labels that occur in ``truth`` or ``answers``, [N] each."""
+    scores = []
+    for label in np.union1d(truth, answers):
+        hits = int(((truth == label) & (answers == label)).sum())
+        scores.append(2 * hits / int((truth == label).sum() + (answers == label).sum()))
+    return float(np.mean(scores))
+
+
+def _calibration_error(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """Expected calibration error of the most probable label (Naeini et al. 2015).
+
+    Mean distance of confidence and accuracy over ten equal bins of confidence, weighted by their
+    rows; logits [N, C], truth [N].
+    """
+    confidence = _softmax(logits).max(1)
+    right = logits.argmax(1) == truth
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, confidence - right, CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(truth))
