@@ -88,7 +88,7 @@ def tiny_spec(**changes: object) -> EncoderSpec:
     """A 4-layer encoder, 32 wide, 64 positions."""
     values: dict[str, object] = {
         "family": "bert",
-        "task": "sequence-classification",
+        "task": "text-classification",
         "num_layers": 4,
         "hidden_size": 32,
         "num_heads": 4,

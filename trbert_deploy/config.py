@@ -86,7 +86,7 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
-        values = _known_fields(cls, data, "encoder")
+        values = _known_fields(cls, data, "encoder", defaults=True)
         return cls(**{**values, "labels": tuple(values["labels"])})
 
 
@@ -259,16 +259,19 @@ class ReductionConfig:
         return cls(tuple(cuts))
 
 
-def _known_fields(cls: type, data: Mapping[str, Any], what: str) -> dict[str, Any]:
+def _known_fields(
+    cls: type, data: Mapping[str, Any], what: str, defaults: bool = False
+) -> dict[str, Any]:
     """``data`` as a dict, provided that it has the fields of dataclass ``cls`` and no others.
 
-    A field with a default may be absent: an older release did not know it.
+    Args:
+        defaults: a field with one may be absent, since an older release did not know it.
     """
     known = {entry.name: entry for entry in fields(cls)}
     required = {
         name
         for name, entry in known.items()
-        if entry.default is MISSING and entry.default_factory is MISSING
+        if not defaults or (entry.default is MISSING and entry.default_factory is MISSING)
     }
     if not isinstance(data, Mapping) or not required <= set(data) <= set(known):
         received = sorted(data) if isinstance(data, Mapping) else type(data).__name__

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trbert_deploy
-from trbert_deploy.bundle.bundle import Bundle, _digest
-from trbert_deploy.bundle.manifest import DIGEST, MANIFEST, Manifest
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DIGEST, MANIFEST, Manifest, _digest
 from trbert_deploy.errors import BundleError, StorageError
 
 Change = Callable[[dict[str, Any]], None]

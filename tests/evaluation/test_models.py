@@ -100,7 +100,7 @@ def test_any_fine_tuned_model_can_teach(
     row = teacher.tokenizer(["a wonderful film"])[0]
     with torch.no_grad():
         expected = reference(torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
-    assert teacher.run([row], dense=True)[0].logits == pytest.approx(expected, abs=1e-5)
+    assert teacher.run([row], dense=True)[0].outputs["logits"] == pytest.approx(expected, abs=1e-5)
     headless = hf_checkpoint(BertModel, tokenizer_dir, tmp_path / "encoder")
     with pytest.raises(CheckpointError, match="has no classification head"):
         open_models(tiny_checkpoint, headless)

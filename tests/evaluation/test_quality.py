@@ -47,9 +47,9 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
         for answers in (dense, reduced)
     ]
     assert [report.dense.accuracy, report.reduced.accuracy] == pytest.approx(right)
-    assert report.accuracy_change == pytest.approx(100 * (right[1] - right[0]))
+    assert report.score_change == pytest.approx(100 * (right[1] - right[0]))
     low, high = report.interval
-    assert low <= report.accuracy_change <= high
+    assert low <= report.score_change <= high
     tokens = sum(answer.num_tokens for answer in reduced)
     kept = [
         sum(len(answer.kept[cut].positions) for answer in reduced if answer.kept) for cut in (0, 1)
@@ -60,8 +60,8 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
 
 def test_keeping_everything_changes_nothing(tiny_bundle: Path, data: Path) -> None:
     report = evaluate_quality(load(tiny_bundle, threshold=0.0), list(read_texts(data)))
-    assert report.label_agreement == 1.0
-    assert (report.accuracy_change, report.interval) == (0.0, (0.0, 0.0))
+    assert report.agreement == 1.0
+    assert (report.score_change, report.interval) == (0.0, (0.0, 0.0))
     assert report.kept_share == (1.0, 1.0)
 
 
@@ -82,10 +82,10 @@ def report_with(rows: int, deviation: float) -> QualityReport:
         tokens_per_row=50.0,
         dense=model,
         reduced=model,
-        accuracy_change=0.0,
+        score_change=0.0,
         interval=(0.0, 0.0),
         deviation=deviation,
-        label_agreement=1.0,
+        agreement=1.0,
         kept_share=(0.5,),
         flops_speedup=2.0,
         measured_speedup=2.0,
@@ -140,8 +140,9 @@ def test_models_take_turns_and_answer_in_order(
     assert [step[1:] for step in steps] == [(8, 21), (16, 21), (21, 21)]
     rows = pipeline.tokenizer([named.text for named in texts])
     for run in runs:
-        expected = [result.logits for result in pipeline.run(rows, dense=run.dense)]
-        np.testing.assert_allclose(run.logits, expected, atol=1e-5)
+        expected = [result.outputs["logits"] for result in pipeline.run(rows, dense=run.dense)]
+        received = [outputs["logits"] for outputs in run.outputs]
+        np.testing.assert_allclose(received, expected, atol=1e-5)
         assert [tokens[0] for tokens in run.tokens] == [len(row) for row in rows]
 
 
@@ -176,7 +177,7 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     report = evaluate_quality(load(tiny_bundle), list(read_texts(data)))
-    worse = replace(report, accuracy_change=-2.0)
+    worse = replace(report, score_change=-2.0)
     monkeypatch.setattr(quality, "evaluate_quality", lambda *_, **__: worse)
     figures = tmp_path / "figures.json"
     gate = ("evaluate", tiny_bundle, "--data", data, "--json", figures, "--max-drop")
@@ -187,4 +188,4 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     assert "warning: 21 texts are too few to judge a change by 2 points" in errors
     assert run(monkeypatch, *gate, 0) == 3
     assert "too few" not in capfd.readouterr().err  # no number of texts would do
-    assert json.loads(figures.read_text())["accuracy_change"] == -2.0
+    assert json.loads(figures.read_text())["score_change"] == -2.0

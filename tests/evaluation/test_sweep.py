@@ -54,7 +54,7 @@ def test_points_spread_from_everything_kept_to_little(report: SweepReport) -> No
     thresholds = [point.threshold for point in report.points]
     assert thresholds[0] == 0.0 and thresholds == sorted(set(thresholds))
     first = report.points[0].quality
-    assert first.kept_share == (1.0, 1.0) and first.label_agreement == 1.0
+    assert first.kept_share == (1.0, 1.0) and first.agreement == 1.0
     steps = np.diff(np.log([point.quality.flops_speedup for point in report.points]))
     assert len(steps) == POINTS - 1
     assert steps.max() < 2 * steps.mean() and steps.min() > steps.mean() / 2

@@ -83,7 +83,7 @@ def test_cuts_at_any_place_export(
     report = export_bundle(make_checkpoint(cuts), tmp_path / "bundle")
     cut_count = 0 if cuts == "none" else len(cuts.split(","))
     assert len(report.graphs) == (cut_count + 2 if cut_count else 1)
-    assert report.chain.label_agreement == 1.0
+    assert report.chain.answer_agreement == 1.0
 
 
 def test_survivors_can_be_rounded_up_for_good(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def assert_same(ours: list[RowResult], theirs: list[RowResult], tolerance: float
     for one, other in zip(ours, theirs, strict=True):
         for kept, expected in zip(one.kept, other.kept, strict=True):
             assert np.array_equal(kept, expected)
-        scale = max(1.0, float(np.abs(other.logits).max()))
-        assert np.abs(one.logits - other.logits).max() <= tolerance * scale
+        scale = max(1.0, float(np.abs(other.outputs["logits"]).max()))
+        assert np.abs(one.outputs["logits"] - other.outputs["logits"]).max() <= tolerance * scale
 
 
 @pytest.mark.parametrize("cuts", ALL_CUTS)
@@ -136,7 +136,7 @@ def test_keeping_everything_is_the_dense_model(cuts: str) -> None:
     for row, result, dense in zip(rows, chain.run(rows), chain.run_dense(rows), strict=True):
         assert all(len(kept) == len(row) for kept in result.kept)
         assert dense.kept == ()
-        assert np.allclose(result.logits, dense.logits, atol=1e-4)
+        assert np.allclose(result.outputs["logits"], dense.outputs["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", ALL_CUTS)
@@ -148,7 +148,7 @@ def test_short_rows_are_the_dense_models(cuts: str, below: int) -> None:
     for row, result, (reduced, dense) in zip(rows, chain.run(rows), pairs, strict=True):
         if len(row) < below:
             everything = (np.arange(len(row)),) * len(reduced.kept)
-            assert_same([result], [RowResult(dense.logits, everything)])
+            assert_same([result], [RowResult(dense.outputs, everything)])
         else:
             assert_same([result], [reduced])
 

@@ -22,7 +22,7 @@ from trbert_deploy.errors import (
 from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
-from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST
+from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -148,7 +148,7 @@ def _open(
 
 def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
     """The bundle on its engines, if it has any, or else a line that says why not."""
-    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{MANIFEST}"))
+    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
     if not sets:
         return None, None
     try:

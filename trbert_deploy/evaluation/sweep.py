@@ -20,7 +20,7 @@ from trbert_deploy.evaluation.quality import (
     QualityReport,
     evaluate_points,
     run_in_turns,
-    true_labels,
+    true_targets,
 )
 from trbert_deploy.flops import speedup
 from trbert_deploy.progress import Progress, no_progress
@@ -100,7 +100,7 @@ def points_to_sweep(
     """
     if not pipeline.reduction.cuts:
         raise ConfigError(f"{pipeline.path} has no cuts: there is no threshold to sweep over")
-    true_labels(pipeline, texts, teacher)  # an error now, and not after the probing
+    true_targets(pipeline, texts, teacher)  # an error now, and not after the probing
     sample = texts[:: math.ceil(len(texts) / SAMPLE_ROWS)]
     return spread_thresholds(pipeline, sample, progress)
 

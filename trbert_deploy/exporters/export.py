@@ -38,6 +38,7 @@ from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16
@@ -152,7 +153,9 @@ def export_bundle(
             parities.append(parity)
             progress(f"check {parity.graph}", len(graphs) + len(parities), steps)
         ours = Chain(candidate, model.reduction, model.spec.num_layers)
+        task = task_of(model.spec)
         chain = compare_chains(
+            task,
             Chain(reference, model.reduction, model.spec.num_layers),
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
@@ -166,7 +169,7 @@ def export_bundle(
             for variant in (INT8, DEQUANTIZED):
                 eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
                 rounded = Chain(eight, model.reduction, model.spec.num_layers)
-                agreements.append(least_agreement(rows, expected, rounded.run(rows)))
+                agreements.append(least_agreement(task, rows, expected, rounded.run(rows)))
             agreement = min(agreements)
             _require_agreement(agreement, least_int8_agreement)
         progress("check chain", steps, steps)
@@ -178,7 +181,7 @@ def export_bundle(
 def _require_agreement(agreement: float, least: float) -> None:
     if agreement < least:
         raise ParityError(
-            f"with 8-bit weights only {agreement:.1%} of the labels, or of the tokens' fates, are "
+            f"with 8-bit weights only {agreement:.1%} of the answers, or of the tokens' fates, are "
             f"those of float32: expected at least {least:.0%}; export without --int8, or with "
             "--force-int8 if evaluate finds the quality good enough"
         )

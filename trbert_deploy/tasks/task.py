@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import OutputError
+from trbert_deploy.errors import DataError, OutputError
 from trbert_deploy.selection.select import first_token
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
@@ -94,8 +94,9 @@ class Task(ABC):
     def of(cls, spec: EncoderSpec) -> Self:
         """The task of a model of this shape."""
 
+    @classmethod
     @abstractmethod
-    def read(self, record: Mapping[str, Any], name: str) -> Example:
+    def read(cls, record: Mapping[str, Any], name: str) -> Example:
         """A record's text, and its target where it has one.
 
         Args:
@@ -104,6 +105,15 @@ class Task(ABC):
 
         Raises:
             DataError: the record is no example of the task.
+        """
+
+    @classmethod
+    @abstractmethod
+    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels that a new head for these examples gets; none where the task has none.
+
+        Raises:
+            DataError: nothing can be learned from them.
         """
 
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
@@ -125,6 +135,26 @@ class Task(ABC):
     @abstractmethod
     def agreement(self, one: Outputs, other: Outputs) -> float:
         """How far two answers to one row are the same, from 0 to 1."""
+
+    @abstractmethod
+    def summary(self, prediction: Prediction) -> str:
+        """The answer in few words."""
+
+    def require_like(self, other: Task, name: str) -> None:
+        """Refuse to compare with a model that answers otherwise.
+
+        Args:
+            name: what errors call this task's model.
+
+        Raises:
+            DataError: the two do not answer alike.
+        """
+        if other.name != self.name:
+            raise DataError(f"{name} answers {self.name}: expected {other.name}, as the model")
+
+    def translated(self, outputs: Outputs, other: Task) -> Outputs:
+        """A row's outputs as a model of another task that it is like would have them."""
+        return outputs
 
     @abstractmethod
     def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[Any]:

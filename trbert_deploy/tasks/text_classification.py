@@ -51,9 +51,18 @@ class TextClassification(Task):
     def of(cls, spec: EncoderSpec) -> Self:
         return cls(spec.labels)
 
-    def read(self, record: Mapping[str, Any], name: str) -> Example:
+    @classmethod
+    def read(cls, record: Mapping[str, Any], name: str) -> Example:
         label = record.get("label", record.get("labels"))
-        return Example(text_of(record, name), None if label is None else str(label))
+        return Example(text_of(record, name), None if label in (None, "") else str(label))
+
+    @classmethod
+    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels that occur, sorted; two or more."""
+        labels = tuple(sorted({str(example.target) for example in examples}))
+        if len(labels) < 2:
+            raise DataError(f"the data has one label only ({labels[0]}): expected two or more")
+        return labels
 
     def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
         require_numbers(outputs)
@@ -70,16 +79,39 @@ class TextClassification(Task):
             return 0.0
         return float(np.argmax(one[LOGITS]) == np.argmax(other[LOGITS]))
 
+    def summary(self, prediction: Prediction) -> str:
+        assert isinstance(prediction, LabelPrediction)
+        return prediction.label
+
+    def require_like(self, other: Task, name: str) -> None:
+        super().require_like(other, name)
+        labels = getattr(other, "labels", ())
+        if set(labels) != set(self.labels):
+            raise DataError(
+                f"{name} knows the labels {', '.join(self.labels)}: expected those of the model, "
+                f"{', '.join(labels)}"
+            )
+
+    def translated(self, outputs: Outputs, other: Task) -> Outputs:
+        """Logits in the order of another model's labels."""
+        labels: tuple[str, ...] = getattr(other, "labels", ())
+        return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
+
     def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[np.int64]:
-        """The index of each text's label, [N]."""
+        """The index of each text's label, [N].
+
+        Where a model has no names for its labels (``LABEL_0``), their numbers do as well.
+        """
         index = {label: place for place, label in enumerate(self.labels)}
+        if all(label == f"LABEL_{place}" for label, place in index.items()):
+            index |= {str(place): place for place in index.values()}
         for name, example in zip(names, examples, strict=True):
             if example.target is None:
                 raise DataError(f'{name}: expected a field "label" beside the text')
             if example.target not in index:
                 raise DataError(
                     f"{name}: the model does not know the label {example.target!r} "
-                    f"(it knows {', '.join(index)})"
+                    f"(it knows {', '.join(self.labels)})"
                 )
         return np.array([index[str(example.target)] for example in examples], np.int64)
 

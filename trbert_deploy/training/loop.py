@@ -26,7 +26,7 @@ from trbert_deploy.training import processes
 from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
@@ -66,7 +66,7 @@ class StageSettings:
         cls,
         name: str,
         options: TrainOptions,
-        rows: Sequence[LabelledRow],
+        rows: Sequence[TrainingRow],
         directory: Path,
         device: torch.device,
     ) -> StageSettings:
@@ -92,7 +92,7 @@ def train_stage(
     settings: StageSettings,
     model: ReducedModel,
     stage: Stage,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     validate: Callable[[float], float],
     progress: Progress,
 ) -> None:

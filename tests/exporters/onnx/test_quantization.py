@@ -72,7 +72,10 @@ def test_answers_are_much_the_same(rounded: Path, backend: str) -> None:
     assert least_agreement(rows, *results) > 0.8
     dense = [pipeline.run(rows, dense=True) for pipeline in pipelines]
     assert least_agreement(rows, *dense) > 0.8
-    apart = [np.abs(one.logits - other.logits).max() for one, other in zip(*dense, strict=True)]
+    apart = [
+        np.abs(one.outputs["logits"] - other.outputs["logits"]).max()
+        for one, other in zip(*dense, strict=True)
+    ]
     assert 0.0 < max(apart) < 1.0
     assert pipelines[1].chain.backend.description["precision"] == "int8"
 

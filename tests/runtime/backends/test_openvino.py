@@ -31,7 +31,10 @@ def test_float32_is_as_exact_as_onnx_runtime(exact: Pipeline, tiny_bundle: Path)
         for ours, theirs in zip(
             exact.run(rows, dense=dense), reference.run(rows, dense=dense), strict=True
         ):
-            assert np.abs(ours.logits - theirs.logits).max() <= 1e-4 * np.abs(theirs.logits).max()
+            assert (
+                np.abs(ours.outputs["logits"] - theirs.outputs["logits"]).max()
+                <= 1e-4 * np.abs(theirs.outputs["logits"]).max()
+            )
             for kept, expected in zip(ours.kept, theirs.kept, strict=True):
                 assert np.array_equal(kept, expected)
 
@@ -40,7 +43,7 @@ def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
     rows = exact.tokenizer(TEXTS)
     for row, together in zip(rows, exact.run(rows), strict=True):
         (alone,) = exact.run([row])
-        assert np.allclose(together.logits, alone.logits, atol=1e-5)
+        assert np.allclose(together.outputs["logits"], alone.outputs["logits"], atol=1e-5)
         assert all(map(np.array_equal, together.kept, alone.kept))
 
 
@@ -49,24 +52,26 @@ def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
     chain = exact.chain
     padded = Chain(chain.backend, chain.reduction, 4, max_padding=1.0)
     for ours, theirs in zip(padded.run(rows), exact.run(rows), strict=True):
-        assert np.allclose(ours.logits, theirs.logits, atol=1e-5)
+        assert np.allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-5)
         assert all(map(np.array_equal, ours.kept, theirs.kept))
 
 
 def test_threads_share_one_pipeline(exact: Pipeline) -> None:
     rows = exact.tokenizer(TEXTS)
-    expected = [result.logits for result in exact.run(rows)]
+    expected = [result.outputs["logits"] for result in exact.run(rows)]
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(exact.run, [rows] * 16):
-            assert np.allclose([result.logits for result in results], expected, atol=1e-6)
+            assert np.allclose(
+                [result.outputs["logits"] for result in results], expected, atol=1e-6
+            )
 
 
 def test_results_outlive_the_next_call(exact: Pipeline) -> None:
     first, second = exact.tokenizer(TEXTS[:2])
     (result,) = exact.run([first])
-    before = result.logits.copy()
+    before = result.outputs["logits"].copy()
     exact.run([second])
-    assert np.array_equal(result.logits, before)
+    assert np.array_equal(result.outputs["logits"], before)
 
 
 def test_the_processor_chooses_the_precision(

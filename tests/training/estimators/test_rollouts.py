@@ -45,10 +45,10 @@ def test_the_packed_chain_is_the_runtime_chain(cuts: str) -> None:
     chain = Chain(TorchBackend(model), model.reduction, model.spec.num_layers)
     tokens = [rows()[index].tokens for index in packed.rows]
     for place, result in enumerate(chain.run(tokens)):
-        np.testing.assert_allclose(logits[place], result.logits, atol=1e-4)
+        np.testing.assert_allclose(logits[place], result.outputs["logits"], atol=1e-4)
         assert [int(left[place]) for left in kept] == [len(cut) for cut in result.kept]
     for place, result in enumerate(chain.run_dense(tokens)):
-        np.testing.assert_allclose(dense[place], result.logits, atol=1e-4)
+        np.testing.assert_allclose(dense[place], result.outputs["logits"], atol=1e-4)
 
 
 def test_rollouts_drop_tokens_and_teach_the_policies_alone() -> None:

@@ -18,7 +18,7 @@ from trbert_deploy.exporters.tensorrt.builder import build_engine, choose_comput
 from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
-    PRECISIONS,
+    ENGINE_PRECISIONS,
     EngineFile,
     EngineKey,
     EngineManifest,
@@ -58,9 +58,10 @@ class EngineOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in ENGINE_PRECISIONS:
             raise ConfigError(
-                f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}"
+                f"unknown precision {self.precision!r}: expected one of "
+                f"{', '.join(ENGINE_PRECISIONS)}"
             )
         for what, numbers in (("lengths", self.lengths), ("batches", self.batches)):
             if numbers is not None and (not numbers or min(numbers) < 1):

@@ -19,6 +19,9 @@ from trbert_deploy.modeling.blocks.encoder import Encoder
 
 State = Mapping[str, Tensor]
 
+#: Beginnings of names that are ours alone: no family's checkpoints have such tensors.
+OWN = ("policies.",)
+
 #: Our module in a layer -> theirs, of the families that grew from BERT.
 BERT_LAYER = {
     "attention.query": "attention.self.query",
@@ -102,7 +105,9 @@ class Family(ABC):
         loaded = {}
         for name, tensor in with_prefix(state, self.prefix).items():
             module, _, kind = name.rpartition(".")
-            if module in ours:
+            if name.startswith(OWN):
+                loaded[name] = tensor
+            elif module in ours:
                 loaded[f"{ours[module]}.{kind}"] = tensor
             elif name.startswith(self.prefix) and self.is_computed(name.removeprefix(self.prefix)):
                 raise CheckpointError(

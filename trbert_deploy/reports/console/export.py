@@ -29,7 +29,7 @@ def print_export(report: ExportReport, console: Console) -> None:
         "chain",
         "-",
         "-",
-        f"{chain.max_logit_difference:.1e}",
+        f"{chain.max_output_difference:.1e}",
         f"{chain.survivor_agreement:.2%}",
         f"{chain.tolerance:.0e}",
     )

@@ -209,7 +209,7 @@ def test_chain_runs_as_with_onnxruntime(bundle: Bundle, host: HostBackend) -> No
         for ours, theirs in zip(
             getattr(expected, run)(rows), getattr(received, run)(rows), strict=True
         ):
-            np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+            np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-4)
             assert [list(kept) for kept in ours.kept] == [list(kept) for kept in theirs.kept]
 
 
@@ -351,4 +351,4 @@ def test_engines_run_on_the_gpu(bundle: Bundle, own_bundle: Path) -> None:
         for name in ("onnxruntime", "tensorrt")
     ]
     for ours, theirs in zip(*(chain.run(rows) for chain in chains), strict=True):
-        np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-2)
+        np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=2e-2)
