@@ -1,11 +1,10 @@
-"""A bundle and a checkpoint of an earlier release: they load, and answer what they answered then."""
+"""A bundle and a checkpoint of an earlier release load, and answer what they answered then."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from trbert_deploy import load
@@ -17,7 +16,7 @@ from trbert_deploy.runtime.pipeline import Pipeline
 OLD = Path(__file__).parents[1] / "data" / "version_2"
 
 
-def assert_as_then(pipeline: Pipeline, exact_fates: bool = True) -> None:
+def assert_as_then(pipeline: Pipeline) -> None:
     """Labels, survivors and scores are those that were written down then."""
     then = json.loads((OLD / "predictions.json").read_text())
     now = pipeline([row["text"] for row in then], return_kept=True)

@@ -192,12 +192,17 @@ class Watching:
         self.calls: list[tuple[str, tuple[int, ...]]] = []
 
     def graph(self, name: str) -> Graph:
-        def run(inputs: Tensors) -> Tensors:
-            assert "attention_mask" not in inputs
-            self.calls.append((name, next(iter(inputs.values())).shape[:2]))
-            return self._backend.graph(name)(inputs)
+        return WatchedGraph(name, self._backend.graph(name), self.calls)
 
-        return run
+
+class WatchedGraph:
+    def __init__(self, name: str, graph: Graph, calls: list[tuple[str, tuple[int, ...]]]) -> None:
+        self.name, self.graph, self.calls, self.inputs = name, graph, calls, graph.inputs
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        assert "attention_mask" not in inputs
+        self.calls.append((self.name, next(iter(inputs.values())).shape[:2]))
+        return self.graph(inputs)
 
 
 def test_rows_go_on_with_those_that_kept_as_many() -> None:

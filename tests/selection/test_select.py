@@ -167,7 +167,7 @@ def test_ties_go_to_the_earlier_token() -> None:
 
 
 def test_protected_tokens_come_before_any_logit() -> None:
-    protected = np.array([[False, False, False, True]])
+    protected = np.array([[True, False, False, True]])
     rule = SelectionRule("budget", 2)
     assert keep_of([-5, math.inf, 9, -math.inf], rule, protected=protected) == [0, 3]
 
