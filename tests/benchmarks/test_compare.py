@@ -39,10 +39,10 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from trbert_deploy.modeling.walk import Survivors
+from trbert_deploy.modeling.walk import TokenState
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
 
@@ -167,17 +167,17 @@ def test_time_is_summed_over_interruptions(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["seconds"] >= 1000.0
 
 
-def a_row(length: int, seed: int = 0) -> LabelledRow:
+def a_row(length: int, seed: int = 0) -> TrainingRow:
     ids = np.random.default_rng(seed).integers(5, 200, length)
-    return LabelledRow(TokenRow(ids, np.zeros(length, np.int64)), seed % 2)
+    return TrainingRow(TokenRow(ids, np.zeros(length, np.int64)), seed % 2)
 
 
-def places(row: LabelledRow) -> list[int]:
+def places(row: TrainingRow) -> list[int]:
     return row.tokens.input_ids.tolist()
 
 
 def test_parts_of_a_text() -> None:
-    row = LabelledRow(TokenRow(np.arange(20), np.arange(20) // 10), 1)
+    row = TrainingRow(TokenRow(np.arange(20), np.arange(20) // 10), 1)
     assert places(first_tokens(6)(row)) == [0, 1, 2, 3, 4, 19]
     assert places(head_and_tail(10)(row)) == [0, 1, 2, *range(13, 20)]
     assert first_tokens(6)(row).tokens.token_type_ids.tolist() == [0, 0, 0, 0, 0, 1]
@@ -238,10 +238,10 @@ def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
         """For each row the places that survive the first cut."""
         (batch,) = load_batches(rows, [members], CPU)
         hidden = torch.zeros(len(batch.input_ids), 32)
-        survivors = Survivors(hidden, batch.layout, torch.arange(len(hidden)))
-        keep = choose(batch, training)(0, hidden[:, 0], survivors)[0]
+        tokens = TokenState(hidden, batch.layout, torch.arange(len(hidden)), batch.protected)
+        keep = choose(batch, training)(0, hidden[:, 0], tokens)[0]
         row_of = torch.from_numpy(batch.rows)[batch.layout.row_of_token]
-        return {row: batch.positions[keep & (row_of == row)].tolist() for row in members}
+        return {row: batch.layout.positions[keep & (row_of == row)].tolist() for row in members}
 
     together, apart = kept([0, 1, 2, 3, 4, 5]), kept([4, 1])
     assert all(apart[row] == together[row] for row in apart)

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.test_run import make_workplace, options_for, weights
 
+from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.processes import Share
@@ -140,7 +141,7 @@ def test_two_processes_teach_what_one_teaches(
     launch([str(command)], replace(options, stages=("teacher", "guide")), two)
     assert_alike(two, one, "teacher")
     found, expected = (Guide.load(path / "stages" / "guide" / GUIDE_FILE) for path in (two, one))
-    np.testing.assert_allclose(found.teacher_logits, expected.teacher_logits, atol=1e-3)
+    np.testing.assert_allclose(found.answers[LOGITS], expected.answers[LOGITS], atol=1e-3)
     for scores, wanted in zip(found.saliency, expected.saliency, strict=True):
         np.testing.assert_allclose(scores, wanted, atol=1e-3 * wanted.max())
 
