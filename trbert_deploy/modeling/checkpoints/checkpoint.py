@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from trbert_deploy.bundle.bundle import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, StorageError
+from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import (
     read_json,
     read_json_lines,
@@ -30,6 +28,8 @@ from trbert_deploy.files import (
     write_json,
     write_json_lines,
 )
+from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors as read_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors as write_safetensors
 from trbert_deploy.modeling.families.registry import FAMILIES, family_module
 from trbert_deploy.modeling.model import ReducedModel
 
@@ -137,35 +137,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     load_parameters(model, read_safetensors(path / WEIGHTS_FILE), str(path))
     samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
     return Checkpoint(model.eval(), path, max_length, training, samples)
-
-
-def write_safetensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as problem:  # so it calls a full disk, too
-        raise StorageError(f"{path.name} cannot be written: {problem}") from None
-    path.chmod(0o644)  # the library makes it readable for its owner alone
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as problem:
-        raise CheckpointError(f"{path} is damaged or truncated: {problem}") from None
 
 
 def load_parameters(model: ReducedModel, tensors: dict[str, Tensor], where: str) -> None:
