@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from trbert_deploy.modeling.checkpoints.tensors import read_tensors
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 
 State = dict[str, torch.Tensor]
-INDEX, PICKLE_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
 
 
 @pytest.fixture(autouse=True)
@@ -100,20 +98,6 @@ def test_shards_are_read(tmp_path: Path, suffix: str) -> None:
     assert_same(read_tensors(str(tmp_path)), state)
 
 
-def test_safetensors_come_before_pickles_and_whole_files_before_shards(tmp_path: Path) -> None:
-    for value, write in enumerate(
-        (
-            lambda state: split(state, tmp_path, ".bin"),
-            lambda state: torch.save(state, tmp_path / "pytorch_model.bin"),
-            lambda state: split(state, tmp_path, ".safetensors"),
-            lambda state: save_file(state, tmp_path / "model.safetensors"),
-        )
-    ):
-        state = {name: torch.full((2,), float(value)) for name in ("a", "b")}
-        write(state)
-        assert_same(read_tensors(str(tmp_path)), state)
-
-
 def test_buffers_of_integers_keep_their_type(tmp_path: Path) -> None:
     state = {"embeddings.position_ids": torch.arange(4), "mask": torch.ones(2, dtype=torch.bool)}
     save_file(state, tmp_path / "model.safetensors")
@@ -151,26 +135,6 @@ def refused(path: Path) -> str:
         read_tensors(str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["tf_model.h5", "flax_model.msgpack", "model.onnx", "onnx/model.onnx", "model-q4.gguf"],
-)
-def test_other_formats_are_named_with_those_that_are_read(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_bytes(b"weights")
-    message = refused(tmp_path)
-    assert f"found {name}, expected model.safetensors or pytorch_model.bin" in message
-    assert "save_pretrained" in message
-
-
-def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert "has no weights that can be read: found none, expected model.saf" in refused(tmp_path)
-    for number in range(9):
-        (tmp_path / f"{number}.onnx").touch()
-    assert "found 0.onnx, 1.onnx, 2.onnx, 3.onnx and more, exp" in refused(tmp_path)
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
@@ -223,62 +187,29 @@ def test_what_is_no_tensor_is_refused_by_name(tmp_path: Path) -> None:
     assert "has int under the name epoch: expected tensors only" in refused(tmp_path)
 
 
-def damage_index(path: Path, what: str) -> None:
-    index = path / INDEX
-    weight_map = json.loads(index.read_text())["weight_map"]
-    first = min(weight_map)
-    shard = path / weight_map[first]
-    match what:
-        case "missing shard":
-            shard.unlink()
-        case "missing tensor":
-            weight_map["new.weight"] = shard.name
-        case "further tensor":
-            del weight_map[first]
-        case "above" | "absolute":
-            outside = path.parent / shard.name
-            shard.rename(outside)
-            weight_map[first] = f"../{shard.name}" if what == "above" else str(outside)
-        case "pickle":
-            weight_map[first] = "shard.bin"
-        case "number":
-            weight_map[first] = 3
-        case "empty":
-            weight_map = {}
-        case "list":
-            weight_map = list(weight_map)
-        case "truncated":
-            shard.write_bytes(shard.read_bytes()[:-10])
-    index.write_text(json.dumps({"weight_map": weight_map}) if what != "text" else "{")
-
-
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (
-            "missing shard",
-            "lacks the shard model-00001-of-00002.safetensors, which .* all 2 shards",
-        ),
         ("missing tensor", "lacks the tensor new.weight: expected what the index says"),
         ("further tensor", "holds a further tensor, embeddings.LayerNorm.bias: expected"),
-        ("above", r"names the path '\.\./model-00001.*inside its own directory"),
-        ("absolute", "names the path '/.*inside its own directory"),
-        ("pickle", r"names the shard shard\.bin: expected files of \.safetensors"),
-        ("number", "names the path 3: expected"),
-        ("empty", "has no weight_map"),
-        ("list", "has no weight_map"),
-        ("text", "cannot be read as JSON"),
         ("truncated", "is damaged or truncated"),
     ],
 )
 def test_shards_that_are_not_what_the_index_says_are_refused(
     tmp_path: Path, what: str, message: str
 ) -> None:
-    path = tmp_path / "model"
-    path.mkdir()
-    split(parameters(tiny_bert()), path, ".safetensors")
-    damage_index(path, what)
-    assert re.search(message, refused(path))
+    weight_map = split(parameters(tiny_bert()), tmp_path, ".safetensors")
+    first = min(weight_map)
+    shard = tmp_path / weight_map[first]
+    match what:
+        case "missing tensor":
+            weight_map["new.weight"] = shard.name
+        case "further tensor":
+            del weight_map[first]
+        case "truncated":
+            shard.write_bytes(shard.read_bytes()[:-10])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert message in refused(tmp_path)
 
 
 def test_a_hub_name_is_read_through_the_cache(
