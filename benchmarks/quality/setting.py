@@ -22,12 +22,10 @@ from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, staged_file, write_json
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
-    load_hf_config,
-    write_safetensors,
-)
+from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE
+from trbert_deploy.modeling.checkpoints.hf_source import load_hf_config
 from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning

@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, StorageError
+from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import (
     read_json,
     read_json_lines,
@@ -37,6 +34,7 @@ from trbert_deploy.modeling.checkpoints.hf_source import (
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 
 WEIGHTS_FILE = "model.safetensors"
@@ -158,40 +156,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _load_dense(path: Path) -> Checkpoint:
     """A fine-tuned checkpoint that drops nothing."""
+    open_source(str(path)).require_answers()
     loaded = load_pretrained(str(path), (), ReductionConfig())
-    if not loaded.fine_tuned:
-        open_source(str(path)).require_answers()
     model = loaded.model
     return Checkpoint(model, path, model.spec.max_positions, hf_config=loaded.hf_config)
-
-
-def write_safetensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as problem:  # so it calls a full disk, too
-        raise StorageError(f"{path.name} cannot be written: {problem}") from None
-    path.chmod(0o644)  # the library makes it readable for its owner alone
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as problem:
-        raise CheckpointError(f"{path} is damaged or truncated: {problem}") from None
 
 
 def tokenizer_directory(model: str, scratch: Path) -> Path:

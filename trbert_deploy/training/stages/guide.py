@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from trbert_deploy.files import staged_file
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import begin, dense_outputs
