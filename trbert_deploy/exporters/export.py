@@ -54,15 +54,23 @@ class ExportReport:
         graphs: parity of every graph.
         chain: parity of the whole chain.
         int8_agreement: of the chain with 8-bit weights with float32 (see ``least_agreement``).
+        source: the checkpoint.
+        is_dense: whether it had no cuts, so that the bundle is the dense model alone.
     """
 
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
     int8_agreement: float | None = None
+    source: Path = Path()
+    is_dense: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"bundle": str(self.path), "parity": self.parity_json()}
+        return {
+            "bundle": str(self.path),
+            "dense": self.is_dense,
+            "parity": self.parity_json(),
+        }
 
     def parity_json(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -86,7 +94,8 @@ def export_bundle(
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
 
     Args:
-        checkpoint_path: directory that ``trbert-deploy train`` wrote.
+        checkpoint_path: directory that ``trbert-deploy train`` wrote, or of another fine-tuned
+            model, which becomes a bundle of the dense model alone.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
@@ -173,7 +182,14 @@ def export_bundle(
             agreement = min(agreements)
             _require_agreement(agreement, least_int8_agreement)
         progress("check chain", steps, steps)
-        report = ExportReport(output, tuple(parities), chain, agreement)
+        report = ExportReport(
+            output,
+            tuple(parities),
+            chain,
+            agreement,
+            source=checkpoint_path,
+            is_dense=not model.reduction.cuts,
+        )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
 
