@@ -25,7 +25,7 @@ from trbert_deploy.runtime.backends.backend import (
     require_precision,
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
-from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
+from trbert_deploy.runtime.tokenizing import Text, TextTokenizer, require_texts
 from trbert_deploy.selection.select import OperatingPoint
 
 
@@ -139,7 +139,7 @@ class Pipeline:
             One prediction per text, in order; none depends on the others.
 
         Raises:
-            DataError: an empty text.
+            DataError: an empty text, or what is no text and no pair of two.
             LengthError: a text over the maximum length, with truncation off.
         """
         if isinstance(texts, str):
@@ -164,7 +164,14 @@ class Pipeline:
         return_kept: bool = False,
         dense: bool = False,
     ) -> Iterator[Prediction]:
-        """Classify any number of texts, ``batch_size`` at a time, in order."""
+        """Classify any number of texts, ``batch_size`` at a time, in order.
+
+        Raises:
+            DataError, LengthError: as for a call.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        require_texts(texts, counted=False)
         remaining = iter(texts)
         seen = 0
         while batch := list(islice(remaining, batch_size)):
