@@ -8,7 +8,6 @@ tensors and reduction.json beside it: the cuts, the maximum length, the training
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from trbert_deploy.bundle.bundle import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, StorageError
+from trbert_deploy.errors import CheckpointError, StorageError, first_line
 from trbert_deploy.files import (
     read_json,
     read_json_lines,
@@ -30,19 +29,13 @@ from trbert_deploy.files import (
     write_json,
     write_json_lines,
 )
+from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
 from trbert_deploy.modeling.families.registry import FAMILIES, family_module
 from trbert_deploy.modeling.model import ReducedModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 REDUCTION_FILE = "reduction.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_FILES = (
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
 CHECKPOINT_VERSION = 1
 
 
@@ -88,19 +81,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         )
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files; tokenizer.json must be among them."""
-    if not (source / TOKENIZER_FILE).is_file():
-        raise CheckpointError(
-            f"{source} has no {TOKENIZER_FILE}: the runtime reads that format; save the tokenizer "
-            "again with a fast tokenizer of transformers"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    remove_other_tokenizer(checkpoint.tokenizer_dir, path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -209,23 +190,6 @@ def load_hf_config(model: str) -> Any:
     return config
 
 
-def tokenizer_directory(model: str, scratch: Path) -> Path:
-    """A directory with the tokenizer's files of ``model``, a directory or hub name."""
-    if (Path(model) / TOKENIZER_FILE).is_file():
-        return Path(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{model} has no usable tokenizer: {first_line(problem)}") from None
-    tokenizer.save_pretrained(scratch)
-    return scratch
-
-
 def labels_of(config: Any) -> tuple[str, ...]:
     """Class names in the order of the logits."""
     return tuple(str(config.id2label[index]) for index in range(config.num_labels))
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of another library's message."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -9,12 +9,12 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.checkpoints.checkpoint import (
     REDUCTION_FILE,
-    TOKENIZER_FILE,
     load_checkpoint,
     load_hf_config,
-    tokenizer_directory,
 )
 from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend, set_threads
 from trbert_deploy.runtime.chain import Chain

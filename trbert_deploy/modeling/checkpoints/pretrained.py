@@ -11,9 +11,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, DataError
+from trbert_deploy.errors import CheckpointError, DataError, first_line
 from trbert_deploy.modeling.checkpoints.checkpoint import (
-    first_line,
     labels_of,
     load_hf_config,
     load_parameters,
