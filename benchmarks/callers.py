@@ -67,7 +67,7 @@ def main(
     """Compare one caller of BUNDLE with several."""
     try:
         pipeline = load(bundle, backend, threads=1, **asdict(point))
-        rows = pipeline.tokenizer([str(text.text) for text in islice(read_texts(data), texts)])
+        rows = pipeline.tokenize([str(text.text) for text in islice(read_texts(data), texts)])
         if not rows:
             raise DataError(f"{data} has no texts: expected at least one")
         figures = {}

@@ -80,7 +80,7 @@ def main(
         texts = [str(text.text) for text in islice(read_texts(data), batch * batches)]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
-    rows = pipeline.tokenizer(texts)
+    rows = pipeline.tokenize(texts)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     chains = [pipeline.chain.at(OperatingPoint()) for _ in paddings]
     for chain, share in zip(chains, paddings, strict=True):

@@ -161,5 +161,5 @@ def test_an_unknown_task_is_refused() -> None:
 def test_what_is_no_number_is_no_answer(tiny_bundle: Path, value: float) -> None:
     task = task_of(tiny_model().spec)
     (encoding,) = load(tiny_bundle, threads=1).tokenizer.encode(["a film"])
-    with pytest.raises(OutputError, match="logits hold (nan|inf): expected finite numbers"):
+    with pytest.raises(OutputError, match=r"logits hold (nan|inf): expected finite numbers"):
         task.decode({"logits": np.array([0.0, value], np.float32)}, encoding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +32,9 @@ from trbert_deploy.exporters.checks.parity import (
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
-from trbert_deploy.modeling.checkpoints.checkpoint import copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
@@ -119,10 +123,9 @@ def export_bundle(
     model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
-        copy_tokenizer(checkpoint.tokenizer_dir, staging)
-        for path in staging.iterdir():
-            if path.name != TOKENIZER:
-                path.unlink()
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
+            shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
         steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
         graphs = []
         for graph in export_graphs(model, staging, int8):

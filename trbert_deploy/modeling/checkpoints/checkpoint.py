@@ -8,12 +8,9 @@ fine-tuned checkpoint without that file is one without cuts.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoTokenizer
 
 from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.config import ReductionConfig
@@ -29,23 +26,16 @@ from trbert_deploy.files import (
 from trbert_deploy.modeling.checkpoints.hf_source import (
     CONFIG_FILE,
     HEAD_TASKS,
-    first_line,
     open_source,
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 
 WEIGHTS_FILE = "model.safetensors"
 REDUCTION_FILE = "reduction.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_FILES = (
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
 CHECKPOINT_VERSION = 1
 #: Task -> what transformers calls a model with its head, behind the family's prefix.
 HEADS_BY_TASK = {task: head for head, task in HEAD_TASKS.items()}
@@ -93,19 +83,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         )
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files; tokenizer.json must be among them."""
-    if not (source / TOKENIZER_FILE).is_file():
-        raise CheckpointError(
-            f"{source} has no {TOKENIZER_FILE}: the runtime reads that format; save the tokenizer "
-            "again with a fast tokenizer of transformers"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    remove_other_tokenizer(checkpoint.tokenizer_dir, path)
 
 
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -160,15 +138,3 @@ def _load_dense(path: Path) -> Checkpoint:
     loaded = load_pretrained(str(path), (), ReductionConfig())
     model = loaded.model
     return Checkpoint(model, path, model.spec.max_positions, hf_config=loaded.hf_config)
-
-
-def tokenizer_directory(model: str, scratch: Path) -> Path:
-    """A directory with the tokenizer's files of ``model``, a directory or hub name."""
-    if (Path(model) / TOKENIZER_FILE).is_file():
-        return Path(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{model} has no usable tokenizer: {first_line(problem)}") from None
-    tokenizer.save_pretrained(scratch)
-    return scratch

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import CheckpointError
+from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import read_json
 from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
 from trbert_deploy.modeling.checkpoints.names import mend_names
@@ -172,8 +172,3 @@ def load_hf_config(model: str, where: str) -> Any:
             family_of(described.get("model_type"), where)
         what = where if local else f"{where} is no directory here, and from the hub it"
         raise CheckpointError(f"{what} cannot be loaded: {first_line(problem)}") from None
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of another library's message."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
