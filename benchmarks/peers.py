@@ -49,7 +49,8 @@ from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, numbers, png_file
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import write_json
-from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.reading import read_texts

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ import torch
 
 from trbert_deploy.demo.quickstart import packaged_encoder
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.walk import dense_outputs, first_segment
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
@@ -51,7 +54,9 @@ def main() -> None:
     with torch.no_grad():
         for policy in model.policies:
             policy.score.bias.fill_(math.log(arguments.keep / (1 - arguments.keep)))
-    tokenizer = TextTokenizer(Path(arguments.model) / "tokenizer.json", arguments.max_length)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = tokenizer_directory(arguments.model, Path(scratch)) / TOKENIZER_FILE
+        tokenizer = TextTokenizer(path, arguments.max_length)
     rows = tokenize(examples, tokenizer, task_of(model.spec))
     plan = plan_batches([len(row) for row in rows], arguments.batch_tokens, seed=0)
     batches = list(load_batches(rows, plan[: arguments.batches + 1], device))

@@ -85,3 +85,8 @@ class MissingDependencyError(TrbertError, ImportError):
             f"run pip install 'trbert-deploy[{extra}]'"
         )
         self.extra = extra
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of another library's message."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

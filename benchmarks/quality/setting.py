@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, staged_file, write_json
-from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE, write_safetensors
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
@@ -102,8 +105,9 @@ class Setting:
         examples = read_examples(source)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
-        path = Path(self.teacher) / TOKENIZER_FILE
-        tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = tokenizer_directory(self.teacher, Path(scratch)) / TOKENIZER_FILE
+            tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # a shorter maximum is a choice here
             return tokenize(examples, tokenizer, task_of(self.spec))

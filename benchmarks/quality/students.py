@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trbert_deploy.bench import baselines as baselines
 from trbert_deploy.config import EncoderSpec, ReductionConfig
@@ -21,7 +21,7 @@ from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.blocks.encoder import EncoderLayer
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.layouts import PackedLayout, RowGroup, ScoreBias
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.received_attention import attending_layers
 from trbert_deploy.modeling.walk import (
@@ -142,6 +142,9 @@ def head_and_tail(count: int) -> Callable[[TrainingRow], TrainingRow]:
 
 # Fewer layers
 
+_LAYERS = "encoder.layers."
+_NOT_SHARED = (_LAYERS, "policies.")
+
 
 def thinner(teacher: ReducedModel, layers: int) -> ReducedModel:
     """A model of ``layers`` of the teacher's layers, evenly spaced from the first one on
@@ -149,10 +152,12 @@ def thinner(teacher: ReducedModel, layers: int) -> ReducedModel:
     """
     taken = [index * teacher.spec.num_layers // layers for index in range(layers)]
     model = ReducedModel(replace(teacher.spec, num_layers=layers), ReductionConfig())
-    model.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
-    model.head.load_state_dict(teacher.head.state_dict())
+    weights = teacher.state_dict()
+    state = {name: weights[name] for name in weights if not name.startswith(_NOT_SHARED)}
     for index, layer in enumerate(taken):
-        model.encoder.layers[index].load_state_dict(teacher.encoder.layers[layer].state_dict())
+        own = teacher.encoder.layers[layer].state_dict()
+        state |= {f"{_LAYERS}{index}.{name}": value for name, value in own.items()}
+    model.load_state_dict(state)
     return model.to(next(teacher.parameters()).device)
 
 
@@ -191,43 +196,43 @@ def by_attention(model: ReducedModel) -> Choose:
         ConfigError: no attention runs before a cut, or none since the cut before it.
     """
     modules = [_attention_of(model, layer) for layer in attending_layers(model.reduction)]
-    inputs: dict[Attention, tuple[Tensor, PackedLayout]] = {}
-
-    def note(module: Attention, given: tuple[Tensor, PackedLayout, object]) -> None:
-        inputs[module] = given[:2]
-
+    inputs: dict[Attention, tuple[Tensor, PackedLayout, nn.Module | None]] = {}
     for module in modules:
-        module.register_forward_pre_hook(note)
+        module.register_forward_pre_hook(inputs.__setitem__)
 
     def choose(index: int, _: Tensor, tokens: TokenState) -> Tensor:
-        hidden, layout = inputs.pop(modules[index])
-        scores = received_attention(modules[index], hidden.detach(), layout)
+        hidden, layout, relative = inputs.pop(modules[index])
+        scores = received_attention(modules[index], hidden.detach(), layout, relative)
         return _select(model, index, scores, tokens)
 
     return lambda batch, training: choose
 
 
 @torch.no_grad()
-def received_attention(attention: Attention, hidden: Tensor, layout: PackedLayout) -> Tensor:
+def received_attention(
+    attention: Attention, hidden: Tensor, layout: PackedLayout, relative: nn.Module | None = None
+) -> Tensor:
     """Attention probability that each token gets, mean over heads and over the row's queries.
 
     Args:
         hidden: [T, H] what ``attention`` is run on.
+        relative: as ``attention`` takes it.
 
     Returns:
         [T] float32.
     """
     lengths = layout.lengths.tolist()
     states = attention.norm(hidden) if attention.norm_first else hidden
+    query, key = attention.query(states), attention.key(states)
+    bias = attention.score_bias(query, key, relative)
     queries, keys = (
-        attention.rotated(linear(states), layout)
-        .float()
-        .unflatten(-1, (attention.num_heads, -1))
-        .split(lengths)
-        for linear in (attention.query, attention.key)
+        attention.rotated(each, layout).float().unflatten(-1, (attention.num_heads, -1))
+        for each in (query, key)
     )
+    needed = () if bias is None else (layout.positions, *bias.per_token)
+    columns = [each.split(lengths) for each in (queries, keys, *needed)]
     with torch.autocast(hidden.device.type, enabled=False):
-        return torch.cat([_mean_attention(*row) for row in zip(queries, keys, strict=True)])
+        return torch.cat([_mean_attention(bias, *row) for row in zip(*columns, strict=True)])
 
 
 def _attention_of(model: ReducedModel, layer: int) -> Attention:
@@ -235,17 +240,24 @@ def _attention_of(model: ReducedModel, layer: int) -> Attention:
     return cast(EncoderLayer, model.encoder.layers[layer]).attention
 
 
-def _mean_attention(query: Tensor, key: Tensor) -> Tensor:
+def _mean_attention(bias: ScoreBias | None, query: Tensor, key: Tensor, *needed: Tensor) -> Tensor:
     """Attention probability that each token of a row gets, mean over heads and queries.
 
     Args:
+        bias: what is added to the products, if anything.
         query, key: [S, N, D] float32.
+        needed: positions [S], and what else the bias needs of every token.
 
     Returns:
         [S] float32; they sum to 1.
     """
-    weights = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
-    return weights.softmax(-1).mean((0, 1))
+    scores = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
+    if bias is not None:
+        positions, *per_token = (each[None] for each in needed)
+        (added,) = bias.compute(RowGroup(positions), *per_token)  # [N or 1, S, S]
+        blocking = added.dtype == torch.bool
+        scores = scores.masked_fill(~added, -torch.inf) if blocking else scores + added
+    return scores.softmax(-1).mean((0, 1))
 
 
 def _select(model: ReducedModel, index: int, scores: Tensor, tokens: TokenState) -> Tensor:

@@ -23,9 +23,7 @@ def assert_as_then(pipeline: Pipeline) -> None:
     for row, prediction in zip(then, now, strict=True):
         assert prediction.label == row["label"]
         assert [list(cut.positions) for cut in prediction.kept] == row["kept"]
-        assert np.allclose(
-            list(prediction.scores.values()), list(row["scores"].values()), atol=1e-4
-        )
+        assert prediction.scores == pytest.approx(row["scores"], abs=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torch"])

@@ -97,7 +97,7 @@ def test_any_fine_tuned_model_can_teach(
     _, teacher = open_models(tiny_checkpoint, path)
     assert teacher is not None and teacher.labels == LABELS
     reference = BertForSequenceClassification.from_pretrained(path).eval()
-    row = teacher.tokenizer(["a wonderful film"])[0]
+    row = teacher.tokenize(["a wonderful film"])[0]
     with torch.no_grad():
         expected = reference(torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
     assert teacher.run([row], dense=True)[0].outputs["logits"] == pytest.approx(expected, abs=1e-5)

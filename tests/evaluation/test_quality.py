@@ -138,7 +138,7 @@ def test_models_take_turns_and_answer_in_order(
     run_in_turns(runs, texts, lambda *step: steps.append(step))
     assert order == [(0, 8), (1, 8), (1, 8), (0, 8), (0, 5), (1, 5)]
     assert [step[1:] for step in steps] == [(8, 21), (16, 21), (21, 21)]
-    rows = pipeline.tokenizer([named.text for named in texts])
+    rows = pipeline.tokenize([named.text for named in texts])
     for run in runs:
         expected = [result.outputs["logits"] for result in pipeline.run(rows, dense=run.dense)]
         received = [outputs["logits"] for outputs in run.outputs]

@@ -132,7 +132,7 @@ def test_a_text_without_any_known_character_is_answered(pipeline: Pipeline) -> N
     ("text", "message"),
     [
         (5, "text 1 is of type int"),
-        (["a", "b"], "text 1 is of type list"),
+        (["a", "b", "c"], "text 1 is a list of 3"),
         ("a \ud800", "text 1 is no valid Unicode"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +32,9 @@ from trbert_deploy.exporters.checks.parity import (
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
-from trbert_deploy.modeling.checkpoints.checkpoint import copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
@@ -54,15 +58,23 @@ class ExportReport:
         graphs: parity of every graph.
         chain: parity of the whole chain.
         int8_agreement: of the chain with 8-bit weights with float32 (see ``least_agreement``).
+        source: the checkpoint.
+        is_dense: whether it had no cuts, so that the bundle is the dense model alone.
     """
 
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
     int8_agreement: float | None = None
+    source: Path = Path()
+    is_dense: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"bundle": str(self.path), "parity": self.parity_json()}
+        return {
+            "bundle": str(self.path),
+            "dense": self.is_dense,
+            "parity": self.parity_json(),
+        }
 
     def parity_json(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -86,7 +98,8 @@ def export_bundle(
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
 
     Args:
-        checkpoint_path: directory that ``trbert-deploy train`` wrote.
+        checkpoint_path: directory that ``trbert-deploy train`` wrote, or of another fine-tuned
+            model, which becomes a bundle of the dense model alone.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
@@ -110,10 +123,9 @@ def export_bundle(
     model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
-        copy_tokenizer(checkpoint.tokenizer_dir, staging)
-        for path in staging.iterdir():
-            if path.name != TOKENIZER:
-                path.unlink()
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
+            shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
         steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
         graphs = []
         for graph in export_graphs(model, staging, int8):
@@ -173,7 +185,14 @@ def export_bundle(
             agreement = min(agreements)
             _require_agreement(agreement, least_int8_agreement)
         progress("check chain", steps, steps)
-        report = ExportReport(output, tuple(parities), chain, agreement)
+        report = ExportReport(
+            output,
+            tuple(parities),
+            chain,
+            agreement,
+            source=checkpoint_path,
+            is_dense=not model.reduction.cuts,
+        )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
 

@@ -211,6 +211,7 @@ class PackedLayout:
         self.starts = torch.from_numpy(starts).to(device)
         rows_of = np.repeat(np.arange(len(lengths)), lengths)
         self.row_of_token = torch.from_numpy(rows_of).to(device)
+        self._whole = positions is None
         if positions is None:
             places = np.concatenate([np.arange(length) for length in lengths])
             positions = torch.from_numpy(places).to(device)
@@ -258,7 +259,11 @@ class PackedLayout:
         return _gather(states, self._order).split(sizes)
 
     def _groups(self) -> list[RowGroup]:
-        if self._row_groups is None:
+        if self._row_groups is None and self._whole:
+            device = self.positions.device
+            whole = (torch.arange(length, device=device) for _, length in self._shapes)
+            self._row_groups = [RowGroup(positions[None]) for positions in whole]
+        elif self._row_groups is None:
             parts = zip(self._grouped(self.positions), self._shapes, strict=True)
             self._row_groups = [RowGroup(part.unflatten(0, shape)) for part, shape in parts]
         return self._row_groups

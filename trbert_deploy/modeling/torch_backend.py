@@ -16,7 +16,7 @@ from trbert_deploy.bundle.manifest import (
     TRANSPOSED,
     segment_name,
 )
-from trbert_deploy.modeling.checkpoints.checkpoint import read_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors

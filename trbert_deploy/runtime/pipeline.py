@@ -25,7 +25,7 @@ from trbert_deploy.runtime.backends.registry import (
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, rows_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import KeptTokens, Prediction, Text
@@ -111,7 +111,7 @@ class Pipeline:
             One prediction per text, in order; none depends on the others.
 
         Raises:
-            DataError: an empty text.
+            DataError: an empty text, or what is no text and no pair of two.
             LengthError: a text over the maximum length, with truncation off.
             OutputError: the model's output is no number.
         """
@@ -147,7 +147,14 @@ class Pipeline:
         return_kept: bool = False,
         dense: bool = False,
     ) -> Iterator[Prediction]:
-        """Answer any number of texts, ``batch_size`` at a time, in order."""
+        """Answer any number of texts, ``batch_size`` at a time, in order.
+
+        Raises:
+            DataError, LengthError, OutputError: as for a call.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        require_texts(texts, counted=False)
         remaining = iter(texts)
         seen = 0
         while batch := list(islice(remaining, batch_size)):

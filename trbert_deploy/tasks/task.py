@@ -17,7 +17,8 @@ from trbert_deploy.selection.select import first_token
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
 Outputs = Mapping[str, NDArray[np.float32]]
 
-Text = str | tuple[str, str]
+#: A text, or a pair of them.
+Text = str | tuple[str, str] | list[str]
 
 
 @dataclass(frozen=True)

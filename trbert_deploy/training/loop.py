@@ -19,7 +19,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.files import staged_file
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
-    Checkpoint,
-    tokenizer_directory,
-)
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of

@@ -67,7 +67,7 @@ def test_answers_are_much_the_same(rounded: Path, backend: str) -> None:
     pipelines = [
         load(rounded, backend, threads=1, precision=precision) for precision in ("fp32", "int8")
     ]
-    rows = pipelines[0].tokenizer(TEXTS)
+    rows = pipelines[0].tokenize(TEXTS)
     results = [pipeline.run(rows) for pipeline in pipelines]
     assert least_agreement(rows, *results) > 0.8
     dense = [pipeline.run(rows, dense=True) for pipeline in pipelines]

@@ -26,7 +26,7 @@ def exact(tiny_bundle: Path) -> Pipeline:
 
 def test_float32_is_as_exact_as_onnx_runtime(exact: Pipeline, tiny_bundle: Path) -> None:
     reference = load(tiny_bundle, threads=1)
-    rows = reference.tokenizer(TEXTS)
+    rows = reference.tokenize(TEXTS)
     for dense in (False, True):
         for ours, theirs in zip(
             exact.run(rows, dense=dense), reference.run(rows, dense=dense), strict=True
@@ -40,7 +40,7 @@ def test_float32_is_as_exact_as_onnx_runtime(exact: Pipeline, tiny_bundle: Path)
 
 
 def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
-    rows = exact.tokenizer(TEXTS)
+    rows = exact.tokenize(TEXTS)
     for row, together in zip(rows, exact.run(rows), strict=True):
         (alone,) = exact.run([row])
         assert np.allclose(together.outputs["logits"], alone.outputs["logits"], atol=1e-5)
@@ -48,7 +48,7 @@ def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
 
 
 def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
-    rows = exact.tokenizer(TEXTS)
+    rows = exact.tokenize(TEXTS)
     chain = exact.chain
     padded = Chain(chain.backend, chain.reduction, 4, max_padding=1.0)
     for ours, theirs in zip(padded.run(rows), exact.run(rows), strict=True):
@@ -57,7 +57,7 @@ def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
 
 
 def test_threads_share_one_pipeline(exact: Pipeline) -> None:
-    rows = exact.tokenizer(TEXTS)
+    rows = exact.tokenize(TEXTS)
     expected = [result.outputs["logits"] for result in exact.run(rows)]
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(exact.run, [rows] * 16):
@@ -67,7 +67,7 @@ def test_threads_share_one_pipeline(exact: Pipeline) -> None:
 
 
 def test_results_outlive_the_next_call(exact: Pipeline) -> None:
-    first, second = exact.tokenizer(TEXTS[:2])
+    first, second = exact.tokenize(TEXTS[:2])
     (result,) = exact.run([first])
     before = result.outputs["logits"].copy()
     exact.run([second])

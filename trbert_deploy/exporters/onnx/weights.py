@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from trbert_deploy.bundle.manifest import QUANTIZED, TRANSPOSED
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 
 #: Tensors below this size stay inside the graph (shapes, indices, scalars).
 _INLINE_BYTES = 1024

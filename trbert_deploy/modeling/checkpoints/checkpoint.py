@@ -8,19 +8,13 @@ fine-tuned checkpoint without that file is one without cuts.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoTokenizer
-
 from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, StorageError
+from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import (
     read_json,
     read_json_lines,
@@ -32,22 +26,16 @@ from trbert_deploy.files import (
 from trbert_deploy.modeling.checkpoints.hf_source import (
     CONFIG_FILE,
     HEAD_TASKS,
-    first_line,
     open_source,
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 
 WEIGHTS_FILE = "model.safetensors"
 REDUCTION_FILE = "reduction.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_FILES = (
-    TOKENIZER_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
 CHECKPOINT_VERSION = 1
 #: Task -> what transformers calls a model with its head, behind the family's prefix.
 HEADS_BY_TASK = {task: head for head, task in HEAD_TASKS.items()}
@@ -95,19 +83,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         )
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files; tokenizer.json must be among them."""
-    if not (source / TOKENIZER_FILE).is_file():
-        raise CheckpointError(
-            f"{source} has no {TOKENIZER_FILE}: the runtime reads that format; save the tokenizer "
-            "again with a fast tokenizer of transformers"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    remove_other_tokenizer(checkpoint.tokenizer_dir, path)
 
 
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -158,49 +134,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _load_dense(path: Path) -> Checkpoint:
     """A fine-tuned checkpoint that drops nothing."""
+    open_source(str(path)).require_answers()
     loaded = load_pretrained(str(path), (), ReductionConfig())
-    if not loaded.fine_tuned:
-        open_source(str(path)).require_answers()
     model = loaded.model
     return Checkpoint(model, path, model.spec.max_positions, hf_config=loaded.hf_config)
-
-
-def write_safetensors(
-    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as problem:  # so it calls a full disk, too
-        raise StorageError(f"{path.name} cannot be written: {problem}") from None
-    path.chmod(0o644)  # the library makes it readable for its owner alone
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as problem:
-        raise CheckpointError(f"{path} is damaged or truncated: {problem}") from None
-
-
-def tokenizer_directory(model: str, scratch: Path) -> Path:
-    """A directory with the tokenizer's files of ``model``, a directory or hub name."""
-    if (Path(model) / TOKENIZER_FILE).is_file():
-        return Path(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=Path(model).is_dir())
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{model} has no usable tokenizer: {first_line(problem)}") from None
-    tokenizer.save_pretrained(scratch)
-    return scratch

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import CheckpointError
+from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import read_json
 from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
 from trbert_deploy.modeling.checkpoints.names import mend_names
 from trbert_deploy.modeling.checkpoints.sentence_transformers import (
-    cross_encoder_activation,
     is_sentence_transformers,
+    read_cross_encoder_activation,
     read_modules,
 )
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
@@ -112,7 +112,8 @@ class HfSource:
                 f"{self.where} has {found}: expected {what} that is computed here: {advice}"
             )
         kind = getattr(self.config, "problem_type", None)
-        activation = cross_encoder_activation(self.entries) or ""
+        local = Path(self.model)
+        activation = (read_cross_encoder_activation(local) if local.is_dir() else None) or ""
         if self.config.num_labels == 1:
             what = "regression" if kind == "regression" else "a reranker's score, or regression"
             raise CheckpointError(
@@ -143,7 +144,7 @@ def open_source(where: str) -> HfSource:
     if path.is_dir():
         refuse_adapter(path, where)
         if is_sentence_transformers(path):
-            model = str(read_modules(path).directory)
+            model = str(path / read_modules(path).directory)
     config = load_hf_config(model, where)
     local = Path(model) / CONFIG_FILE
     entries = read_json(local, CheckpointError) if local.is_file() else config.to_dict()
@@ -171,8 +172,3 @@ def load_hf_config(model: str, where: str) -> Any:
             family_of(described.get("model_type"), where)
         what = where if local else f"{where} is no directory here, and from the hub it"
         raise CheckpointError(f"{what} cannot be loaded: {first_line(problem)}") from None
-
-
-def first_line(problem: BaseException) -> str:
-    """The first line of another library's message."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
     load_checkpoint,
-    tokenizer_directory,
 )
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend, set_threads
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline

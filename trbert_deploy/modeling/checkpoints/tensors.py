@@ -14,6 +14,7 @@ from trbert_deploy.modeling.checkpoints.shards import Part, find_parts
 from trbert_deploy.modeling.checkpoints.sources import open_source
 from trbert_deploy.modeling.checkpoints.weight_files import read_pickle, read_safetensors
 
+_SAFETENSORS = ".safetensors"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -43,7 +44,7 @@ def read_tensors(source: str) -> dict[str, Tensor]:
     for part in find_parts(origin):
         for name, value in _held(part).items():
             tensor = _plain(value, name, part.path)
-            if tensor.numel() and tensor.data_ptr() in memory:  # tied: safetensors refuses these
+            if _shares(tensor, part.path, memory):
                 tensor = tensor.clone()
             memory.add(tensor.data_ptr())
             tensors[name] = tensor
@@ -54,7 +55,7 @@ def read_tensors(source: str) -> dict[str, Tensor]:
 
 def _held(part: Part) -> dict[str, Any]:
     """What a file holds, which must be what the index says."""
-    read = read_safetensors if part.path.suffix == ".safetensors" else read_pickle
+    read = read_safetensors if part.path.suffix == _SAFETENSORS else read_pickle
     held = read(part.path)
     if part.names is None:
         return held
@@ -93,3 +94,13 @@ def _plain(value: Any, name: str, path: Path) -> Tensor:
                 "weights; the training diverged or the file is damaged: take an earlier checkpoint"
             )
     return tensor.contiguous()
+
+
+def _shares(tensor: Tensor, path: Path, memory: set[int]) -> bool:
+    """Whether a tensor is tied to one that starts at an address of ``memory``, or a part of one.
+
+    In safetensors none is, though all lie in the memory of one mapped file.
+    """
+    if path.suffix == _SAFETENSORS:
+        return False
+    return tensor.data_ptr() in memory or tensor.untyped_storage().nbytes() != tensor.nbytes

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.families.bert import Bert
+from trbert_deploy.modeling.families.distilbert import DistilBert
+from trbert_deploy.modeling.families.electra import Electra
 from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.mpnet import MPNet
 from trbert_deploy.modeling.families.roberta import Camembert, Roberta, XlmRoberta
 
 #: ``model_type`` -> family.
@@ -23,6 +26,9 @@ for known in (
     Roberta(),
     XlmRoberta(),
     Camembert(),
+    DistilBert(),
+    Electra(),
+    MPNet(),
 ):
     register_family(known)
 
