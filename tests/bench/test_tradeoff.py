@@ -45,7 +45,7 @@ from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import LabelledRow
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(24))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(24))]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.selection.operating_point import OperatingPoint
 
 ROWS = make_texts(21)
-TEXTS = [NamedText(f"text {place}", row["text"], row["label"]) for place, row in enumerate(ROWS)]
+TEXTS = [NamedText(f"text {place}", row["text"], row) for place, row in enumerate(ROWS)]
 PLAIN = [row["text"] for row in ROWS]
 
 
@@ -102,7 +102,7 @@ def test_any_fine_tuned_model_can_teach(
         expected = reference(torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
     assert teacher.run([row], dense=True)[0].outputs["logits"] == pytest.approx(expected, abs=1e-5)
     headless = hf_checkpoint(BertModel, tokenizer_dir, tmp_path / "encoder")
-    with pytest.raises(CheckpointError, match="has no classification head"):
+    with pytest.raises(CheckpointError, match="has Model: expected a head for answers"):
         open_models(tiny_checkpoint, headless)
 
 

@@ -21,7 +21,7 @@ from trbert_deploy.reports.plots.sweeps import draw_sweep
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(40))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(40))]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,10 @@ def test_unusable_texts_are_named_before_any_run(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Pipeline, "run")
-    for texts, message in (([], "no texts"), ([NamedText("a", "b", "ugly")], "label 'ugly'")):
+    for texts, message in (
+        ([], "no texts"),
+        ([NamedText("a", "b", {"text": "b", "label": "ugly"})], "label 'ugly'"),
+    ):
         with pytest.raises(DataError, match=message):
             sweep_thresholds(pipeline, texts)
 

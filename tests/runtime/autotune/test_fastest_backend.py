@@ -34,7 +34,9 @@ class Known:
         if timing is not None:
             timing.total_seconds = self.seconds * len(rows)
         logits = np.eye(2, dtype=np.float32)[self.label]
-        return [RowResult(logits, (np.arange(self.kept_from, len(row)),)) for row in rows]
+        return [
+            RowResult({"logits": logits}, (np.arange(self.kept_from, len(row)),)) for row in rows
+        ]
 
 
 @pytest.fixture
