@@ -89,9 +89,9 @@ def test_the_chain_and_the_dense_model_are_those_of_an_evaluation(
     report: TradeoffReport, pipeline: Pipeline
 ) -> None:
     alone = evaluate_quality(pipeline, TEXTS)
-    assert report.dense.accuracy == alone.dense.accuracy
+    assert report.dense.accuracy == alone.dense.score
     assert (report.dense.setting, report.dense.flops_speedup) == ("all tokens", 1.0)
-    assert report.current.accuracy == alone.reduced.accuracy
+    assert report.current.accuracy == alone.reduced.score
     assert report.current.flops_speedup == pytest.approx(alone.flops_speedup)
     assert (report.current.score_change, report.current.interval) == (
         alone.score_change,

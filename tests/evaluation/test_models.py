@@ -82,9 +82,9 @@ def test_a_teacher_takes_the_dense_side(
     alone, report = (evaluate_quality(pipeline, TEXTS, teacher=each) for each in (None, teacher))
     answers = [answer.label for answer in teacher(PLAIN, dense=True)]
     right = sum(answer == row["label"] for answer, row in zip(answers, ROWS, strict=True))
-    assert report.dense.accuracy == pytest.approx(right / len(ROWS))
+    assert report.dense.score == pytest.approx(right / len(ROWS))
     assert (report.teacher, alone.teacher) == (str(other), None)
-    assert report.reduced.accuracy == alone.reduced.accuracy
+    assert report.reduced.score == alone.reduced.score
     assert report.kept_share == alone.kept_share
     # Half the layers, and FLOPs count as the teacher's own.
     assert report.flops_speedup == pytest.approx(alone.flops_speedup / 2, rel=0.02)

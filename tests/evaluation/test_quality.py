@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
         )
         for answers in (dense, reduced)
     ]
-    assert [report.dense.accuracy, report.reduced.accuracy] == pytest.approx(right)
+    assert [report.dense.score, report.reduced.score] == pytest.approx(right)
     assert report.score_change == pytest.approx(100 * (right[1] - right[0]))
     low, high = report.interval
     assert low <= report.score_change <= high

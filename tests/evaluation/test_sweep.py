@@ -90,10 +90,10 @@ def test_unusable_texts_are_named_before_any_run(
 def test_the_plot_shows_all_points_and_names_its_axes(report: SweepReport) -> None:
     (axes,) = draw_sweep(report).axes
     dense, curve, current = axes.get_lines()
-    assert set(dense.get_ydata()) == {report.current.dense.accuracy}
+    assert set(dense.get_ydata()) == {report.current.dense.score}
     assert list(curve.get_xdata()) == [point.quality.flops_speedup for point in report.points]
     assert current.get_xydata().tolist() == [
-        [report.current.flops_speedup, report.current.reduced.accuracy]
+        [report.current.flops_speedup, report.current.reduced.score]
     ]
     assert axes.get_xlabel() == "FLOPs speed-up over the dense model"
     assert axes.get_ylabel() == "accuracy on 40 texts"

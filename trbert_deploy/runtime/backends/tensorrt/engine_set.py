@@ -170,7 +170,9 @@ class EngineManifest:
             return cls(
                 key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
-                parity={_RENAMED.get(key, key): value for key, value in data["parity"].items()},
+                parity={
+                    _RENAMED.get(key, key): value for key, value in dict(data["parity"]).items()
+                },
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise EngineError(
