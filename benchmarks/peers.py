@@ -55,7 +55,8 @@ from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
+from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning, rows_of
+from trbert_deploy.tasks.registry import task_of
 
 REFERENCE = "PyTorch fp32, sdpa"
 _OURS, _PEERS = "#0072b2", "#7f7f7f"
@@ -219,11 +220,14 @@ def main(
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", TruncationWarning)  # the longest length is a choice here
     try:
-        longest = load_checkpoint(checkpoint).max_length
-        if max(lengths) > longest:
-            raise ConfigError(f"length {max(lengths)}: {checkpoint} takes at most {longest} tokens")
+        loaded = load_checkpoint(checkpoint)
+        if max(lengths) > loaded.max_length:
+            raise ConfigError(
+                f"length {max(lengths)}: {checkpoint} takes at most {loaded.max_length} tokens"
+            )
         tokenizer = TextTokenizer(checkpoint / TOKENIZER_FILE, max(lengths))
         corpus = [str(text.text) for text in islice(read_texts(data), max(64, texts, batch))]
+        sample = rows_of(tokenizer.encode(corpus), task_of(loaded.model.spec).protected)
         cases = [
             Case(
                 f"{length} tokens",
@@ -232,9 +236,8 @@ def main(
             for length in lengths
         ]
         if batch:
-            cases.append(Case(f"batch of {batch} texts", [tokenizer(corpus[:batch])]))
+            cases.append(Case(f"batch of {batch} texts", [sample[:batch]]))
         with tempfile.TemporaryDirectory() as scratch, console.progress() as progress:
-            sample = tokenizer(corpus)
             shop = Workshop(checkpoint, Path(scratch), threads, sample)
             others = {name: run_in_onnxruntime(graph, threads) for name, graph in graphs.items()}
             contenders = make_contenders(shop, only) | others

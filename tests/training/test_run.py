@@ -460,7 +460,7 @@ def test_validation_labels_must_be_known(
 ) -> None:
     path = tmp_path / "odd.jsonl"
     path.write_text('{"text": "the film", "label": "ugly"}\n')
-    with pytest.raises(DataError, match="does not know: ugly"):
+    with pytest.raises(DataError, match="does not know the label 'ugly'"):
         train(replace(options, validation=str(path)), tmp_path / "ckpt")
 
 

@@ -163,7 +163,12 @@ def _note(
 
 
 def _all(found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    return {name: _combined(values) for name, values in found.items()}
+    """What the processes found; one that no batch was left to found nothing."""
+    shapes = dict(processes.gather([(name, values.shape) for name, values in found.items()]))
+    return {
+        name: _combined(found.get(name, np.zeros(shape, np.float32)))
+        for name, shape in shapes.items()
+    }
 
 
 def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
