@@ -43,7 +43,7 @@ from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 
 TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(24))]
 
@@ -120,7 +120,7 @@ def test_received_attention_chooses_as_the_trained_baseline_does(
 ) -> None:
     model = load_model(Bundle.open(tiny_bundle))
     model.set_reduction(halved(pipeline))
-    labelled = [LabelledRow(row, 0) for row in rows[:6]]
+    labelled = [TrainingRow(row, 0) for row in rows[:6]]
     choose = by_attention(model)
     (batch,) = load_batches(labelled, [list(range(6))], torch.device("cpu"))
     with torch.no_grad():

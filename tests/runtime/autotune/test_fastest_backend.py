@@ -89,7 +89,7 @@ def test_one_that_answers_otherwise_is_out(
 def test_what_does_not_run_here_is_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
-    stand_in(monkeypatch, openvino_bf16=problem, openvino_f32=problem)
+    stand_in(monkeypatch, openvino_bf16=problem, openvino_fp32=problem)
     choice = measure(bundle, bundle.manifest.reduction, 0)
     assert choice == Choice("onnxruntime", "fp32", {"onnxruntime fp32": 4.0}, {})
 

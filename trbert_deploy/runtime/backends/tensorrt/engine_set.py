@@ -171,7 +171,7 @@ class EngineManifest:
                 key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
                 parity={
-                    _RENAMED.get(key, key): value for key, value in dict(data["parity"]).items()
+                    _RENAMED.get(name, name): value for name, value in dict(data["parity"]).items()
                 },
             )
         except (KeyError, TypeError, ValueError) as problem:
