@@ -5,7 +5,8 @@
 Every model has the common base size of its family (12 layers of 768; ModernBERT-base 22 layers)
 and random weights, since time depends on shapes alone. Each cut keeps the same share of every text.
 The dense model has the same weights and runs in turns with the chain (as in ``trbert-deploy
-bench``). Positions are extended where a family has fewer than the longest row. Answers mean nothing.
+bench``). Positions are extended where a family has fewer than the longest row. Answers mean
+nothing.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def table_of(rows: list[Row]) -> list[list[str]]:
         cells.append([
             row.family, row.backend, str(point.length),
             f"{point.dense.p50_ms:.0f}", f"{point.reduced.p50_ms:.0f}",
-            f"{point.measured_speedup:.2f}x", f"{point.flops_speedup:.2f}x", f"{point.efficiency:.2f}",
-            "" if bert is None else f"{point.efficiency / bert:.2f}",
+            f"{point.measured_speedup:.2f}x", f"{point.flops_speedup:.2f}x",
+            f"{point.efficiency:.2f}", "" if bert is None else f"{point.efficiency / bert:.2f}",
         ])  # fmt: skip
     return cells
 
