@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from conftest import make_texts
 from modeling.families import checks
 from modeling.families.harness import assert_same, random_pair
-from transformers import ModernBertConfig
+from transformers import AutoModelForSequenceClassification, ModernBertConfig
 
+from trbert_deploy import load
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError
+from trbert_deploy.evaluation.models import open_models
+from trbert_deploy.exporters.checks.half_precision import compare_precision
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.onnx.precision import position_nodes
+from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.blocks.rotary import Rotary
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
+from trbert_deploy.modeling.model import ReducedModel
 
 SPECIAL: dict[str, Any] = {
     f"{name}_token_id": index for index, name in enumerate(("pad", "bos", "eos", "cls", "sep"))
@@ -163,3 +181,91 @@ def test_gradients_where_nobody_in_sight_is_open() -> None:
     for gradient in (gate.grad, hidden.grad, *(p.grad for p in ours.encoder.layers.parameters())):
         assert gradient is not None and gradient.isfinite().all()
     assert gate.grad is not None and (gate.grad != 0).all()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    spec = checks.spec_of(ModernBertConfig(**{**SMALL, "vocab_size": 220}))
+    model = ReducedModel(spec, ReductionConfig.parse("0.5,2")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+        for policy in model.policies:
+            policy.score.weight.mul_(8.0)  # type: ignore[union-attr, operator]
+    path = tmp_path_factory.mktemp("modernbert") / "ckpt"
+    samples = tuple(row["text"] for row in make_texts(6))
+    save_checkpoint(Checkpoint(model, tokenizer_dir, 60, samples=samples), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    report = export_bundle(
+        checkpoint, checkpoint.parent / "bundle", int8=True, least_int8_agreement=0.0
+    )
+    return report.path
+
+
+@pytest.fixture(scope="module")
+def graphs(bundle: Path) -> dict[str, onnx.ModelProto]:
+    opened = Bundle.open(bundle)
+    return {
+        graph.name: onnx.load(opened.graph_path(graph.name)) for graph in opened.manifest.graphs
+    }
+
+
+def test_transformers_loads_what_is_saved(checkpoint: Path) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint, attn_implementation="eager"
+    ).eval()
+    assert_same(theirs, load_checkpoint(checkpoint).model, [60, 13])
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"),
+        ("onnxruntime", "int8"), ("openvino", "int8"),
+    ],
+)  # fmt: skip
+def test_every_backend_serves_it(
+    checkpoint: Path, bundle: Path, backend: str, precision: str
+) -> None:
+    texts = [row["text"] for row in make_texts(20, seed=5)]
+    expected = open_models(checkpoint)[0](texts, return_kept=True)
+    assert any(
+        20 < len(one.kept[0].positions) < len(one.kept[1].positions) < one.num_tokens
+        for one in expected
+    )
+    served = load(bundle, backend, threads=1, precision=precision)(texts, return_kept=True)
+    scores, wanted = ([list(one.scores.values()) for one in ones] for ones in (served, expected))
+    assert np.allclose(scores, wanted, atol=1e-4 if precision == "fp32" else 0.1)
+    if precision == "fp32":
+        assert [one.kept for one in served] == [one.kept for one in expected]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_is_close(
+    bundle: Path, graphs: dict[str, onnx.ModelProto], precision: str
+) -> None:
+    parity = compare_precision(Bundle.open(bundle), graphs, precision)
+    assert parity.survivor_agreement > 0.95
+
+
+def test_graphs_compute_angles_once_in_float32(graphs: dict[str, onnx.ModelProto]) -> None:
+    for name, model in graphs.items():
+        nodes = [node.op_type for node in model.graph.node]
+        kinds = 1 if name in ("segment_0", "segment_1") else 2  # layer 0; 1; 2 and 3
+        assert nodes.count("Cos") == nodes.count("Sin") == kinds, name
+        assert nodes.count("LessOrEqual") == nodes.count("And") == (name != "segment_0")
+        exact = position_nodes(model.graph)
+        assert all(
+            index in exact for index, kind in enumerate(nodes) if kind in ("Cos", "Sin", "Abs")
+        )
+
+
+def test_tensorrt_builds_it(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    options = EngineOptions(precision="fp16", lengths=(32,), batches=(1, 2, 4), flavour="rtx")
+    assert len(build_engines(bundle, options).engine_set.manifest.engines) == 4
