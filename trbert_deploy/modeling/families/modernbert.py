@@ -225,7 +225,7 @@ def _layer_types(config: Any) -> list[str]:
 
 def _thetas(config: Any) -> dict[str, float]:
     """Kind of a layer -> base of its wave lengths."""
-    thetas = {}
+    thetas: dict[str, float] = {}
     for kind in (GLOBAL, LOCAL):
         parameters = config.rope_parameters[kind]
         if parameters["rope_type"] != "default":
