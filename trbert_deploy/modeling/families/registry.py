@@ -7,6 +7,7 @@ from trbert_deploy.modeling.families.bert import Bert
 from trbert_deploy.modeling.families.distilbert import DistilBert
 from trbert_deploy.modeling.families.electra import Electra
 from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.modernbert import ModernBert
 from trbert_deploy.modeling.families.mpnet import MPNet
 from trbert_deploy.modeling.families.roberta import Camembert, Roberta, XlmRoberta
 
@@ -29,6 +30,7 @@ for known in (
     DistilBert(),
     Electra(),
     MPNet(),
+    ModernBert(),
 ):
     register_family(known)
 
