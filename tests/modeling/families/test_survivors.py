@@ -14,7 +14,14 @@ import pytest
 import torch
 from modeling.families.harness import random_ids, random_pair
 from torch import Tensor
-from transformers import BertConfig, DistilBertConfig, ElectraConfig, MPNetConfig, PretrainedConfig
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    PretrainedConfig,
+)
 
 from trbert_deploy.config import Cut, ReductionConfig
 from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
@@ -37,6 +44,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
     "electra": ElectraConfig(**SHAPE, embedding_size=12),
     "mpnet": MPNetConfig(**SHAPE),
+    "deberta-v2": DebertaV2Config(
+        **SHAPE, relative_attention=True, pos_att_type="c2p|p2c", position_buckets=16,
+        position_biased_input=False, share_att_key=True, norm_rel_ebd="layer_norm",
+    ),  # fmt: skip
 }
 #: Half layers before which tokens are dropped: between layers, and inside of one.
 CUTS = [(1,), (2,), (5,), (1, 4), (2, 3)]
