@@ -16,6 +16,7 @@ from modeling.families.harness import random_ids, random_pair
 from torch import Tensor
 from transformers import (
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     ModernBertConfig,
@@ -46,6 +47,15 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "electra": ElectraConfig(**SHAPE, embedding_size=12),
     "mpnet": MPNetConfig(**SHAPE),
     "modernbert": ModernBertConfig(**SHAPE, local_attention=4, **SPECIAL),
+    "deberta-v2": DebertaV2Config(
+        **SHAPE,
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        position_buckets=16,
+        position_biased_input=False,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    ),  # fmt: skip
 }
 #: Half layers before which tokens are dropped: between layers, and inside of one.
 CUTS = [(1,), (2,), (5,), (1, 4), (2, 3)]

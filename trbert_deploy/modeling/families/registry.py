@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.families.bert import Bert
+from trbert_deploy.modeling.families.deberta_v2 import DebertaV2
 from trbert_deploy.modeling.families.distilbert import DistilBert
 from trbert_deploy.modeling.families.electra import Electra
 from trbert_deploy.modeling.families.family import Family
@@ -31,6 +32,7 @@ for known in (
     Electra(),
     MPNet(),
     ModernBert(),
+    DebertaV2(),
 ):
     register_family(known)
 
