@@ -55,7 +55,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
         position_biased_input=False,
         share_att_key=True,
         norm_rel_ebd="layer_norm",
-    ),  # fmt: skip
+    ),
 }
 #: Half layers before which tokens are dropped: between layers, and inside of one.
 CUTS = [(1,), (2,), (5,), (1, 4), (2, 3)]
