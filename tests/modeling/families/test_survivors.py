@@ -45,9 +45,14 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "electra": ElectraConfig(**SHAPE, embedding_size=12),
     "mpnet": MPNetConfig(**SHAPE),
     "deberta-v2": DebertaV2Config(
-        **SHAPE, relative_attention=True, pos_att_type="c2p|p2c", position_buckets=16,
-        position_biased_input=False, share_att_key=True, norm_rel_ebd="layer_norm",
-    ),  # fmt: skip
+        **SHAPE,
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        position_buckets=16,
+        position_biased_input=False,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    ),
 }
 #: Half layers before which tokens are dropped: between layers, and inside of one.
 CUTS = [(1,), (2,), (5,), (1, 4), (2, 3)]

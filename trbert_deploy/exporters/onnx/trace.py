@@ -103,7 +103,7 @@ def _export(module: SegmentModule, model: ReducedModel) -> onnx.ModelProto:
     inputs = _example_inputs(module, model)
     answers = [output.name for output in task_of(model.spec).outputs]
     outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
-    with _quiet_exporter():
+    with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=inputs,
@@ -140,15 +140,17 @@ def _example_inputs(module: SegmentModule, model: ReducedModel) -> dict[str, Ten
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence notes that torch's exporter addresses to its own developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _describe(
