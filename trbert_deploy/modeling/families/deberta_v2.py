@@ -120,14 +120,15 @@ class RelativePositions(nn.Module):
         self.register_buffer("row_of", rows, persistent=False)
 
     def forward(self) -> Tensor:
-        """The table [R, H]."""
-        table: Tensor = self.table.weight
+        """The table [1, R, H]; of two dimensions, graphs would want other weights than states."""
+        table: Tensor = self.table.weight[None]
         return table if self.norm is None else self.norm(table)
 
     def rows(self, positions: Tensor) -> Tensor:
         """positions [B or 1, S] int64 -> rows of the table [B or 1, S, S] int64."""
         distance = positions[:, :, None] - positions[:, None, :]  # query's minus key's
-        return self.row_of[distance.clamp(-self.reach, self.reach) + self.reach]
+        place = distance.clamp(-self.reach, self.reach) + self.reach
+        return self.row_of.index_select(0, place.flatten()).view_as(place)
 
     def meetings(self, group: RowGroup, batch: int, kind: str) -> Tensor:
         """Where a query or a key of row b stands with a relative position: [B * S * S] int64.
@@ -177,7 +178,7 @@ class DisentangledAttention(Attention):
             return None
         assert isinstance(relative, RelativePositions)
         table = self.dropout(relative())
-        # Kind -> the states that meet relative positions, and these, projected: [R, H].
+        # Kind -> relative positions, projected: [1, R, H].
         sides: dict[str, Tensor] = {}
         if C2P in self.kinds:
             sides[C2P] = (self.relative_key or self.key)(table)
@@ -199,14 +200,14 @@ class DisentangledAttention(Attention):
         return ScoreBias(compute, tuple(content[kind] for kind in sides))
 
     def _products(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Tokens [B, S, H] and relative positions [R, H] -> scaled products [B * S * R, N].
+        """Tokens [B, S, H] and relative positions [1, R, H] -> scaled products [B * S * R, N].
 
         The heads come last, so that runtimes copy them together: gathering head by head, by
         indices [B, N, S, S], takes OpenVINO three times as long.
         """
         split = (self.num_heads, -1)
         tokens = tokens.flatten(0, 1).unflatten(-1, split).transpose(0, 1)  # [N, B * S, D]
-        keys = positions.unflatten(-1, split).permute(1, 2, 0)  # [N, D, R]
+        keys = positions[0].unflatten(-1, split).permute(1, 2, 0)  # [N, D, R]
         scale = keys.shape[1] ** -0.5
         return (tokens @ (keys * scale)).permute(1, 2, 0).flatten(0, 1)
 
