@@ -21,16 +21,12 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     read_modules,
 )
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
+from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.text_classification import TextClassification
 
 CONFIG_FILE = "config.json"
-
-#: Behind a family's prefix in the name of an architecture -> the task of its head.
-HEAD_TASKS = {"ForSequenceClassification": TextClassification.name}
-#: The same for architectures without a head that answers anything.
-BARE = ("", "Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")
 
 SUPPORTED = "supported is text classification with one label of two or more, by softmax"
 
