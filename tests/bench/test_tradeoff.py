@@ -43,9 +43,9 @@ from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(24))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(24))]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def rows(pipeline: Pipeline) -> list[TokenRow]:
-    return tokenize(pipeline.tokenizer, TEXTS)
+    return tokenize(pipeline, TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,9 @@ def test_the_chain_and_the_dense_model_are_those_of_an_evaluation(
     report: TradeoffReport, pipeline: Pipeline
 ) -> None:
     alone = evaluate_quality(pipeline, TEXTS)
-    assert report.dense.accuracy == alone.dense.accuracy
+    assert report.dense.accuracy == alone.dense.score
     assert (report.dense.setting, report.dense.flops_speedup) == ("all tokens", 1.0)
-    assert report.current.accuracy == alone.reduced.accuracy
+    assert report.current.accuracy == alone.reduced.score
     assert report.current.flops_speedup == pytest.approx(alone.flops_speedup)
     assert (report.current.score_change, report.current.interval) == (
         alone.score_change,
@@ -120,7 +120,7 @@ def test_received_attention_chooses_as_the_trained_baseline_does(
 ) -> None:
     model = load_model(Bundle.open(tiny_bundle))
     model.set_reduction(halved(pipeline))
-    labelled = [LabelledRow(row, 0) for row in rows[:6]]
+    labelled = [TrainingRow(row, 0) for row in rows[:6]]
     choose = by_attention(model)
     (batch,) = load_batches(labelled, [list(range(6))], torch.device("cpu"))
     with torch.no_grad():

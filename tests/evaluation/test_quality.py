@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trbert_deploy import cli, load
 from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation import quality
-from trbert_deploy.evaluation.metrics import bootstrap_interval, calibration_error, macro_f1
+from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.evaluation.quality import (
     DataWarning,
     ModelQuality,
@@ -27,6 +27,7 @@ from trbert_deploy.evaluation.quality import (
     warn_of_few_rows,
 )
 from trbert_deploy.runtime.reading import NamedText, read_texts
+from trbert_deploy.tasks.text_classification import TextClassification
 
 
 @pytest.fixture
@@ -43,10 +44,15 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
     reduced = pipeline([named.text for named in texts], return_kept=True)
     dense = pipeline([named.text for named in texts], dense=True)
     right = [
-        np.mean([answer.label == named.label for answer, named in zip(answers, texts, strict=True)])
+        np.mean(
+            [
+                answer.label == named.record["label"]
+                for answer, named in zip(answers, texts, strict=True)
+            ]
+        )
         for answers in (dense, reduced)
     ]
-    assert [report.dense.accuracy, report.reduced.accuracy] == pytest.approx(right)
+    assert [report.dense.score, report.reduced.score] == pytest.approx(right)
     assert report.score_change == pytest.approx(100 * (right[1] - right[0]))
     low, high = report.interval
     assert low <= report.score_change <= high
@@ -67,14 +73,18 @@ def test_keeping_everything_changes_nothing(tiny_bundle: Path, data: Path) -> No
 
 def test_metrics_by_hand() -> None:
     truth, answers = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1])
-    assert macro_f1(truth, answers) == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
-    sure = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
-    assert calibration_error(sure, np.array([0, 1])) == pytest.approx(0.5)
+    outputs = [{"logits": row} for row in np.eye(3, dtype=np.float32)[answers]]
+    measures = TextClassification(("a", "b", "c")).metrics(outputs, truth)
+    assert measures["accuracy"] == 0.5
+    assert measures["macro_f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+    sure = [{"logits": np.array([100.0, 0.0], np.float32)}] * 2
+    measures = TextClassification(("a", "b")).metrics(sure, np.array([0, 1]))
+    assert measures["calibration_error"] == pytest.approx(0.5)
     assert bootstrap_interval(np.full(9, 2.0)) == (2.0, 2.0)
 
 
 def report_with(rows: int, deviation: float) -> QualityReport:
-    model = ModelQuality(0.9, 0.9, 0.1, 1.0)
+    model = ModelQuality({"accuracy": 0.9, "macro_f1": 0.9, "calibration_error": 0.1}, 1.0)
     return QualityReport(
         backend="onnxruntime",
         teacher=None,
@@ -115,7 +125,7 @@ def test_too_few_rows_are_told_with_how_many_it_takes() -> None:
 
 
 def test_texts_of_one_label_are_told(tiny_bundle: Path, data: Path) -> None:
-    texts = [named for named in read_texts(data) if named.label == "good"]
+    texts = [named for named in read_texts(data) if named.record["label"] == "good"]
     with pytest.warns(DataWarning, match=f"all {len(texts)} texts have the label 'good'"):
         evaluate_quality(load(tiny_bundle), texts)
     evaluate_quality(load(tiny_bundle), texts[:1])
@@ -150,8 +160,11 @@ def test_models_take_turns_and_answer_in_order(
     ("texts", "message"),
     [
         ([], "no texts to evaluate"),
-        ([NamedText("line 3", "film")], 'line 3: expected a field "label"'),
-        ([NamedText("line 3", "film", "ugly")], "does not know the label 'ugly'"),
+        ([NamedText("line 3", "film", {"text": "film"})], 'line 3: expected a field "label"'),
+        (
+            [NamedText("line 3", "film", {"text": "film", "label": "ugly"})],
+            "does not know the label 'ugly'",
+        ),
     ],
 )
 def test_unusable_texts_are_named(tiny_bundle: Path, texts: list[NamedText], message: str) -> None:

@@ -21,7 +21,7 @@ from trbert_deploy.reports.plots.sweeps import draw_sweep
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(40))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(40))]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,10 @@ def test_unusable_texts_are_named_before_any_run(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Pipeline, "run")
-    for texts, message in (([], "no texts"), ([NamedText("a", "b", "ugly")], "label 'ugly'")):
+    for texts, message in (
+        ([], "no texts"),
+        ([NamedText("a", "b", {"text": "b", "label": "ugly"})], "label 'ugly'"),
+    ):
         with pytest.raises(DataError, match=message):
             sweep_thresholds(pipeline, texts)
 
@@ -87,10 +90,10 @@ def test_unusable_texts_are_named_before_any_run(
 def test_the_plot_shows_all_points_and_names_its_axes(report: SweepReport) -> None:
     (axes,) = draw_sweep(report).axes
     dense, curve, current = axes.get_lines()
-    assert set(dense.get_ydata()) == {report.current.dense.accuracy}
+    assert set(dense.get_ydata()) == {report.current.dense.score}
     assert list(curve.get_xdata()) == [point.quality.flops_speedup for point in report.points]
     assert current.get_xydata().tolist() == [
-        [report.current.flops_speedup, report.current.reduced.accuracy]
+        [report.current.flops_speedup, report.current.reduced.score]
     ]
     assert axes.get_xlabel() == "FLOPs speed-up over the dense model"
     assert axes.get_ylabel() == "accuracy on 40 texts"

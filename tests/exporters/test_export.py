@@ -27,6 +27,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
         list(compare_graphs(*sides, model.spec, model.reduction, rows_of, shapes))
     chains = [Chain(side, model.reduction, 4) for side in sides]
     with pytest.raises(ParityError, match="chain"):
-        compare_chains(*chains, rows_of(20, 8))
+        compare_chains(task_of(tiny_model().spec), *chains, rows_of(20, 8))
 
 
 def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:

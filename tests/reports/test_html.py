@@ -167,7 +167,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     swept: bool,
 ) -> None:
     if swept:
-        rows = [NamedText("text", row["text"], row["label"]) for row in make_texts(4)]
+        rows = [NamedText("text", row["text"], row) for row in make_texts(4)]
         page = render(report, texts, measure_tradeoff(load(tiny_bundle, threads=1), rows))
     tells = (
         "<script>addEventListener('load', () => { const root = document.documentElement;"

@@ -14,7 +14,15 @@ import pytest
 import torch
 from modeling.families.harness import random_ids, random_pair
 from torch import Tensor
-from transformers import BertConfig, DistilBertConfig, ElectraConfig, MPNetConfig, PretrainedConfig
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+)
 
 from trbert_deploy.config import Cut, ReductionConfig
 from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
@@ -29,6 +37,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
     "intermediate_size": 48, "max_position_embeddings": 152,
 }  # fmt: skip
+SPECIAL = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
 #: One small configuration per family, more where variants differ in what they need of positions.
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(**SHAPE),
@@ -37,6 +46,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
     "electra": ElectraConfig(**SHAPE, embedding_size=12),
     "mpnet": MPNetConfig(**SHAPE),
+    "modernbert": ModernBertConfig(**SHAPE, local_attention=4, **SPECIAL),
+    "deberta-v2": DebertaV2Config(
+        **SHAPE,
+        relative_attention=True,
+        pos_att_type="c2p|p2c",
+        position_buckets=16,
+        position_biased_input=False,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    ),
 }
 #: Half layers before which tokens are dropped: between layers, and inside of one.
 CUTS = [(1,), (2,), (5,), (1, 4), (2, 3)]

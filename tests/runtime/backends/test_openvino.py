@@ -85,7 +85,7 @@ def test_the_processor_chooses_the_precision(
     assert precision() == "bf16" and precision("fp32") == "fp32"
     monkeypatch.setattr(OpenVinoBackend, "_has_bf16", lambda backend: False)
     assert precision() == "fp32"
-    with pytest.raises(ConfigError, match=r"does not compute in bfloat16: run with --precision f3"):
+    with pytest.raises(ConfigError, match="in bfloat16: run with --precision fp32"):
         precision("bf16")
 
 

@@ -103,7 +103,8 @@ def _export(module: SegmentModule, model: ReducedModel) -> onnx.ModelProto:
     inputs = _example_inputs(module, model)
     answers = [output.name for output in task_of(model.spec).outputs]
     outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
-    with _quiet_exporter():
+    # A bias that wants a gradient would be traced with other strides than it runs with.
+    with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             kwargs=inputs,

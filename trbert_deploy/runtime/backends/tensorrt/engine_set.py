@@ -24,6 +24,12 @@ from trbert_deploy.files import read_json, sha256, write_json
 
 FORMAT_VERSION = 1
 ENGINE_MANIFEST = "manifest.json"
+#: Figures of manifests that earlier releases wrote -> their names today.
+_RENAMED = {
+    "max_logit_difference": "max_output_difference",
+    "dense_logit_difference": "dense_output_difference",
+    "label_agreement": "answer_agreement",
+}
 
 #: In the order in which a runtime prefers them.
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
@@ -57,6 +63,11 @@ class Profile:
 
     def __str__(self) -> str:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
+
+
+def _renamed(parity: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a manifest, older ones too, by their names today."""
+    return {_RENAMED.get(name, name): value for name, value in parity.items()}
 
 
 def engine_file(name: str) -> str:
@@ -164,7 +175,7 @@ class EngineManifest:
             return cls(
                 key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
-                parity=dict(data["parity"]),
+                parity=_renamed(dict(data["parity"])),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise EngineError(
