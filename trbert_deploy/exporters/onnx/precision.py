@@ -220,7 +220,8 @@ class _Rewriter:
         array = numpy_helper.to_array(self._weights[name])
         with np.errstate(over="ignore"):  # told below, with the name of the weight
             half = array.astype(helper.tensor_dtype_to_np_dtype(target))
-        if not np.isfinite(half.astype(np.float32)).all():
+        # Minus infinity, which hides a token, is that in every type.
+        if not (np.isfinite(half.astype(np.float32)) | np.isinf(array)).all():
             raise EngineError(
                 f"weight {name} reaches {np.abs(array).max():.3g}, too large for "
                 f"{half.dtype}; build with bf16 or fp32"

@@ -178,8 +178,12 @@ def _expect(operator: str, node: onnx.NodeProto | None) -> onnx.NodeProto:
 
 
 def remove_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes, initializers and inputs that no output needs."""
+    """Remove nodes and initializers that no output needs, and the mask.
+
+    Positions stay: they are carried to segments that have no attention to ask for them, too.
+    """
     needed = set[str]().union(*(needed_for(graph, value.name) for value in graph.output))
+    needed.update(value.name for value in graph.input if value.name != ATTENTION_MASK)
     for entries in (graph.input, graph.initializer, graph.value_info):
         for entry in [entry for entry in entries if entry.name not in needed]:
             entries.remove(entry)
