@@ -10,13 +10,39 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_texts
 
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.openvino import OpenVinoBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline, load
 
 TEXTS = [row["text"] for row in make_texts(24, seed=5)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_of_one_token_spoil_nothing(tiny_bundle: Path, precision: str) -> None:
+    try:
+        backend = OpenVinoBackend(Bundle.open(tiny_bundle), BackendOptions(1, precision))
+    except ConfigError:
+        pytest.skip("this processor does not compute in bfloat16")
+    reference = OnnxRuntimeBackend(Bundle.open(tiny_bundle), BackendOptions(1))
+    for name, states in (("dense", False), ("segment_1", True)):
+        generator = np.random.default_rng(0)
+        for shape in ((1, 1), (3, 1), (1, 8), (3, 20)):
+            inputs: dict[str, np.ndarray] = {
+                "input_ids": generator.integers(5, 200, shape),
+                "token_type_ids": np.zeros(shape, np.int64),
+            }
+            if states:
+                inputs = {"hidden": generator.standard_normal((*shape, 32), np.float32)}
+            expected = reference.graph(name)(inputs)
+            for output, received in backend.graph(name)(inputs).items():
+                difference = np.abs(received - expected[output]).max()
+                bound = 1e-4 if precision == "fp32" else 5e-2
+                assert difference <= bound * max(1.0, np.abs(expected[output]).max()), shape
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.machine import cores
-from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors, with_mask
 
 _DEVICE = "CPU"
 #: Precision -> the library's name of what products are computed in, where it has no 8 bits.
@@ -53,6 +53,10 @@ class OpenVinoGraph:
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
+        if next(iter(inputs.values())).shape[1] == 1:
+            # Attention without a mask that meets rows of one token first is wrong about rows of
+            # eight and more ever after (OpenVINO 2026.4).
+            inputs = with_mask(inputs)
         call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
         for name, array in inputs.items():
             tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
