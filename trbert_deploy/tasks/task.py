@@ -36,10 +36,16 @@ class Output:
 
 @dataclass(frozen=True)
 class Example:
-    """A record as a model takes it; ``target`` as the record has it, None where it has none."""
+    """A record as a model takes it.
+
+    Attributes:
+        target: as the record has it, None where it has none.
+        name: what errors call it.
+    """
 
     text: Text
     target: Any = None
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +164,7 @@ class Task(ABC):
         return outputs
 
     @abstractmethod
-    def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[Any]:
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         """The targets as the model counts them: [N, ...].
 
         Raises:
