@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -45,7 +45,7 @@ class Example:
 
     text: Text
     target: Any = None
-    name: str = ""
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
