@@ -20,14 +20,14 @@ import click
 import numpy as np
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 def rows_per_second(pipeline: Pipeline, rows: list[TokenRow], callers: int, dense: bool) -> float:
@@ -67,7 +67,7 @@ def main(
     """Compare one caller of BUNDLE with several."""
     try:
         pipeline = load(bundle, backend, threads=1, **asdict(point))
-        rows = pipeline.tokenizer([str(text.text) for text in islice(read_texts(data), texts)])
+        rows = pipeline.tokenize([str(text.text) for text in islice(read_texts(data), texts)])
         if not rows:
             raise DataError(f"{data} has no texts: expected at least one")
         figures = {}

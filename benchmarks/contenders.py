@@ -26,8 +26,9 @@ from transformers import AutoModelForSequenceClassification
 
 from trbert_deploy.errors import ConfigError, ParityError, TrbertError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.text_classification import LOGITS
 
 #: Rows -> logits [B, C] float32.
 Answer = Callable[[Sequence[TokenRow]], NDArray[np.float32]]
@@ -93,7 +94,7 @@ class Workshop:
                 tuple(torch.ones(2, 24, dtype=torch.int64) for _ in INPUTS),
                 path,
                 input_names=INPUTS,
-                output_names=["logits"],
+                output_names=[LOGITS],
                 dynamic_shapes=tuple({0: batch, 1: length} for _ in INPUTS),
                 opset_version=opset,
                 dynamo=True,
@@ -154,7 +155,7 @@ def run_in_onnxruntime(graph: Path, threads: int) -> Answer:
         raise ConfigError(f"ONNX Runtime cannot load {graph}: {problem}") from problem
     names = {each.name for each in session.get_inputs()}
     outputs = [each.name for each in session.get_outputs()]
-    if not names <= set(INPUTS) or "logits" not in outputs:
+    if not names <= set(INPUTS) or LOGITS not in outputs:
         raise ConfigError(
             f"{graph} takes {', '.join(sorted(names))} and gives {', '.join(outputs)}: expected "
             f"some of {', '.join(INPUTS)}, and logits"
@@ -162,7 +163,7 @@ def run_in_onnxruntime(graph: Path, threads: int) -> Answer:
 
     def answer(rows: Sequence[TokenRow]) -> NDArray[np.float32]:
         inputs = {name: array for name, array in padded(rows).items() if name in names}
-        logits: NDArray[np.float32] = session.run(["logits"], inputs)[0]
+        logits: NDArray[np.float32] = session.run([LOGITS], inputs)[0]
         return logits
 
     return answer
@@ -242,7 +243,7 @@ def _ours(shop: Workshop, backend: str, precision: str, dense: bool = False) -> 
         raise Unavailable(str(problem)) from None
 
     def answer(rows: Sequence[TokenRow]) -> NDArray[np.float32]:
-        return np.stack([result.logits for result in pipeline.run(rows, dense=dense)])
+        return np.stack([result.outputs[LOGITS] for result in pipeline.run(rows, dense=dense)])
 
     return answer
 

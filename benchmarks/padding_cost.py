@@ -21,14 +21,14 @@ import numpy as np
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, operating_point_options, precision_option
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
@@ -80,7 +80,7 @@ def main(
         texts = [str(text.text) for text in islice(read_texts(data), batch * batches)]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
-    rows = pipeline.tokenizer(texts)
+    rows = pipeline.tokenize(texts)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     chains = [pipeline.chain.at(OperatingPoint()) for _ in paddings]
     for chain, share in zip(chains, paddings, strict=True):

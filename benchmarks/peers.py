@@ -45,16 +45,18 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, numbers, png_file
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import write_json
-from trbert_deploy.modeling.checkpoints.checkpoint import TOKENIZER_FILE, load_checkpoint
+from trbert_deploy.machine import describe_machine
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.reading import read_texts
-from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning, rows_of
+from trbert_deploy.tasks.registry import task_of
 
 REFERENCE = "PyTorch fp32, sdpa"
 _OURS, _PEERS = "#0072b2", "#7f7f7f"
@@ -218,11 +220,14 @@ def main(
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore", TruncationWarning)  # the longest length is a choice here
     try:
-        longest = load_checkpoint(checkpoint).max_length
-        if max(lengths) > longest:
-            raise ConfigError(f"length {max(lengths)}: {checkpoint} takes at most {longest} tokens")
+        loaded = load_checkpoint(checkpoint)
+        if max(lengths) > loaded.max_length:
+            raise ConfigError(
+                f"length {max(lengths)}: {checkpoint} takes at most {loaded.max_length} tokens"
+            )
         tokenizer = TextTokenizer(checkpoint / TOKENIZER_FILE, max(lengths))
         corpus = [str(text.text) for text in islice(read_texts(data), max(64, texts, batch))]
+        sample = rows_of(tokenizer.encode(corpus), task_of(loaded.model.spec).protected)
         cases = [
             Case(
                 f"{length} tokens",
@@ -231,9 +236,8 @@ def main(
             for length in lengths
         ]
         if batch:
-            cases.append(Case(f"batch of {batch} texts", [tokenizer(corpus[:batch])]))
+            cases.append(Case(f"batch of {batch} texts", [sample[:batch]]))
         with tempfile.TemporaryDirectory() as scratch, console.progress() as progress:
-            sample = tokenizer(corpus)
             shop = Workshop(checkpoint, Path(scratch), threads, sample)
             others = {name: run_in_onnxruntime(graph, threads) for name, graph in graphs.items()}
             contenders = make_contenders(shop, only) | others

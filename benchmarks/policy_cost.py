@@ -15,21 +15,25 @@ import argparse
 import json
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from trbert_deploy.demo.quickstart import packaged_encoder
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
+from trbert_deploy.modeling.walk import dense_outputs, first_segment
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
-from trbert_deploy.training.data import labels_in, read_examples, tokenize
+from trbert_deploy.training.contexts import autocast
+from trbert_deploy.training.data import read_examples, tokenize
 from trbert_deploy.training.estimators.rollouts import run_rollouts
-from trbert_deploy.training.loop import autocast
-from trbert_deploy.training.reduced import dense_logits, first_segment
 
 
 def main() -> None:
@@ -45,12 +49,15 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = read_examples(arguments.data)
-    model = load_pretrained(arguments.model, labels_in(examples), None).model.to(device)
+    labels = TextClassification.labels_in(examples)
+    model = load_pretrained(arguments.model, labels, None).model.to(device)
     with torch.no_grad():
         for policy in model.policies:
             policy.score.bias.fill_(math.log(arguments.keep / (1 - arguments.keep)))
-    tokenizer = TextTokenizer(Path(arguments.model) / "tokenizer.json", arguments.max_length)
-    rows = tokenize(examples, tokenizer, model.spec.labels)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = tokenizer_directory(arguments.model, Path(scratch)) / TOKENIZER_FILE
+        tokenizer = TextTokenizer(path, arguments.max_length)
+    rows = tokenize(examples, tokenizer, task_of(model.spec))
     plan = plan_batches([len(row) for row in rows], arguments.batch_tokens, seed=0)
     batches = list(load_batches(rows, plan[: arguments.batches + 1], device))
     encoder = [*model.encoder.parameters(), *model.head.parameters()]
@@ -61,7 +68,7 @@ def main() -> None:
     def fine_tune(batch: PackedBatch) -> None:
         model.train()
         with autocast(device):
-            loss = cross_entropy(dense_logits(model, batch), batch.labels)
+            loss = model.head.loss(dense_outputs(model, batch), batch.targets).mean()
         fine_tuner.zero_grad()
         loss.backward()
         fine_tuner.step()
@@ -70,10 +77,15 @@ def main() -> None:
         model.eval()
         for parameter in encoder:
             parameter.requires_grad_(False)
-        targets = torch.zeros(len(batch.rows), len(model.spec.labels), device=device)
+        # A teacher that does not know: what it says changes no time.
+        teacher = {LOGITS: torch.zeros(len(batch.rows), len(model.spec.labels), device=device)}
         with autocast(device):
             rollouts = run_rollouts(
-                model, first_segment(model, batch), targets, arguments.rollouts, lambda share: 1.0
+                model,
+                first_segment(model, batch),
+                lambda outputs: model.head.path_loss(outputs, None, teacher),
+                arguments.rollouts,
+                lambda share: 1.0,
             )
         policy_trainer.zero_grad()
         rollouts.policy_loss.backward()

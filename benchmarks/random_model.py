@@ -26,7 +26,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.selection.rules import SelectionRule
 
 
 def make_checkpoint(
@@ -51,7 +51,12 @@ def make_checkpoint(
         )
     ratios = [later / earlier for earlier, later in zip(shares, kept, strict=False)]
     spec = replace(
-        like.model.spec, num_layers=layers, hidden_size=width, num_heads=heads, ffn_size=4 * width
+        like.model.spec,
+        num_layers=layers,
+        hidden_size=width,
+        num_heads=heads,
+        ffn_size=4 * width,
+        embedding_size=width,
     )
     torch.manual_seed(seed)
     rules = tuple(SelectionRule("ratio", ratio) for ratio in ratios)

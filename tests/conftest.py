@@ -19,11 +19,8 @@ from tokenizers.trainers import WordPieceTrainer
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
-    Checkpoint,
-    save_checkpoint,
-)
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.autotune import cache as cached
 
@@ -88,7 +85,7 @@ def tiny_spec(**changes: object) -> EncoderSpec:
     """A 4-layer encoder, 32 wide, 64 positions."""
     values: dict[str, object] = {
         "family": "bert",
-        "task": "sequence-classification",
+        "task": "text-classification",
         "num_layers": 4,
         "hidden_size": 32,
         "num_heads": 4,

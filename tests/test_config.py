@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trbert_deploy.config import Cut, EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.selection.rules import SelectionRule
 
 
 def positions(text: str) -> list[float]:

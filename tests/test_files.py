@@ -21,7 +21,7 @@ from trbert_deploy.files import (
     write_json,
     write_json_lines,
 )
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 
 
 class Stop(Exception):

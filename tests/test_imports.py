@@ -81,7 +81,7 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
         ),
         (
             ("predict", "BUNDLE", "--text", "a", "--backend", "openvino"),
-            "trbert-deploy predict --backend openvino needs the package openvino, which is not "
+            "backend openvino needs the package openvino, which is not "
             "installed: run pip install 'trbert-deploy[openvino]'",
         ),
         (

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection.select import OperatingPoint, SelectionRule
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.selection.rules import SelectionRule
 
 CONFIG_VERSION = 1
 
@@ -27,17 +28,24 @@ class EncoderSpec:
 
     Attributes:
         family: backbone family, a key of ``modeling.families``.
-        task: what the head answers ("sequence-classification").
+        task: what the head answers, a key of ``tasks`` (``text-classification``).
         num_layers: L.
         hidden_size: H.
         num_heads: N; divides H.
         ffn_size: F.
-        vocab_size, max_positions, token_types: rows of the embedding tables.
+        vocab_size: rows of the token table.
+        max_positions: most tokens of a row.
+        token_types: rows of the token-type table; 0 where there is none, and with 1 nobody asks.
         layer_norm_eps: epsilon of every LayerNorm.
         activation: feed-forward activation.
         dropout: probability while fine-tuning; 0 at inference.
         pad_token_id: id that fills padded places.
         labels: class names, in the order of the logits.
+        embedding_size: width of the embedding tables; H unless a projection follows.
+        gated_ffn: the feed-forward network has a third matrix, whose product gates the first's.
+        relative_keys: relative positions that every token's query, and key, is multiplied with.
+        options: what the family alone reads (JSON values).
+        head: what the head alone reads (JSON values).
     """
 
     family: str
@@ -54,6 +62,15 @@ class EncoderSpec:
     dropout: float
     pad_token_id: int
     labels: tuple[str, ...]
+    embedding_size: int = 0
+    gated_ffn: bool = False
+    relative_keys: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    head: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.embedding_size:
+            object.__setattr__(self, "embedding_size", self.hidden_size)
 
     @property
     def num_steps(self) -> int:
@@ -69,7 +86,7 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
-        values = _known_fields(cls, data, "encoder")
+        values = _known_fields(cls, data, "encoder", defaults=True)
         return cls(**{**values, "labels": tuple(values["labels"])})
 
 
@@ -242,12 +259,23 @@ class ReductionConfig:
         return cls(tuple(cuts))
 
 
-def _known_fields(cls: type, data: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """``data`` as a dict, provided that it has exactly the fields of dataclass ``cls``."""
-    expected = set(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    if not isinstance(data, Mapping) or set(data) != expected:
+def _known_fields(
+    cls: type, data: Mapping[str, Any], what: str, defaults: bool = False
+) -> dict[str, Any]:
+    """``data`` as a dict, provided that it has the fields of dataclass ``cls`` and no others.
+
+    Args:
+        defaults: a field with one may be absent, since an older release did not know it.
+    """
+    known = {entry.name: entry for entry in fields(cls)}
+    required = {
+        name
+        for name, entry in known.items()
+        if not defaults or (entry.default is MISSING and entry.default_factory is MISSING)
+    }
+    if not isinstance(data, Mapping) or not required <= set(data) <= set(known):
         received = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ConfigError(f"{what} has the fields {received}: expected {sorted(expected)}")
+        raise ConfigError(f"{what} has the fields {received}: expected {sorted(known)}")
     return dict(data)
 
 

@@ -13,6 +13,7 @@ other exception is a bug and keeps its traceback.
     │   └── EngineError         a TensorRT engine or its manifest
     ├── LengthError             a text or a shape is longer than what was built
     ├── ParityError             an exported graph does not reproduce PyTorch
+    ├── OutputError             a model's output is no number
     ├── DeviceError             an accelerator is needed and none answers
     ├── StorageError            the disk refused to read or write
     └── MissingDependencyError  an optional package is not installed
@@ -57,6 +58,10 @@ class ParityError(TrbertError):
     """An exported graph does not reproduce PyTorch."""
 
 
+class OutputError(TrbertError):
+    """A model's output is no number, so that there is no answer."""
+
+
 class DeviceError(TrbertError):
     """An accelerator is needed and none answers."""
 
@@ -80,3 +85,8 @@ class MissingDependencyError(TrbertError, ImportError):
             f"run pip install 'trbert-deploy[{extra}]'"
         )
         self.extra = extra
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of another library's message."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -1,9 +1,10 @@
 """Counts the floating-point operations of an encoder (a multiplication and an addition are two).
 
 The count is the one of TR-BERT's paper: one layer over n tokens costs 8 n H^2 + 4 n^2 H for
-attention and 4 n H F for the feed-forward, a policy 2 n (32 H + 32). Embeddings, LayerNorm and
-activations are left out, on both sides of every comparison. Lengths are numbers, or arrays or
-tensors of one number per row; what comes back is of the same kind.
+attention and 4 n H F for the feed-forward (6 n H F where it is gated), a policy 2 n (32 H + 32).
+Relative positions that meet every query and key (DeBERTa) cost 2 n R H for R of them. Embeddings,
+LayerNorm and activations are left out, on both sides of every comparison. Lengths are numbers, or
+arrays or tensors of one number per row; what comes back is of the same kind.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def speedup(
 def _steps(encoder: EncoderSpec, start: int, stop: int, length: Any) -> Any:
     width = encoder.hidden_size
     attention = 8 * length * width**2 + 4 * length**2 * width
-    feed_forward = 4 * length * width * encoder.ffn_size
+    attention += 2 * length * encoder.relative_keys * width
+    matrices = 3 if encoder.gated_ffn else 2
+    feed_forward = 2 * matrices * length * width * encoder.ffn_size
     return sum(feed_forward if step % 2 else attention for step in range(start, stop))
 
 

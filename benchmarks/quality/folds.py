@@ -18,7 +18,8 @@ import click
 
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json_lines
-from trbert_deploy.training.data import Example, read_examples
+from trbert_deploy.tasks.task import Example
+from trbert_deploy.training.data import read_examples
 
 VALIDATION_PART = 8
 
@@ -27,7 +28,7 @@ def stratified(examples: Sequence[Example], seed: int) -> list[Example]:
     """Shuffled, label by label: every n-th of them is a sample that keeps the labels' shares."""
     order = list(examples)
     random.Random(seed).shuffle(order)
-    return sorted(order, key=lambda example: example.label)
+    return sorted(order, key=lambda example: example.target)
 
 
 def split(examples: Sequence[Example], folds: int, seed: int) -> list[dict[str, list[Example]]]:
@@ -70,9 +71,9 @@ def main(files: tuple[str, ...], output: Path, folds: int, seed: int) -> None:
 
 def _line(example: Example) -> dict[str, Any]:
     if isinstance(example.text, str):
-        return {"text": example.text, "label": example.label}
+        return {"text": example.text, "label": example.target}
     text, pair = example.text
-    return {"text": text, "text_pair": pair, "label": example.label}
+    return {"text": text, "text_pair": pair, "label": example.target}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
-from trbert_deploy.training.distillation import distillation_loss
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
@@ -132,9 +131,9 @@ def _harden(run: Run, student: Student) -> Student:
     guide = run.guide()
 
     def compute(batch: PackedBatch, done: float) -> Step:
-        logits, _ = student.forward(batch, training=True)
-        loss = distillation_loss(logits, guide.logits_of(batch), batch.labels).mean()
-        right = (logits.argmax(-1) == batch.labels).float().mean()
+        outputs, _ = student.forward(batch, training=True)
+        loss = model.head.loss(outputs, batch.targets, guide.outputs_of(batch)).mean()
+        right = model.head.correct(outputs, batch.targets).mean()
         return Step(loss, {"accuracy": right.item()})
 
     def validate(done: float) -> float:

@@ -26,7 +26,7 @@ from trbert_deploy.training.averaging import (
     planned_runs,
     train_averaged,
 )
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
@@ -92,7 +92,7 @@ class Run:
             return guide
         return guide.with_answers(self.setting.answers(options.recombined, *making))
 
-    def rows_of(self, stage: str) -> list[LabelledRow]:
+    def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from (see ``Prepared.rows_of``)."""
         rows = self.setting.training_rows
         if stage not in DISTILLING or not self.options.recombined:

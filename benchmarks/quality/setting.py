@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,16 @@ from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.files import read_json, staged_file, write_json
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
-    load_hf_config,
-    write_safetensors,
-)
-from trbert_deploy.modeling.checkpoints.pretrained import is_fine_tuned, load_pretrained
+from trbert_deploy.modeling.checkpoints.hf_source import open_source
+from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
-from trbert_deploy.training.data import LabelledRow, read_examples, tokenize
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.training.data import TrainingRow, read_examples, tokenize
 from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 
@@ -92,23 +93,24 @@ class Setting:
         return model.to(self.device)
 
     @cached_property
-    def training_rows(self) -> list[LabelledRow]:
+    def training_rows(self) -> list[TrainingRow]:
         return self.read(self.train, self.texts)
 
     @cached_property
-    def validation_rows(self) -> list[LabelledRow]:
+    def validation_rows(self) -> list[TrainingRow]:
         return self.read(self.validation)
 
-    def read(self, source: str, count: int | None = None) -> list[LabelledRow]:
+    def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
         examples = read_examples(source)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
-        path = Path(self.teacher) / TOKENIZER_FILE
-        tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = tokenizer_directory(self.teacher, Path(scratch)) / TOKENIZER_FILE
+            tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # a shorter maximum is a choice here
-            return tokenize(examples, tokenizer, self.spec.labels)
+            return tokenize(examples, tokenizer, task_of(self.spec))
 
     def guide(
         self, cuts: str | None, directory: Path, batch_tokens: int, progress: Progress
@@ -122,27 +124,29 @@ class Setting:
                 make_guide(model, rows, batch_tokens, self.device, progress).save(path)
         return Guide.load(path)
 
-    def recombined_rows(self, factor: float) -> list[LabelledRow]:
+    def recombined_rows(self, factor: float) -> list[TrainingRow]:
         """Rows made of the training rows, the same for all that ask for so many."""
         rows = self.training_rows
-        return recombine(rows, round(factor * len(rows)), seed=0)
+        no_target = self._dense.head.no_target
+        return recombine(rows, round(factor * len(rows)), seed=0, no_target=no_target)
 
     def answers(
         self, factor: float, directory: Path, batch_tokens: int, progress: Progress
-    ) -> NDArray[np.float32]:
-        """The teacher's logits [M, C] on the recombined rows, computed once."""
+    ) -> dict[str, NDArray[np.float32]]:
+        """The teacher's outputs [M, ...] on the recombined rows, computed once."""
         path = directory / f"answers-{factor:g}.safetensors"
         with locked(path):
             if not path.exists():
                 rows, teacher = self.recombined_rows(factor), self.load_teacher()
-                logits = answers(teacher, rows, batch_tokens, self.device, progress)
+                found = answers(teacher, rows, batch_tokens, self.device, progress)
+                tensors = {name: torch.from_numpy(values) for name, values in found.items()}
                 with staged_file(path) as staging:
-                    write_safetensors(staging, {"logits": torch.from_numpy(logits)})
-        return load_file(path)["logits"]
+                    write_safetensors(staging, tensors)
+        return load_file(path)
 
     @cached_property
     def _dense(self) -> ReducedModel:
-        if not is_fine_tuned(load_hf_config(self.teacher)):
+        if open_source(self.teacher).is_bare:
             raise CheckpointError(
                 f"{self.teacher} has no classification head: expected a fine-tuned teacher, or a "
                 "run of trbert-deploy train whose teacher stage is done"

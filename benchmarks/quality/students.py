@@ -8,37 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trbert_deploy.bench import baselines as baselines
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.flops import dense_flops, reduced_flops
-from trbert_deploy.modeling.blocks.encoder import Attention
-from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.blocks.attention import Attention
+from trbert_deploy.modeling.blocks.encoder import EncoderLayer
+from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.layouts import PackedLayout, RowGroup, ScoreBias
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.received_attention import (
-    attending_layers,
-    attention_of,
-    mean_attention,
+from trbert_deploy.modeling.received_attention import attending_layers
+from trbert_deploy.modeling.walk import (
+    Chooser,
+    TokenState,
+    choose_by_rule,
+    dense_outputs,
+    first_segment,
+    later_segments,
+    row_lengths,
 )
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.selection.select import select
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import (
-    Chooser,
-    Survivors,
-    choose_by_rule,
-    dense_logits,
-    first_segment,
-    later_segments,
-)
-from trbert_deploy.training.validation import row_lengths
+from trbert_deploy.training.data import TrainingRow
 
 #: (batch, whether it is a training step) -> what decides at the cuts.
 Choose = Callable[[PackedBatch, bool], Chooser]
@@ -55,16 +54,18 @@ class Student:
     """
 
     model: ReducedModel
-    view: Callable[[LabelledRow], LabelledRow] = lambda row: row
+    view: Callable[[TrainingRow], TrainingRow] = lambda row: row
     choose: Choose | None = None
 
-    def forward(self, batch: PackedBatch, training: bool = False) -> tuple[Tensor, list[list[int]]]:
-        """Logits [B, C] of rows in its own view, and each row's tokens in every segment."""
+    def forward(
+        self, batch: PackedBatch, training: bool = False
+    ) -> tuple[Outputs, list[list[int]]]:
+        """The outputs of rows in its own view, and each row's tokens in every segment."""
         if self.choose is None:
-            return dense_logits(self.model, batch), row_lengths(batch, [])
+            return dense_outputs(self.model, batch), row_lengths(batch, [])
         start = first_segment(self.model, batch)
-        logits, kept = later_segments(self.model, start, self.choose(batch, training))
-        return logits, row_lengths(batch, kept)
+        outputs, kept = later_segments(self.model, start, self.choose(batch, training))
+        return outputs, row_lengths(batch, kept)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Outcome:
 def evaluate(
     student: Student,
     teacher: EncoderSpec,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     batch_tokens: int,
     device: torch.device,
     progress: Progress = no_progress,
@@ -100,8 +101,9 @@ def evaluate(
     flops = 0.0
     with evaluating(model), autocast(device):
         for number, batch in enumerate(load_batches(viewed, plan, device), start=1):
-            logits, lengths = student.forward(batch)
-            correct[batch.rows] = (logits.argmax(-1) == batch.labels).cpu().numpy()
+            outputs, lengths = student.forward(batch)
+            right = model.head.correct(outputs, batch.targets)
+            correct[batch.rows] = (right == 1.0).cpu().numpy()
             columns = list(np.array(lengths).T)
             flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
             progress("evaluation", number, len(plan))
@@ -109,7 +111,7 @@ def evaluate(
     return Outcome(correct, dense / flops)
 
 
-def lengths_of(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
+def lengths_of(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
     """Tokens of each row: [N]."""
     return np.array([len(row) for row in rows], np.int64)
 
@@ -117,18 +119,18 @@ def lengths_of(rows: Sequence[LabelledRow]) -> NDArray[np.int64]:
 # A part of the text
 
 
-def first_tokens(count: int) -> Callable[[LabelledRow], LabelledRow]:
+def first_tokens(count: int) -> Callable[[TrainingRow], TrainingRow]:
     """The first ``count`` tokens of a text."""
     view = baselines.first_tokens(count)
     return lambda row: replace(row, tokens=view(row.tokens)) if len(row) > count else row
 
 
-def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
+def head_and_tail(count: int) -> Callable[[TrainingRow], TrainingRow]:
     """``count`` tokens: the first and the last ([CLS], [SEP]), of the others a quarter from the
     text's head and three from its tail, about the 128 + 382 of Sun et al. 2019.
     """
 
-    def view(row: LabelledRow) -> LabelledRow:
+    def view(row: TrainingRow) -> TrainingRow:
         if len(row) <= count:
             return row
         head = 1 + (count - 2) // 4
@@ -140,6 +142,9 @@ def head_and_tail(count: int) -> Callable[[LabelledRow], LabelledRow]:
 
 # Fewer layers
 
+_LAYERS = "encoder.layers."
+_NOT_SHARED = (_LAYERS, "policies.")
+
 
 def thinner(teacher: ReducedModel, layers: int) -> ReducedModel:
     """A model of ``layers`` of the teacher's layers, evenly spaced from the first one on
@@ -147,11 +152,13 @@ def thinner(teacher: ReducedModel, layers: int) -> ReducedModel:
     """
     taken = [index * teacher.spec.num_layers // layers for index in range(layers)]
     model = ReducedModel(replace(teacher.spec, num_layers=layers), ReductionConfig())
-    model.encoder.embeddings.load_state_dict(teacher.encoder.embeddings.state_dict())
-    model.head.load_state_dict(teacher.head.state_dict())
+    weights = teacher.state_dict()
+    state = {name: weights[name] for name in weights if not name.startswith(_NOT_SHARED)}
     for index, layer in enumerate(taken):
-        model.encoder.layers[index].load_state_dict(teacher.encoder.layers[layer].state_dict())
-    return model.to(teacher.head.pooler.weight.device)
+        own = teacher.encoder.layers[layer].state_dict()
+        state |= {f"{_LAYERS}{index}.{name}": value for name, value in own.items()}
+    model.load_state_dict(state)
+    return model.to(next(teacher.parameters()).device)
 
 
 # Dropping tokens at cuts, as many as the cuts' rules say
@@ -167,14 +174,14 @@ def by_chance(model: ReducedModel, seed: int) -> Choose:
 
     def choose_in(batch: PackedBatch, training: bool) -> Chooser:
         if training:
-            scores = torch.rand(len(batch.input_ids), device=batch.labels.device)
+            scores = torch.rand(len(batch.input_ids), device=batch.targets.device)
         else:
             rows = zip(batch.rows.tolist(), batch.layout.lengths.tolist(), strict=True)
             drawn = [np.random.default_rng([seed, row]).random(length) for row, length in rows]
-            scores = torch.from_numpy(np.concatenate(drawn)).float().to(batch.labels.device)
+            scores = torch.from_numpy(np.concatenate(drawn)).float().to(batch.targets.device)
 
-        def choose(index: int, _: Tensor, survivors: Survivors) -> Tensor:
-            return _select(model, index, scores[survivors.token], survivors.layout)
+        def choose(index: int, _: Tensor, tokens: TokenState) -> Tensor:
+            return _select(model, index, scores[tokens.token], tokens)
 
         return choose
 
@@ -188,40 +195,75 @@ def by_attention(model: ReducedModel) -> Choose:
     Raises:
         ConfigError: no attention runs before a cut, or none since the cut before it.
     """
-    modules = [attention_of(model, layer) for layer in attending_layers(model.reduction)]
-    inputs: dict[Attention, tuple[Tensor, PackedLayout]] = {}
+    modules = [_attention_of(model, layer) for layer in attending_layers(model.reduction)]
+    inputs: dict[Attention, tuple[Tensor, PackedLayout, nn.Module | None]] = {}
     for module in modules:
         module.register_forward_pre_hook(inputs.__setitem__)
 
-    def choose(index: int, _: Tensor, survivors: Survivors) -> Tensor:
-        hidden, layout = inputs.pop(modules[index])
-        scores = received_attention(modules[index], hidden.detach(), layout)
-        return _select(model, index, scores, survivors.layout)
+    def choose(index: int, _: Tensor, tokens: TokenState) -> Tensor:
+        hidden, layout, relative = inputs.pop(modules[index])
+        scores = received_attention(modules[index], hidden.detach(), layout, relative)
+        return _select(model, index, scores, tokens)
 
     return lambda batch, training: choose
 
 
 @torch.no_grad()
-def received_attention(attention: Attention, hidden: Tensor, layout: PackedLayout) -> Tensor:
+def received_attention(
+    attention: Attention, hidden: Tensor, layout: PackedLayout, relative: nn.Module | None = None
+) -> Tensor:
     """Attention probability that each token gets, mean over heads and over the row's queries.
 
     Args:
         hidden: [T, H] what ``attention`` is run on.
+        relative: as ``attention`` takes it.
 
     Returns:
         [T] float32.
     """
     lengths = layout.lengths.tolist()
+    states = attention.norm(hidden) if attention.norm_first else hidden
+    query, key = attention.query(states), attention.key(states)
+    bias = attention.score_bias(query, key, relative)
     queries, keys = (
-        linear(hidden).float().unflatten(-1, (attention.num_heads, -1)).split(lengths)
-        for linear in (attention.query, attention.key)
+        attention.rotated(each, layout).float().unflatten(-1, (attention.num_heads, -1))
+        for each in (query, key)
     )
+    needed = () if bias is None else (layout.positions, *bias.per_token)
+    columns = [each.split(lengths) for each in (queries, keys, *needed)]
     with torch.autocast(hidden.device.type, enabled=False):
-        return torch.cat([mean_attention(*row) for row in zip(queries, keys, strict=True)])
+        return torch.cat([_mean_attention(bias, *row) for row in zip(*columns, strict=True)])
 
 
-def _select(model: ReducedModel, index: int, scores: Tensor, layout: PackedLayout) -> Tensor:
+def _attention_of(model: ReducedModel, layer: int) -> Attention:
+    """The attention of a layer."""
+    return cast(EncoderLayer, model.encoder.layers[layer]).attention
+
+
+def _mean_attention(bias: ScoreBias | None, query: Tensor, key: Tensor, *needed: Tensor) -> Tensor:
+    """Attention probability that each token of a row gets, mean over heads and queries.
+
+    Args:
+        bias: what is added to the products, if anything.
+        query, key: [S, N, D] float32.
+        needed: positions [S], and what else the bias needs of every token.
+
+    Returns:
+        [S] float32; they sum to 1.
+    """
+    scores = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
+    if bias is not None:
+        positions, *per_token = (each[None] for each in needed)
+        (added,) = bias.compute(RowGroup(positions), *per_token)  # [N or 1, S, S]
+        blocking = added.dtype == torch.bool
+        scores = scores.masked_fill(~added, -torch.inf) if blocking else scores + added
+    return scores.softmax(-1).mean((0, 1))
+
+
+def _select(model: ReducedModel, index: int, scores: Tensor, tokens: TokenState) -> Tensor:
     """Keep the best by ``scores`` [T], as many as the rule of a cut says: keep [1, T]."""
+    layout = tokens.layout
     lengths = torch.from_numpy(layout.lengths).to(scores.device)
     rule = model.reduction.cuts[index].rule
-    return layout.unpad(select(layout.pad(scores), lengths, rule))[None]
+    protected = layout.pad(tokens.protected)
+    return layout.unpad(select(layout.pad(scores), lengths, rule, protected))[None]

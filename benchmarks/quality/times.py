@@ -27,7 +27,7 @@ from trbert_deploy.files import read_json, write_json
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import TrainOptions
 
 BATCH_ROWS = 8
@@ -35,7 +35,7 @@ BATCH_ROWS = 8
 
 def measure(
     students: dict[str, Student],
-    rows: list[LabelledRow],
+    rows: list[TrainingRow],
     device: torch.device,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
@@ -50,7 +50,9 @@ def measure(
             (batch,) = load_batches(viewed, [list(range(len(viewed)))], device)
             with evaluating(student.model), autocast(device):
                 start = time.perf_counter()
-                student.forward(batch)[0].cpu()
+                outputs, _ = student.forward(batch)
+                for values in outputs.values():
+                    values.cpu()
                 taken = time.perf_counter() - start
             seconds[name] += taken if number else 0.0
         progress("timing", number, len(starts))

@@ -27,8 +27,9 @@ from trbert_deploy.cli import main
 from trbert_deploy.errors import ConfigError, DataError, LengthError
 from trbert_deploy.flops import speedup
 from trbert_deploy.reports.console.bench import dense_wins, print_report
-from trbert_deploy.runtime.chain import RowResult, Timing, TokenRow
+from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 SAMPLES = [row["text"] for row in make_texts(6, seed=1)]
 DENSE = ModelTiming(10.0, 12.0, 100.0, 6400.0, 0.01)

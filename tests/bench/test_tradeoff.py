@@ -36,16 +36,16 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.received_attention import select_by_attention
 from trbert_deploy.modeling.torch_backend import load_model
+from trbert_deploy.modeling.walk import first_segment, select_at_cuts
 from trbert_deploy.reports.plots.sweeps import draw_tradeoff
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import first_segment, select_at_cuts
+from trbert_deploy.training.data import TrainingRow
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(24))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(24))]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def rows(pipeline: Pipeline) -> list[TokenRow]:
-    return tokenize(pipeline.tokenizer, TEXTS)
+    return tokenize(pipeline, TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +89,12 @@ def test_the_chain_and_the_dense_model_are_those_of_an_evaluation(
     report: TradeoffReport, pipeline: Pipeline
 ) -> None:
     alone = evaluate_quality(pipeline, TEXTS)
-    assert report.dense.accuracy == alone.dense.accuracy
+    assert report.dense.accuracy == alone.dense.score
     assert (report.dense.setting, report.dense.flops_speedup) == ("all tokens", 1.0)
-    assert report.current.accuracy == alone.reduced.accuracy
+    assert report.current.accuracy == alone.reduced.score
     assert report.current.flops_speedup == pytest.approx(alone.flops_speedup)
-    assert (report.current.accuracy_change, report.current.interval) == (
-        alone.accuracy_change,
+    assert (report.current.score_change, report.current.interval) == (
+        alone.score_change,
         alone.interval,
     )
     assert report.rows == 24 and report.backend == "onnxruntime fp32"
@@ -112,7 +112,7 @@ def test_what_was_decided_is_what_survives(pipeline: Pipeline, rows: list[TokenR
     everything = [[np.ones(len(row), bool)] * 2 for row in rows]
     (whole,) = replay(pipeline, rows, everything).run(rows[:1])
     (dense,) = pipeline.run(rows[:1], dense=True)
-    np.testing.assert_allclose(whole.logits, dense.logits, atol=1e-5)
+    np.testing.assert_allclose(whole.outputs["logits"], dense.outputs["logits"], atol=1e-5)
 
 
 def test_received_attention_chooses_as_the_trained_baseline_does(
@@ -120,7 +120,7 @@ def test_received_attention_chooses_as_the_trained_baseline_does(
 ) -> None:
     model = load_model(Bundle.open(tiny_bundle))
     model.set_reduction(halved(pipeline))
-    labelled = [LabelledRow(row, 0) for row in rows[:6]]
+    labelled = [TrainingRow(row, 0) for row in rows[:6]]
     choose = by_attention(model)
     (batch,) = load_batches(labelled, [list(range(6))], torch.device("cpu"))
     with torch.no_grad():

@@ -39,12 +39,13 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.modeling.received_attention import RecordingLayout
+from trbert_deploy.modeling.walk import TokenState
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import Survivors
 
 TARGET = 1.6
 CPU = torch.device("cpu")
@@ -167,17 +168,17 @@ def test_time_is_summed_over_interruptions(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["seconds"] >= 1000.0
 
 
-def a_row(length: int, seed: int = 0) -> LabelledRow:
+def a_row(length: int, seed: int = 0) -> TrainingRow:
     ids = np.random.default_rng(seed).integers(5, 200, length)
-    return LabelledRow(TokenRow(ids, np.zeros(length, np.int64)), seed % 2)
+    return TrainingRow(TokenRow(ids, np.zeros(length, np.int64)), seed % 2)
 
 
-def places(row: LabelledRow) -> list[int]:
+def places(row: TrainingRow) -> list[int]:
     return row.tokens.input_ids.tolist()
 
 
 def test_parts_of_a_text() -> None:
-    row = LabelledRow(TokenRow(np.arange(20), np.arange(20) // 10), 1)
+    row = TrainingRow(TokenRow(np.arange(20), np.arange(20) // 10), 1)
     assert places(first_tokens(6)(row)) == [0, 1, 2, 3, 4, 19]
     assert places(head_and_tail(10)(row)) == [0, 1, 2, *range(13, 20)]
     assert first_tokens(6)(row).tokens.token_type_ids.tolist() == [0, 0, 0, 0, 0, 1]
@@ -217,9 +218,11 @@ def test_a_computation_out_of_reach_is_refused() -> None:
 
 def test_thin_students_begin_as_evenly_spaced_layers_of_the_teacher() -> None:
     teacher = tiny_model("none", num_layers=6)
+    shared = teacher.encoder.embeddings.token.weight
     for count, taken in ((3, (0, 2, 4)), (2, (0, 3))):
         student = thinner(teacher, count)
         assert student.spec.num_layers == count
+        assert torch.equal(student.encoder.embeddings.token.weight, shared)
         for index, layer in enumerate(taken):
             one, other = student.encoder.layers[index], teacher.encoder.layers[layer]
             assert all(
@@ -238,10 +241,10 @@ def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
         """For each row the places that survive the first cut."""
         (batch,) = load_batches(rows, [members], CPU)
         hidden = torch.zeros(len(batch.input_ids), 32)
-        survivors = Survivors(hidden, batch.layout, torch.arange(len(hidden)))
-        keep = choose(batch, training)(0, hidden[:, 0], survivors)[0]
+        tokens = TokenState(hidden, batch.layout, torch.arange(len(hidden)), batch.protected)
+        keep = choose(batch, training)(0, hidden[:, 0], tokens)[0]
         row_of = torch.from_numpy(batch.rows)[batch.layout.row_of_token]
-        return {row: batch.positions[keep & (row_of == row)].tolist() for row in members}
+        return {row: batch.layout.positions[keep & (row_of == row)].tolist() for row in members}
 
     together, apart = kept([0, 1, 2, 3, 4, 5]), kept([4, 1])
     assert all(apart[row] == together[row] for row in apart)
@@ -268,14 +271,31 @@ def test_received_attention_is_the_mean_over_heads_and_queries() -> None:
     assert scores.sum().item() == pytest.approx(2.0)  # each row's queries give away one in all
 
 
+def test_received_attention_is_what_the_model_computes() -> None:
+    model = tiny_model("1,2", family="mpnet", token_types=0, options={"buckets": 32})
+    with torch.no_grad():
+        model.encoder.relative.table.weight.normal_(generator=torch.Generator().manual_seed(0))
+        (batch,) = load_batches([a_row(9, 1), a_row(5, 2)], [[0, 1]], CPU)
+        hidden = torch.randn(14, 32, generator=torch.Generator().manual_seed(0))
+        attention, relative = model.encoder.layers[0].attention, model.encoder.relative
+        scores = received_attention(attention, hidden, batch.layout, relative)
+        for row in (slice(0, 5), slice(5, 14)):
+            layout = RecordingLayout(batch.layout.positions[None, row])
+            attention(hidden[None, row], layout, relative)
+            torch.testing.assert_close(scores[row], layout.received[0])
+        relative.table.weight.zero_()
+        unbiased = received_attention(attention, hidden, batch.layout, relative)
+    assert not torch.allclose(scores, unbiased, atol=0.01)
+
+
 def test_attention_looks_at_the_last_layer_before_each_cut(
     monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     seen: list[object] = []
 
-    def received(attention: object, hidden: torch.Tensor, layout: object) -> torch.Tensor:
+    def received(attention: object, *given: object) -> torch.Tensor:
         seen.append(attention)
-        return received_attention(attention, hidden, layout)  # type: ignore[arg-type]
+        return received_attention(attention, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr("students.received_attention", received)
     for cuts, layers in (("1,3", (0, 2)), ("0.5,2.5", (0, 2)), ("1.5,3.5", (1, 3))):

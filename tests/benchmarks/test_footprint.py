@@ -18,7 +18,8 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_first_answers_and_memory_are_written_down(
     tiny_bundle: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprint, "CANDIDATES", footprint.CANDIDATES[:2])  # one that is missing
+    two = footprint.candidates()[:2]  # one that is missing
+    monkeypatch.setattr(footprint, "candidates", lambda: two)
     figures = labelled.with_name("footprint.json")
     code, output = run(
         tiny_bundle, "--data", labelled, "--texts", 2, "--rounds", 1, "--json", figures

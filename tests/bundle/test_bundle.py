@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import trbert_deploy
-from trbert_deploy.bundle.bundle import DIGEST, MANIFEST, Bundle, Manifest, _digest
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DIGEST, MANIFEST, Manifest, _digest
 from trbert_deploy.errors import BundleError, StorageError
 
 Change = Callable[[dict[str, Any]], None]
@@ -107,7 +108,7 @@ def set_version(version: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_version(3), "format version 3: this release reads 2; upgrade trbert-deploy"),
+        (set_version(3), "format version 4: this release reads 2 to 3; upgrade trbert-deploy"),
         (set_version(1), "format version 1: .* export the checkpoint again"),
         (set_version("2"), "format version 2"),
         (lambda data: data.pop("format_version"), "format version None"),

@@ -63,7 +63,7 @@ def test_builds_and_reports_then_skips(place: Path) -> None:
     pytest.importorskip("polygraphy")
     done = run(place, "--fp16", *SMALL, "--json", "figures.json")
     assert done.returncode == 0, done.stderr
-    for part in ("dense", "fp16", "scratch MiB", "largest logit difference", "same survivors"):
+    for part in ("dense", "fp16", "scratch MiB", "largest output difference", "same survivors"):
         assert part in done.stdout
     assert "built: bundle/engines/rtx-fp16-sm86" in done.stdout
     figures = json.loads((place / "figures.json").read_text())

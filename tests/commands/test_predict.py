@@ -54,7 +54,7 @@ def test_texts_become_json_lines(predict: Predict, capfd: pytest.CaptureFixture[
     assert predict("--text", TEXTS[0], "--text", TEXTS[1]) == 0
     output = capfd.readouterr()
     rows = parsed(output.out)
-    assert [sorted(row) for row in rows] == [["label", "num_tokens", "scores"]] * 2
+    assert [sorted(row) for row in rows] == [["label", "num_tokens", "score", "scores"]] * 2
     assert output.err == ""
 
 

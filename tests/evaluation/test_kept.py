@@ -24,14 +24,14 @@ from trbert_deploy.evaluation.kept import (
     trace_texts,
     word_shares,
 )
-from trbert_deploy.runtime.chain import Chain, RowResult
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 
 TEXTS = [
-    NamedText(f"line {place}", row["text"], row["label"])
-    for place, row in enumerate(make_texts(12, seed=5))
+    NamedText(f"line {place}", row["text"], row) for place, row in enumerate(make_texts(12, seed=5))
 ]
 
 
@@ -62,7 +62,8 @@ def test_every_token_leaves_where_the_pipeline_says(pipeline: Pipeline) -> None:
     assert steps == [("trace", 5, 12), ("trace", 10, 12), ("trace", 12, 12)]
     assert any(0 < text.lengths[2] < text.lengths[1] < text.lengths[0] for text in traced)
     for named, text, prediction in zip(TEXTS, traced, predictions, strict=True):
-        assert (text.text, text.label, text.answer) == (named.text, named.label, prediction.label)
+        assert (text.text, text.label) == (named.text, named.record["label"])
+        assert text.answer == prediction.label
         assert len(text.tokens) == prediction.num_tokens
         assert prediction.kept is not None
         for cut, kept in enumerate(prediction.kept):

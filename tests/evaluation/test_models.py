@@ -15,10 +15,10 @@ from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, Data
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.evaluation.quality import evaluate_quality
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 ROWS = make_texts(21)
-TEXTS = [NamedText(f"text {place}", row["text"], row["label"]) for place, row in enumerate(ROWS)]
+TEXTS = [NamedText(f"text {place}", row["text"], row) for place, row in enumerate(ROWS)]
 PLAIN = [row["text"] for row in ROWS]
 
 
@@ -82,9 +82,9 @@ def test_a_teacher_takes_the_dense_side(
     alone, report = (evaluate_quality(pipeline, TEXTS, teacher=each) for each in (None, teacher))
     answers = [answer.label for answer in teacher(PLAIN, dense=True)]
     right = sum(answer == row["label"] for answer, row in zip(answers, ROWS, strict=True))
-    assert report.dense.accuracy == pytest.approx(right / len(ROWS))
+    assert report.dense.score == pytest.approx(right / len(ROWS))
     assert (report.teacher, alone.teacher) == (str(other), None)
-    assert report.reduced.accuracy == alone.reduced.accuracy
+    assert report.reduced.score == alone.reduced.score
     assert report.kept_share == alone.kept_share
     # Half the layers, and FLOPs count as the teacher's own.
     assert report.flops_speedup == pytest.approx(alone.flops_speedup / 2, rel=0.02)
@@ -97,12 +97,14 @@ def test_any_fine_tuned_model_can_teach(
     _, teacher = open_models(tiny_checkpoint, path)
     assert teacher is not None and teacher.labels == LABELS
     reference = BertForSequenceClassification.from_pretrained(path).eval()
-    row = teacher.tokenizer(["a wonderful film"])[0]
+    row = teacher.tokenize(["a wonderful film"])[0]
     with torch.no_grad():
         expected = reference(torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
-    assert teacher.run([row], dense=True)[0].logits == pytest.approx(expected, abs=1e-5)
+    assert teacher.run([row], dense=True)[0].outputs["logits"] == pytest.approx(expected, abs=1e-5)
     headless = hf_checkpoint(BertModel, tokenizer_dir, tmp_path / "encoder")
-    with pytest.raises(CheckpointError, match="has no classification head"):
+    with pytest.raises(
+        CheckpointError, match="has no head that answers: expected one that is comput"
+    ):
         open_models(tiny_checkpoint, headless)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trbert_deploy import cli, load
 from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation import quality
-from trbert_deploy.evaluation.metrics import bootstrap_interval, calibration_error, macro_f1
+from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.evaluation.quality import (
     DataWarning,
     ModelQuality,
@@ -27,6 +27,7 @@ from trbert_deploy.evaluation.quality import (
     warn_of_few_rows,
 )
 from trbert_deploy.runtime.reading import NamedText, read_texts
+from trbert_deploy.tasks.text_classification import TextClassification
 
 
 @pytest.fixture
@@ -43,13 +44,18 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
     reduced = pipeline([named.text for named in texts], return_kept=True)
     dense = pipeline([named.text for named in texts], dense=True)
     right = [
-        np.mean([answer.label == named.label for answer, named in zip(answers, texts, strict=True)])
+        np.mean(
+            [
+                answer.label == named.record["label"]
+                for answer, named in zip(answers, texts, strict=True)
+            ]
+        )
         for answers in (dense, reduced)
     ]
-    assert [report.dense.accuracy, report.reduced.accuracy] == pytest.approx(right)
-    assert report.accuracy_change == pytest.approx(100 * (right[1] - right[0]))
+    assert [report.dense.score, report.reduced.score] == pytest.approx(right)
+    assert report.score_change == pytest.approx(100 * (right[1] - right[0]))
     low, high = report.interval
-    assert low <= report.accuracy_change <= high
+    assert low <= report.score_change <= high
     tokens = sum(answer.num_tokens for answer in reduced)
     kept = [
         sum(len(answer.kept[cut].positions) for answer in reduced if answer.kept) for cut in (0, 1)
@@ -60,21 +66,25 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
 
 def test_keeping_everything_changes_nothing(tiny_bundle: Path, data: Path) -> None:
     report = evaluate_quality(load(tiny_bundle, threshold=0.0), list(read_texts(data)))
-    assert report.label_agreement == 1.0
-    assert (report.accuracy_change, report.interval) == (0.0, (0.0, 0.0))
+    assert report.agreement == 1.0
+    assert (report.score_change, report.interval) == (0.0, (0.0, 0.0))
     assert report.kept_share == (1.0, 1.0)
 
 
 def test_metrics_by_hand() -> None:
     truth, answers = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 1])
-    assert macro_f1(truth, answers) == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
-    sure = np.array([[100.0, 0.0], [100.0, 0.0]], np.float32)
-    assert calibration_error(sure, np.array([0, 1])) == pytest.approx(0.5)
+    outputs = [{"logits": row} for row in np.eye(3, dtype=np.float32)[answers]]
+    measures = TextClassification(("a", "b", "c")).metrics(outputs, truth)
+    assert measures["accuracy"] == 0.5
+    assert measures["macro_f1"] == pytest.approx((2 / 3 + 2 / 4 + 0) / 3)
+    sure = [{"logits": np.array([100.0, 0.0], np.float32)}] * 2
+    measures = TextClassification(("a", "b")).metrics(sure, np.array([0, 1]))
+    assert measures["calibration_error"] == pytest.approx(0.5)
     assert bootstrap_interval(np.full(9, 2.0)) == (2.0, 2.0)
 
 
 def report_with(rows: int, deviation: float) -> QualityReport:
-    model = ModelQuality(0.9, 0.9, 0.1, 1.0)
+    model = ModelQuality({"accuracy": 0.9, "macro_f1": 0.9, "calibration_error": 0.1}, 1.0)
     return QualityReport(
         backend="onnxruntime",
         teacher=None,
@@ -82,10 +92,10 @@ def report_with(rows: int, deviation: float) -> QualityReport:
         tokens_per_row=50.0,
         dense=model,
         reduced=model,
-        accuracy_change=0.0,
+        score_change=0.0,
         interval=(0.0, 0.0),
         deviation=deviation,
-        label_agreement=1.0,
+        agreement=1.0,
         kept_share=(0.5,),
         flops_speedup=2.0,
         measured_speedup=2.0,
@@ -115,7 +125,7 @@ def test_too_few_rows_are_told_with_how_many_it_takes() -> None:
 
 
 def test_texts_of_one_label_are_told(tiny_bundle: Path, data: Path) -> None:
-    texts = [named for named in read_texts(data) if named.label == "good"]
+    texts = [named for named in read_texts(data) if named.record["label"] == "good"]
     with pytest.warns(DataWarning, match=f"all {len(texts)} texts have the label 'good'"):
         evaluate_quality(load(tiny_bundle), texts)
     evaluate_quality(load(tiny_bundle), texts[:1])
@@ -138,10 +148,11 @@ def test_models_take_turns_and_answer_in_order(
     run_in_turns(runs, texts, lambda *step: steps.append(step))
     assert order == [(0, 8), (1, 8), (1, 8), (0, 8), (0, 5), (1, 5)]
     assert [step[1:] for step in steps] == [(8, 21), (16, 21), (21, 21)]
-    rows = pipeline.tokenizer([named.text for named in texts])
+    rows = pipeline.tokenize([named.text for named in texts])
     for run in runs:
-        expected = [result.logits for result in pipeline.run(rows, dense=run.dense)]
-        np.testing.assert_allclose(run.logits, expected, atol=1e-5)
+        expected = [result.outputs["logits"] for result in pipeline.run(rows, dense=run.dense)]
+        received = [outputs["logits"] for outputs in run.outputs]
+        np.testing.assert_allclose(received, expected, atol=1e-5)
         assert [tokens[0] for tokens in run.tokens] == [len(row) for row in rows]
 
 
@@ -149,8 +160,11 @@ def test_models_take_turns_and_answer_in_order(
     ("texts", "message"),
     [
         ([], "no texts to evaluate"),
-        ([NamedText("line 3", "film")], 'line 3: expected a field "label"'),
-        ([NamedText("line 3", "film", "ugly")], "does not know the label 'ugly'"),
+        ([NamedText("line 3", "film", {"text": "film"})], 'line 3: expected a field "label"'),
+        (
+            [NamedText("line 3", "film", {"text": "film", "label": "ugly"})],
+            "does not know the label 'ugly'",
+        ),
     ],
 )
 def test_unusable_texts_are_named(tiny_bundle: Path, texts: list[NamedText], message: str) -> None:
@@ -176,7 +190,7 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     report = evaluate_quality(load(tiny_bundle), list(read_texts(data)))
-    worse = replace(report, accuracy_change=-2.0)
+    worse = replace(report, score_change=-2.0)
     monkeypatch.setattr(quality, "evaluate_quality", lambda *_, **__: worse)
     figures = tmp_path / "figures.json"
     gate = ("evaluate", tiny_bundle, "--data", data, "--json", figures, "--max-drop")
@@ -187,4 +201,4 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     assert "warning: 21 texts are too few to judge a change by 2 points" in errors
     assert run(monkeypatch, *gate, 0) == 3
     assert "too few" not in capfd.readouterr().err  # no number of texts would do
-    assert json.loads(figures.read_text())["accuracy_change"] == -2.0
+    assert json.loads(figures.read_text())["score_change"] == -2.0

@@ -21,7 +21,7 @@ from trbert_deploy.reports.plots.sweeps import draw_sweep
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
 
-TEXTS = [NamedText(f"text {i}", row["text"], row["label"]) for i, row in enumerate(make_texts(40))]
+TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(40))]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_points_spread_from_everything_kept_to_little(report: SweepReport) -> No
     thresholds = [point.threshold for point in report.points]
     assert thresholds[0] == 0.0 and thresholds == sorted(set(thresholds))
     first = report.points[0].quality
-    assert first.kept_share == (1.0, 1.0) and first.label_agreement == 1.0
+    assert first.kept_share == (1.0, 1.0) and first.agreement == 1.0
     steps = np.diff(np.log([point.quality.flops_speedup for point in report.points]))
     assert len(steps) == POINTS - 1
     assert steps.max() < 2 * steps.mean() and steps.min() > steps.mean() / 2
@@ -79,7 +79,10 @@ def test_unusable_texts_are_named_before_any_run(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Pipeline, "run")
-    for texts, message in (([], "no texts"), ([NamedText("a", "b", "ugly")], "label 'ugly'")):
+    for texts, message in (
+        ([], "no texts"),
+        ([NamedText("a", "b", {"text": "b", "label": "ugly"})], "label 'ugly'"),
+    ):
         with pytest.raises(DataError, match=message):
             sweep_thresholds(pipeline, texts)
 
@@ -87,10 +90,10 @@ def test_unusable_texts_are_named_before_any_run(
 def test_the_plot_shows_all_points_and_names_its_axes(report: SweepReport) -> None:
     (axes,) = draw_sweep(report).axes
     dense, curve, current = axes.get_lines()
-    assert set(dense.get_ydata()) == {report.current.dense.accuracy}
+    assert set(dense.get_ydata()) == {report.current.dense.score}
     assert list(curve.get_xdata()) == [point.quality.flops_speedup for point in report.points]
     assert current.get_xydata().tolist() == [
-        [report.current.flops_speedup, report.current.reduced.accuracy]
+        [report.current.flops_speedup, report.current.reduced.score]
     ]
     assert axes.get_xlabel() == "FLOPs speed-up over the dense model"
     assert axes.get_ylabel() == "accuracy on 40 texts"

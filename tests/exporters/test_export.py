@@ -26,7 +26,8 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_cuts_at_any_place_export(
     report = export_bundle(make_checkpoint(cuts), tmp_path / "bundle")
     cut_count = 0 if cuts == "none" else len(cuts.split(","))
     assert len(report.graphs) == (cut_count + 2 if cut_count else 1)
-    assert report.chain.label_agreement == 1.0
+    assert report.chain.answer_agreement == 1.0
 
 
 def test_survivors_can_be_rounded_up_for_good(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
         list(compare_graphs(*sides, model.spec, model.reduction, rows_of, shapes))
     chains = [Chain(side, model.reduction, 4) for side in sides]
     with pytest.raises(ParityError, match="chain"):
-        compare_chains(*chains, rows_of(20, 8))
+        compare_chains(task_of(tiny_model().spec), *chains, rows_of(20, 8))
 
 
 def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:

@@ -14,15 +14,11 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.torch_backend import TorchBackend
-from trbert_deploy.runtime.backends.backend import (
-    Backend,
-    BackendOptions,
-    Graph,
-    Tensors,
-    open_backend,
-)
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
-from trbert_deploy.selection.select import SelectionRule
+from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Graph, Tensors
+from trbert_deploy.runtime.backends.registry import open_backend
+from trbert_deploy.runtime.chain import Chain, Timing
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.selection.rules import SelectionRule
 
 #: Cuts before any layer, inside one, next to each other; one, two, three of them, and none.
 ALL_CUTS = ("1,2", "0.5", "0", "none", "0,0.5,2", "3.5")
@@ -73,8 +69,8 @@ def assert_same(ours: list[RowResult], theirs: list[RowResult], tolerance: float
     for one, other in zip(ours, theirs, strict=True):
         for kept, expected in zip(one.kept, other.kept, strict=True):
             assert np.array_equal(kept, expected)
-        scale = max(1.0, float(np.abs(other.logits).max()))
-        assert np.abs(one.logits - other.logits).max() <= tolerance * scale
+        scale = max(1.0, float(np.abs(other.outputs["logits"]).max()))
+        assert np.abs(one.outputs["logits"] - other.outputs["logits"]).max() <= tolerance * scale
 
 
 @pytest.mark.parametrize("cuts", ALL_CUTS)
@@ -140,7 +136,7 @@ def test_keeping_everything_is_the_dense_model(cuts: str) -> None:
     for row, result, dense in zip(rows, chain.run(rows), chain.run_dense(rows), strict=True):
         assert all(len(kept) == len(row) for kept in result.kept)
         assert dense.kept == ()
-        assert np.allclose(result.logits, dense.logits, atol=1e-4)
+        assert np.allclose(result.outputs["logits"], dense.outputs["logits"], atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", ALL_CUTS)
@@ -152,7 +148,7 @@ def test_short_rows_are_the_dense_models(cuts: str, below: int) -> None:
     for row, result, (reduced, dense) in zip(rows, chain.run(rows), pairs, strict=True):
         if len(row) < below:
             everything = (np.arange(len(row)),) * len(reduced.kept)
-            assert_same([result], [RowResult(dense.logits, everything)])
+            assert_same([result], [RowResult(dense.outputs, everything)])
         else:
             assert_same([result], [reduced])
 
@@ -196,12 +192,17 @@ class Watching:
         self.calls: list[tuple[str, tuple[int, ...]]] = []
 
     def graph(self, name: str) -> Graph:
-        def run(inputs: Tensors) -> Tensors:
-            assert "attention_mask" not in inputs
-            self.calls.append((name, next(iter(inputs.values())).shape[:2]))
-            return self._backend.graph(name)(inputs)
+        return WatchedGraph(name, self._backend.graph(name), self.calls)
 
-        return run
+
+class WatchedGraph:
+    def __init__(self, name: str, graph: Graph, calls: list[tuple[str, tuple[int, ...]]]) -> None:
+        self.name, self.graph, self.calls, self.inputs = name, graph, calls, graph.inputs
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        assert "attention_mask" not in inputs
+        self.calls.append((self.name, next(iter(inputs.values())).shape[:2]))
+        return self.graph(inputs)
 
 
 def test_rows_go_on_with_those_that_kept_as_many() -> None:

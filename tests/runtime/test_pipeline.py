@@ -11,10 +11,11 @@ from conftest import LABELS, make_texts
 from tokenizers import Tokenizer
 
 import trbert_deploy
-from trbert_deploy.bundle.bundle import TOKENIZER
+from trbert_deploy.bundle.manifest import TOKENIZER
 from trbert_deploy.errors import ConfigError, DataError, LengthError
-from trbert_deploy.runtime.pipeline import Pipeline, Prediction, load
+from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.tasks.task import Prediction
 
 TEXTS = [row["text"] for row in make_texts(9, seed=5)]
 LONG = "the film " * 100
@@ -131,7 +132,7 @@ def test_a_text_without_any_known_character_is_answered(pipeline: Pipeline) -> N
     ("text", "message"),
     [
         (5, "text 1 is of type int"),
-        (["a", "b"], "text 1 is of type list"),
+        (["a", "b", "c"], "text 1 is a list of 3"),
         ("a \ud800", "text 1 is no valid Unicode"),
     ],
 )

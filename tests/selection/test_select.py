@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.selection.select import SelectionRule, select
+from trbert_deploy.selection.rules import SelectionRule
+from trbert_deploy.selection.select import first_token, select
 
 RULES = st.builds(
     SelectionRule,
@@ -46,7 +47,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (
         np.array(logits, np.float32).reshape(shape),
         np.array(lengths),
-        np.array(marks).reshape(shape) & draw(st.booleans()),
+        np.array(marks).reshape(shape) & draw(st.booleans()) | (np.arange(slots) == 0),
     )
 
 
@@ -120,9 +121,12 @@ def test_broken_logits_never_keep_padding(
     assert not (keep & ~valid).any()
 
 
-def keep_of(logits: list[float], rule: SelectionRule, **options: object) -> list[int]:
+def keep_of(
+    logits: list[float], rule: SelectionRule, protected: np.ndarray | None = None
+) -> list[int]:
     array = np.array([logits], np.float32)
-    return np.flatnonzero(select(array, np.array([len(logits)]), rule, **options)[0]).tolist()
+    marks = first_token(len(logits))[None] if protected is None else protected
+    return np.flatnonzero(select(array, np.array([len(logits)]), rule, marks)[0]).tolist()
 
 
 @given(batches(), RULES, st.booleans())
@@ -133,11 +137,10 @@ def test_whole_rows_need_no_lengths(
     if broken:
         logits = np.where(logits == 1.0, np.float32("nan"), logits)
     lengths = np.full(len(logits), logits.shape[1])
-    for marks in (None, protected):
-        expected = select(logits, lengths, rule, marks)
-        assert np.array_equal(select(logits, None, rule, marks), expected)
-        tensors = (None if marks is None else torch.from_numpy(marks),)
-        assert np.array_equal(select(torch.from_numpy(logits), None, rule, *tensors), expected)
+    expected = select(logits, lengths, rule, protected)
+    assert np.array_equal(select(logits, None, rule, protected), expected)
+    theirs = select(torch.from_numpy(logits), None, rule, torch.from_numpy(protected))
+    assert np.array_equal(theirs, expected)
 
 
 def test_threshold_is_a_probability_and_inclusive() -> None:
@@ -149,7 +152,7 @@ def test_threshold_zero_keeps_everything_and_one_the_protected_alone() -> None:
     assert keep_of(logits, SelectionRule("threshold", 0.0)) == [0, 1, 2]
     assert keep_of(logits, SelectionRule("threshold", 1.0)) == [0]
     protected = np.array([[False, False, True]])
-    assert keep_of(logits, SelectionRule("threshold", 1.0), protected=protected) == [0, 2]
+    assert keep_of(logits, SelectionRule("threshold", 1.0), protected=protected) == [2]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ def test_ties_go_to_the_earlier_token() -> None:
 
 
 def test_protected_tokens_come_before_any_logit() -> None:
-    protected = np.array([[False, False, False, True]])
+    protected = np.array([[True, False, False, True]])
     rule = SelectionRule("budget", 2)
     assert keep_of([-5, math.inf, 9, -math.inf], rule, protected=protected) == [0, 3]
 

@@ -12,14 +12,10 @@ from conftest import LABELS, make_texts
 
 from trbert_deploy.errors import DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.batches import plan_batches
-from trbert_deploy.training.data import (
-    Example,
-    labels_in,
-    read_examples,
-    split_validation,
-    tokenize,
-)
+from trbert_deploy.training.data import read_examples, split_validation, tokenize
 
 ROWS = make_texts(5)
 
@@ -61,7 +57,7 @@ def test_pairs_and_numbered_labels(tmp_path: Path) -> None:
         (
             "c.jsonl",
             lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]),
-            "row 2 has no text",
+            'row 2: the field "text" is empty',
         ),
         (
             "d.jsonl",
@@ -92,13 +88,15 @@ def test_a_name_that_no_data_set_has_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_one_label_is_not_enough() -> None:
     with pytest.raises(DataError, match=r"one label only \(x\)"):
-        labels_in([Example("a", "x"), Example("b", "x")])
+        TextClassification.labels_in([Example("a", "x"), Example("b", "x")])
 
 
 def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
-    with pytest.raises(DataError, match=r"does not know: ugly \(it knows bad, good\)"):
-        tokenize([Example("the film", "ugly")], tokenizer, LABELS)
+    examples = [Example("the film", "good"), Example("the film", "ugly", "line 2")]
+    message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
+    with pytest.raises(DataError, match=message):
+        tokenize(examples, tokenizer, TextClassification(LABELS))
 
 
 def test_validation_is_held_out_at_random_but_the_same_again() -> None:

@@ -14,15 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from training.test_recombining import rows_of
 from training.test_run import make_workplace, options_for, weights
 
+from trbert_deploy.progress import no_progress
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.training import processes
 from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.processes import Share
 from trbert_deploy.training.run import train
-from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide
+from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, make_guide
 
 #: The command line in float32: in half precision batches of other shapes round too differently.
 IN_FLOAT32 = """
@@ -51,6 +56,24 @@ def test_processes_take_every_row_once_and_like_numbers_of_tokens(
     values = torch.rand(2, len(lengths))
     parts = sum(share.mean(values[:, share.places]) for share in shares)
     torch.testing.assert_close(parts, values.mean(1))
+
+
+def test_a_process_that_no_batch_is_left_to_adds_nothing_to_the_guide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of(9, 20, 14)
+    making = (10_000, torch.device("cpu"), no_progress)  # one batch
+    whole = make_guide(tiny_model(), rows, *making)
+    known = [(name, values.shape) for name, values in whole.answers.items()]
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    monkeypatch.setattr(processes, "gather", lambda own: [*known, *own])
+    monkeypatch.setattr(processes, "total", lambda own: own)
+    guide = make_guide(tiny_model(), rows, *making)
+    assert guide.answers.keys() == whole.answers.keys() == {LOGITS}
+    assert guide.answers[LOGITS].shape == whole.answers[LOGITS].shape == (3, 2)
+    assert whole.answers[LOGITS].all() and not guide.answers[LOGITS].any()
+    assert not any(scores.any() for scores in guide.saliency)
 
 
 def launch(command: list[str], options: TrainOptions, output: Path, *flags: str) -> None:
@@ -140,7 +163,7 @@ def test_two_processes_teach_what_one_teaches(
     launch([str(command)], replace(options, stages=("teacher", "guide")), two)
     assert_alike(two, one, "teacher")
     found, expected = (Guide.load(path / "stages" / "guide" / GUIDE_FILE) for path in (two, one))
-    np.testing.assert_allclose(found.teacher_logits, expected.teacher_logits, atol=1e-3)
+    np.testing.assert_allclose(found.answers[LOGITS], expected.answers[LOGITS], atol=1e-3)
     for scores, wanted in zip(found.saliency, expected.saliency, strict=True):
         np.testing.assert_allclose(scores, wanted, atol=1e-3 * wanted.max())
 

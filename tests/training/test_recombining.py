@@ -11,25 +11,27 @@ from hypothesis import strategies as st
 from torch.nn.functional import softmax
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
+from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import no_progress
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.training.batches import load_batches
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.distillation import distillation_loss
-from trbert_deploy.training.recombining import NO_LABEL, recombine
-from trbert_deploy.training.reduced import dense_logits
+from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.stages.guide import answers, make_guide
 
 CPU = torch.device("cpu")
+NO_TARGET = TextClassificationHead.no_target
 
 
-def rows_of(*lengths: int) -> list[LabelledRow]:
+def rows_of(*lengths: int) -> list[TrainingRow]:
     """Rows whose every token but the first and the last says where it stood: 100 * row + place."""
     rows = []
     for number, length in enumerate(lengths):
         ids = 100 * number + np.arange(length)
         ids[0], ids[-1] = 2, 3
-        rows.append(LabelledRow(TokenRow(ids, np.zeros_like(ids)), number % 2))
+        rows.append(TrainingRow(TokenRow(ids, np.zeros_like(ids)), number % 2))
     return rows
 
 
@@ -47,36 +49,37 @@ def runs_in(ids: np.ndarray) -> list[np.ndarray]:
 def test_parts_of_at_most_two_rows_between_the_special_tokens(
     lengths: list[int], count: int, seed: int
 ) -> None:
-    made = recombine(rows_of(*lengths), count, seed)
+    made = recombine(rows_of(*lengths), count, seed, NO_TARGET)
     assert len(made) == count
     for row in made:
         ids = row.tokens.input_ids
         assert (ids[0], ids[-1]) == (2, 3) and ids.dtype == np.int64
         assert 2 <= len(row) <= max(lengths)
         assert len(runs_in(ids[1:-1])) <= 2
-        assert row.label == NO_LABEL and not row.tokens.token_type_ids.any()
+        assert row.target == NO_TARGET and not row.tokens.token_type_ids.any()
 
 
 def test_a_seed_makes_the_same_rows_again_and_another_seed_others() -> None:
     rows = rows_of(30, 40, 50)
 
     def made(seed: int) -> list[list[int]]:
-        return [row.tokens.input_ids.tolist() for row in recombine(rows, 8, seed)]
+        return [row.tokens.input_ids.tolist() for row in recombine(rows, 8, seed, NO_TARGET)]
 
     assert made(1) == made(1) != made(2)
 
 
 def test_pairs_are_refused() -> None:
-    pair = LabelledRow(TokenRow(np.arange(6), np.array([0, 0, 0, 1, 1, 1])), 0)
-    assert recombine([pair], 0, 0) == []
+    pair = TrainingRow(TokenRow(np.arange(6), np.array([0, 0, 0, 1, 1, 1])), 0)
+    assert recombine([pair], 0, 0, NO_TARGET) == []
     with pytest.raises(DataError, match="pairs of texts cannot be recombined: leave recombined"):
-        recombine([pair], 1, 0)
+        recombine([pair], 1, 0, NO_TARGET)
 
 
 def test_without_a_label_the_teacher_alone_is_asked() -> None:
     logits = torch.randn(4, 3, requires_grad=True)
     teacher = torch.randn(4, 3)
-    unlabelled = distillation_loss(logits, teacher, torch.full((4,), NO_LABEL))
+    head = tiny_model().head
+    unlabelled = head.loss({LOGITS: logits}, torch.full((4,), NO_TARGET), {LOGITS: teacher})
     (gradient,) = torch.autograd.grad(unlabelled.sum(), logits)
     # The gradient of T^2 KL(teacher || student), both softened by T = 2.
     expected = 2.0 * (softmax(logits / 2.0, -1) - softmax(teacher / 2.0, -1))
@@ -86,14 +89,16 @@ def test_without_a_label_the_teacher_alone_is_asked() -> None:
 def test_the_teachers_answers_follow_those_on_the_training_rows() -> None:
     model = tiny_model()
     rows = [
-        LabelledRow(TokenRow(row.tokens.input_ids % 256, row.tokens.token_type_ids), row.label)
+        TrainingRow(TokenRow(row.tokens.input_ids % 256, row.tokens.token_type_ids), row.target)
         for row in rows_of(9, 20, 14)
     ]
-    new = recombine(rows, 4, 0)
+    new = recombine(rows, 4, 0, NO_TARGET)
     making = (64, CPU, no_progress)
     guide = make_guide(model, rows, *making).with_answers(answers(model, new, *making))
-    assert guide.teacher_logits.shape == (7, 2) and len(guide.starts) == 4
+    assert guide.answers[LOGITS].shape == (7, 2) and len(guide.starts) == 4
     (batch,) = load_batches(rows + new, [[5, 1]], CPU)
     with torch.no_grad():
-        expected = dense_logits(model, batch)
-    assert torch.allclose(guide.logits_of(batch), expected, rtol=0.02, atol=0.02)  # bfloat16
+        expected = dense_outputs(model, batch)
+    assert guide.outputs_of(batch).keys() == expected.keys() == {LOGITS}
+    found = guide.outputs_of(batch)[LOGITS]
+    assert torch.allclose(found, expected[LOGITS], rtol=0.02, atol=0.02)  # bfloat16

@@ -380,6 +380,7 @@ def test_a_warm_start_must_fit(
 
     refused(StorageError, "nowhere", warm_start=str(tmp_path / "nowhere"))
     refused(CheckpointError, "no reduction.json", warm_start=str(workplace / "encoder"))
+    refused(CheckpointError, "drops no tokens", warm_start=str(workplace / "fine-tuned"))
     refused(ConfigError, r"drops tokens at 0\.5,2, not at 1,3: leave --cuts out", cuts="1,3")
     refused(
         CheckpointError, "max_positions 64, the teacher 100: .* same --max-length", max_length=100
@@ -460,7 +461,7 @@ def test_validation_labels_must_be_known(
 ) -> None:
     path = tmp_path / "odd.jsonl"
     path.write_text('{"text": "the film", "label": "ugly"}\n')
-    with pytest.raises(DataError, match="does not know: ugly"):
+    with pytest.raises(DataError, match="does not know the label 'ugly'"):
         train(replace(options, validation=str(path)), tmp_path / "ckpt")
 
 

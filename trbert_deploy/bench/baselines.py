@@ -11,24 +11,22 @@ none is charged for choosing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.bundle import INPUT_IDS, KEEP_LOGIT, TOKEN_TYPE_IDS
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.flops import REACHED, dense_flops, reduced_flops
-from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
-from trbert_deploy.runtime.chain import Chain, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.selection.select import OperatingPoint, SelectionRule, select
+from trbert_deploy.runtime.scorers import ReplayedScorer, Survival
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.selection.rules import SelectionRule
+from trbert_deploy.selection.select import select
 
 BISECTIONS = 40
-
-#: For each cut which of the tokens that reach it survive: [S] bool each.
-Survival = Sequence[NDArray[np.bool_]]
 
 
 def first_tokens(count: int) -> Callable[[TokenRow], TokenRow]:
@@ -44,62 +42,21 @@ def select_by_chance(
     row: TokenRow, reduction: ReductionConfig, generator: np.random.Generator
 ) -> Survival:
     """What the cuts' rules leave of a row whose tokens have random scores."""
-    length = len(row)
+    protected = row.protected
     kept = []
     for cut in reduction.cuts:
+        length = len(protected)
         scores = generator.random((1, length), np.float32)
-        kept.append(select(scores, np.array([length]), cut.rule)[0])
-        length = int(kept[-1].sum())
+        kept.append(select(scores, np.array([length]), cut.rule, protected[None])[0])
+        protected = protected[kept[-1]]
     return kept
 
 
 def replay(pipeline: Pipeline, rows: Sequence[TokenRow], survivals: Sequence[Survival]) -> Pipeline:
-    """The model with what survives of each of ``rows`` decided; it takes one row at a time."""
-    decided = {
-        _key(row.input_ids, row.token_type_ids): kept
-        for row, kept in zip(rows, survivals, strict=True)
-    }
-    chain = Chain(
-        ReplayBackend(pipeline.chain.backend, decided),
-        pipeline.reduction.at(OperatingPoint(threshold=0.5, round_to=1)),
-        pipeline.encoder.num_layers,
-        pipeline.chain.max_batch_tokens,
-    )
+    """The model with what survives of each of ``rows`` decided."""
+    chain = pipeline.chain.at(OperatingPoint(threshold=0.5, round_to=1))
+    chain = chain.scored_by(ReplayedScorer.of(rows, survivals))
     return Pipeline(pipeline.path, pipeline.encoder, pipeline.tokenizer, chain)
-
-
-class ReplayBackend:
-    """A backend whose policies say what was decided beforehand, of single rows.
-
-    Args:
-        backend: runs the graphs.
-        decided: row -> what survives of it.
-    """
-
-    def __init__(self, backend: Backend, decided: Mapping[bytes, Survival]) -> None:
-        self._backend = backend
-        self._decided = decided
-        self._waiting: list[NDArray[np.bool_]] = []
-        self.description = backend.description
-        self.max_padding = 0.0
-
-    def graph(self, name: str) -> Graph:
-        inner = self._backend.graph(name)
-
-        def run(inputs: Tensors) -> Tensors:
-            if INPUT_IDS in inputs:
-                self._waiting = list(self._decided[_key(inputs[INPUT_IDS], inputs[TOKEN_TYPE_IDS])])
-            outputs = inner(inputs)
-            if KEEP_LOGIT not in outputs:
-                return outputs
-            keep = self._waiting.pop(0)
-            return {**outputs, KEEP_LOGIT: np.where(keep, 1.0, -1.0).astype(np.float32)[None]}
-
-        return run
-
-
-def _key(input_ids: NDArray[np.int64], token_type_ids: NDArray[np.int64]) -> bytes:
-    return input_ids.tobytes() + token_type_ids.tobytes()
 
 
 # How much to keep for the wanted computation: a matter of lengths alone

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
 from trbert_deploy.bench.tradeoff import TradeoffReport, measure_tradeoff
-from trbert_deploy.bundle.bundle import Bundle, require_length
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import require_length
 from trbert_deploy.errors import (
     ConfigError,
     DataError,
@@ -20,14 +21,16 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
-from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST
+from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
+from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
+#: What a dense model without sample texts is timed on.
+ANY_TEXT = "The time that a dense model takes depends on the length of a text, not on what it says."
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def bench_bundle(
     pipeline = _open(path, options, notes.append)
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
+    if texts == [ANY_TEXT]:
+        notes.append("the bundle has no sample texts: timed on a sentence that is repeated")
     engines, note = None, None
     if options.backend is None:
         engines, note = _open_engines(bundle, options)
@@ -147,7 +152,7 @@ def _open(
 
 def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
     """The bundle on its engines, if it has any, or else a line that says why not."""
-    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{MANIFEST}"))
+    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
     if not sets:
         return None, None
     try:
@@ -168,9 +173,11 @@ def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:
 
 
 def _texts(data: Path | None, bundle: Bundle) -> list[str]:
-    """Real texts to measure on."""
+    """Real texts to measure on; for a dense model, whose time does not depend on them, any."""
     if data is None:
         texts = bundle.samples()
+        if not texts and not bundle.manifest.reduction.cuts:
+            return [ANY_TEXT]
         if not texts:
             raise DataError(
                 f"bundle {bundle.path} has no sample texts: give --data FILE, or export it again "

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.flops import speedup
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import Timing, TokenRow
+from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.runtime.token_state import TokenRow
 
 #: Different rows that the rounds of a point take turns with, at most.
 MAX_ROWS = 64

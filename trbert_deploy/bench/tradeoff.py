@@ -1,4 +1,4 @@
-"""Quality against measured latency: the chain over its operating points, and simpler ways to save time.
+"""Quality against measured latency: the chain at several thresholds, and simpler ways to save it.
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from trbert_deploy.bench.baselines import (
-    Survival,
     count_for,
     first_tokens,
     replay,
@@ -29,9 +28,10 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_runs, tokenize
 from trbert_deploy.evaluation.sweep import points_to_sweep
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.runtime.scorers import Survival
+from trbert_deploy.runtime.token_state import TokenRow
 
 DENSE, REDUCED = "dense", "reduced"
 ALL, TOKENS = "all", "tokens"
@@ -50,7 +50,7 @@ class TradeoffPoint:
         value: to what; for the rules in force the first cut's.
         latency_ms: mean of a text.
         accuracy: share of right labels.
-        accuracy_change: against the dense model, in points; with its 95 % interval.
+        score_change: against the dense model, in points; with its 95 % interval.
         flops_speedup: FLOPs of the dense model over the model's.
     """
 
@@ -59,7 +59,7 @@ class TradeoffPoint:
     value: float
     latency_ms: float
     accuracy: float
-    accuracy_change: float
+    score_change: float
     interval: tuple[float, float]
     flops_speedup: float
 
@@ -86,8 +86,8 @@ class _Contender:
             kind=self.kind,
             value=self.value,
             latency_ms=1e3 * report.reduced.seconds / report.rows,
-            accuracy=report.reduced.accuracy,
-            accuracy_change=report.accuracy_change,
+            accuracy=report.reduced.score,
+            score_change=report.score_change,
             interval=report.interval,
             flops_speedup=report.flops_speedup,
         )
@@ -147,7 +147,7 @@ def measure_tradeoff(
         _Contender(REDUCED, "threshold", threshold, ModelRun(pipeline.at_threshold(threshold)))
         for threshold in thresholds
     ]
-    rows = tokenize(pipeline.tokenizer, texts)
+    rows = tokenize(pipeline, texts)
     speedups = [*thresholds.values()][BASELINES_EVERY::BASELINES_EVERY]
     contenders += _baselines(pipeline, rows, speedups, notes.append, progress)
     _meet_lengths(pipeline, rows, progress)
@@ -238,5 +238,5 @@ def _by_attention(pipeline: Pipeline) -> Chooser:
 
 def _dense(report: QualityReport) -> TradeoffPoint:
     latency = 1e3 * report.dense.seconds / report.rows
-    accuracy = report.dense.accuracy
+    accuracy = report.dense.score
     return TradeoffPoint(DENSE, ALL, 1.0, latency, accuracy, 0.0, (0.0, 0.0), 1.0)

@@ -1,226 +1,34 @@
 """The bundle on disk: all that a server needs to run a model.
 
-    bundle/
-      manifest.json         what is here, how it was made, and the SHA-256 of every file
-      weights.safetensors   every weight once; the graphs refer to it as ONNX external data
-      segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
-      dense.onnx ...        the same weights with no token removed
-      tokenizer.json
-      samples.jsonl         a few texts for benchmarking (optional)
-      engines/              TensorRT engines, each set with a manifest of its own (optional)
-
-File and tensor names are declared here and nowhere else.
+bundle/
+  manifest.json         what is here, how it was made, and the SHA-256 of every file
+  weights.safetensors   every weight once; the graphs refer to it as ONNX external data
+  segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
+  dense.onnx ...        the same weights with no token removed
+  tokenizer.json
+  samples.jsonl         a few texts for benchmarking (optional)
+  engines/              TensorRT engines, each set with a manifest of its own (optional)
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, ConfigError, LengthError
-from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256, write_json
-
-FORMAT_VERSION = 2
-DEFAULT_DIRECTORY = "bundle"
-
-MANIFEST = "manifest.json"
-DIGEST = "sha256"  # of the manifest's other entries
-WEIGHTS = "weights.safetensors"
-TOKENIZER = "tokenizer.json"
-SAMPLES = "samples.jsonl"
-ENGINES = "engines"
-DENSE = "dense"
-
-#: Variants of a graph (exporters/onnx/variants.py): with a padding mask; for rows of one length; the same
-#: with the operators of ONNX Runtime.
-MASKED, UNMASKED, FUSED = VARIANTS = ("masked", "unmasked", "fused")
-
-#: Variants with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
-#: where a runtime sees for itself that it can compute in 8 bits.
-INT8, DEQUANTIZED = "int8", "dequantized"
-
-#: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
-QUANTIZED = "quantized."
-
-#: Behind the name of a weight that weights.safetensors holds as [in, out].
-TRANSPOSED = ".transposed"
-
-INPUT_IDS = "input_ids"
-TOKEN_TYPE_IDS = "token_type_ids"
-ATTENTION_MASK = "attention_mask"
-HIDDEN = "hidden"  # into a later segment
-HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
-KEEP_LOGIT = "keep_logit"
-LOGITS = "logits"
-
-
-def segment_name(index: int) -> str:
-    """The name of a segment's graph and engine."""
-    return f"segment_{index}"
-
-
-def require_length(length: int, max_length: int) -> None:
-    """Refuse a row length above what a bundle was made for.
-
-    Raises:
-        LengthError: it is above.
-    """
-    if length > max_length:
-        raise LengthError(
-            f"length {length} is more than the bundle takes: expected at most {max_length}; "
-            f"train with --max-length {length} to extend the encoder's positions"
-        )
-
-
-@dataclass(frozen=True)
-class GraphDescription:
-    """One ONNX graph of a bundle.
-
-    Attributes:
-        name: ``segment_0`` ... or ``dense``.
-        inputs, outputs: tensor names with their dtypes and symbolic shapes, in order; variants
-            without a mask lack that input.
-    """
-
-    name: str
-    inputs: tuple[TensorDescription, ...]
-    outputs: tuple[TensorDescription, ...]
-
-    @property
-    def file(self) -> str:
-        """The file of the masked variant."""
-        return self.file_of(MASKED)
-
-    def file_of(self, variant: str) -> str:
-        return f"{self.name}.onnx" if variant == MASKED else f"{self.name}.{variant}.onnx"
-
-
-@dataclass(frozen=True)
-class TensorDescription:
-    """Name, numpy dtype and shape of a tensor; dynamic axes are named B, S."""
-
-    name: str
-    dtype: str
-    shape: tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a bundle holds.
-
-    Attributes:
-        encoder: shape of the model and its labels.
-        reduction: the cuts and their rules.
-        max_length: most tokens of a row, special tokens included.
-        graphs: the segments' graphs in order, then the dense one.
-        files: SHA-256 of every file beside the manifest.
-        parity: the largest differences found against PyTorch when the bundle was made.
-        training: figures of the training.
-        made_by: versions of the packages that made it.
-    """
-
-    encoder: EncoderSpec
-    reduction: ReductionConfig
-    max_length: int
-    graphs: tuple[GraphDescription, ...]
-    files: Mapping[str, str]
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    made_by: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def task(self) -> str:
-        return self.encoder.task
-
-    def graph(self, name: str) -> GraphDescription:
-        """The graph called ``name``."""
-        return next(graph for graph in self.graphs if graph.name == name)
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest with its own digest, so that a changed one is refused like any file."""
-        data = {
-            "format_version": FORMAT_VERSION,
-            "task": self.task,
-            "labels": list(self.encoder.labels),
-            "encoder": self.encoder.to_json(),
-            "reduction": self.reduction.to_json(),
-            "max_length": self.max_length,
-            "graphs": [asdict(graph) for graph in self.graphs],
-            "files": dict(self.files),
-            "parity": dict(self.parity),
-            "training": dict(self.training),
-            "made_by": dict(self.made_by),
-        }
-        return {**data, DIGEST: _digest(data)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            BundleError: another format version, altered, or entries that are missing or of a
-                wrong kind.
-        """
-        version = data.get("format_version")
-        if version != FORMAT_VERSION:
-            newer = isinstance(version, int) and version > FORMAT_VERSION
-            advice = "upgrade trbert-deploy" if newer else "export the checkpoint again"
-            raise BundleError(
-                f"bundle has format version {version}: this release reads {FORMAT_VERSION}; "
-                f"{advice}"
-            )
-        content = {key: value for key, value in data.items() if key != DIGEST}
-        if data.get(DIGEST) != _digest(content):
-            raise BundleError(
-                f"{MANIFEST} was altered: its content does not match its own {DIGEST}; export the "
-                "checkpoint again"
-            )
-        try:
-            manifest = cls(
-                encoder=EncoderSpec.from_json(data["encoder"]),
-                reduction=ReductionConfig.from_json(data["reduction"]),
-                max_length=int(data["max_length"]),
-                graphs=tuple(_graph(entry) for entry in data["graphs"]),
-                files={str(name): str(digest) for name, digest in data["files"].items()},
-                parity=dict(data["parity"]),
-                training=dict(data["training"]),
-                made_by=dict(data["made_by"]),
-            )
-            segments = manifest.reduction.segments(manifest.encoder.num_layers)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as problem:
-            raise BundleError(
-                f"bundle manifest is damaged ({type(problem).__name__}: {problem}); "
-                "export the checkpoint again"
-            ) from None
-        received = [graph.name for graph in manifest.graphs]
-        expected = [segment_name(segment.index) for segment in segments if len(segments) > 1]
-        if received != [*expected, DENSE]:
-            raise BundleError(
-                f"bundle manifest lists the graphs {', '.join(received)}: expected "
-                f"{', '.join([*expected, DENSE])}; export the checkpoint again"
-            )
-        return manifest
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, whatever its layout in the file."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _graph(entry: Mapping[str, Any]) -> GraphDescription:
-    def tensors(key: str) -> tuple[TensorDescription, ...]:
-        return tuple(
-            TensorDescription(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
-            for tensor in entry[key]
-        )
-
-    return GraphDescription(entry["name"], tensors("inputs"), tensors("outputs"))
+from trbert_deploy.bundle.manifest import (
+    DEQUANTIZED,
+    DIGEST,
+    ENGINES,
+    INT8,
+    MANIFEST,
+    MASKED,
+    SAMPLES,
+    TOKENIZER,
+    WEIGHTS,
+    Manifest,
+)
+from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256
 
 
 @dataclass(frozen=True)
@@ -250,7 +58,7 @@ class Bundle:
             )
         bundle = cls(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)))
         required = {WEIGHTS, TOKENIZER} | {
-            graph.file_of(variant) for graph in bundle.manifest.graphs for variant in VARIANTS
+            graph.file_of(variant) for graph in bundle.manifest.graphs for variant in graph.variants
         }
         undeclared = sorted(required - set(bundle.manifest.files))
         if undeclared:
@@ -270,18 +78,21 @@ class Bundle:
 
     def has_variant(self, variant: str) -> bool:
         """Whether all graphs are there in this variant."""
-        return all(graph.file_of(variant) in self.manifest.files for graph in self.manifest.graphs)
+        return all(variant in graph.variants for graph in self.manifest.graphs)
 
     def require_variant(self, variant: str) -> None:
-        """Refuse to run the bundle in a variant with 8-bit weights that it lacks.
+        """Refuse to run the bundle in a variant that it lacks.
 
         Raises:
             ConfigError: it lacks it.
         """
         if not self.has_variant(variant):
-            raise ConfigError(
-                f"{self.path} has no graphs with 8-bit weights: export it with --int8"
+            advice = (
+                "no graphs with 8-bit weights: export it with --int8"
+                if variant in (INT8, DEQUANTIZED)
+                else f"no {variant} variant of its graphs: export the checkpoint again"
             )
+            raise ConfigError(f"{self.path} has {advice}")
 
     def graph_path(self, name: str, variant: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""
@@ -309,8 +120,3 @@ class Bundle:
         if SAMPLES not in self.manifest.files:
             return []
         return [row["text"] for row in read_json_lines(self.path / SAMPLES, BundleError)]
-
-
-def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest into a bundle directory that holds every other file."""
-    write_json(directory / MANIFEST, manifest.to_json())

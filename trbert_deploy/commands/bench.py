@@ -18,7 +18,7 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 @click.command()

@@ -17,7 +17,7 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 @click.command()
@@ -114,8 +114,8 @@ def evaluate(
         write_json(json_path, figures)
     if max_drop:
         warn_of_few_rows(report, max_drop)
-    if max_drop is not None and -report.accuracy_change > max_drop:
+    if max_drop is not None and -report.score_change > max_drop:
         console.notes.print(
-            f"accuracy falls by {-report.accuracy_change:.2f} points, more than {max_drop:g}"
+            f"accuracy falls by {-report.score_change:.2f} points, more than {max_drop:g}"
         )
         sys.exit(3)

@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
-from trbert_deploy.runtime.backends.backend import AUTO, BACKENDS, PRECISIONS
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.training.options import RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
@@ -86,7 +86,7 @@ threads_option = click.option(
 backend_choice = click.Choice([*BACKENDS, AUTO])
 precision_option = click.option(
     "--precision",
-    type=click.Choice(sorted({each for offered in PRECISIONS.values() for each in offered})),
+    type=click.Choice(sorted({each for info in BACKENDS.values() for each in info.precisions})),
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
     "fp32 elsewhere; engines keep their own].",
 )

@@ -16,9 +16,9 @@ from trbert_deploy.commands.options import (
     precision_option,
     threads_option,
 )
-from trbert_deploy.runtime.backends.backend import DEFAULT_BACKEND
+from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 
 @click.command()

@@ -17,10 +17,10 @@ from tokenizers import Encoding
 
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import RowResult
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.runtime.tokenizing import Text
+from trbert_deploy.runtime.token_state import RowResult
+from trbert_deploy.tasks.task import Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,12 @@ def trace_texts(
         encodings = pipeline.tokenizer.encode(
             [named.text for named in part], [named.name for named in part]
         )
-        results = pipeline.run(pipeline.tokenizer.rows(encodings))
+        results = pipeline.run(pipeline.rows(encodings))
         for named, encoding, result in zip(part, encodings, results, strict=True):
-            answer = pipeline.labels[int(np.argmax(result.logits))]
-            traced.append(trace(named.text, named.label, answer, encoding, result))
+            task = pipeline.task
+            answer = task.summary(task.decode(result.outputs, encoding))
+            label = task.read(named.record, named.name).target if named.record else None
+            traced.append(trace(named.text, label, answer, encoding, result))
         progress("trace", len(traced), len(texts))
     return traced
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trbert_deploy.bundle.bundle import MANIFEST
+from trbert_deploy.bundle.manifest import MANIFEST
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backends.backend import AUTO, DEFAULT_BACKEND, require_precision
+from trbert_deploy.runtime.backends.registry import AUTO, DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 #: What every checkpoint directory holds, and no bundle.
 HF_CONFIG = "config.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.evaluation.metrics import bootstrap_interval, calibration_error, macro_f1
+from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import Timing, TokenRow
+from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Outputs, mean_agreement
 
 BATCH_SIZE = 8
 
@@ -32,17 +33,20 @@ class ModelQuality:
     """How good one model's answers are.
 
     Attributes:
-        accuracy: share of right labels.
-        macro_f1: F1 of each label that occurs or is answered, averaged.
-        calibration_error: mean distance of confidence and accuracy over ten equal bins of
-            confidence, weighted by their rows (Naeini et al. 2015).
+        metrics: the task's measures by name; the first one is what models are judged by.
         seconds: time in the chain, without tokenizing.
     """
 
-    accuracy: float
-    macro_f1: float
-    calibration_error: float
+    metrics: Mapping[str, float]
     seconds: float
+
+    @property
+    def score(self) -> float:
+        """The first measure."""
+        return next(iter(self.metrics.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.metrics, "seconds": self.seconds}
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ class QualityReport:
         rows: how many.
         tokens_per_row: mean, special tokens included.
         dense, reduced: their quality.
-        accuracy_change: reduced minus dense, in points.
+        score_change: of the first measure, reduced minus dense, in points.
         interval: 95 % interval of that change, by paired bootstrap over the rows.
         deviation: standard deviation of that change over the rows, in points.
-        label_agreement: share of rows with the same label.
+        agreement: how far the answers are the same, as the task says.
         kept_share: for each cut the tokens left, as a share of all tokens.
         flops_speedup: FLOPs of the dense model over the chain's.
         measured_speedup: ratio of the two times.
@@ -70,10 +74,10 @@ class QualityReport:
     tokens_per_row: float
     dense: ModelQuality
     reduced: ModelQuality
-    accuracy_change: float
+    score_change: float
     interval: tuple[float, float]
     deviation: float
-    label_agreement: float
+    agreement: float
     kept_share: tuple[float, ...]
     flops_speedup: float
     measured_speedup: float
@@ -89,7 +93,8 @@ class QualityReport:
         return math.ceil((1.96 * self.deviation / points) ** 2)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        models = {"dense": self.dense.to_json(), "reduced": self.reduced.to_json()}
+        return {**asdict(self), **models}
 
 
 @dataclass
@@ -100,7 +105,7 @@ class ModelRun:
         pipeline: the model.
         dense: remove no token.
         view: what the model is given of a row.
-        logits: of every row, [C] float32.
+        outputs: of every row.
         tokens: of every row, in each segment.
         timing: in the chain, without tokenizing.
     """
@@ -108,7 +113,7 @@ class ModelRun:
     pipeline: Pipeline
     dense: bool = False
     view: Callable[[TokenRow], TokenRow] = lambda row: row
-    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    outputs: list[Outputs] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
     timing: Timing = field(default_factory=Timing)
 
@@ -117,12 +122,13 @@ class ModelRun:
         rows = [self.view(row) for row in rows]
         results = self.pipeline.run(rows, dense=self.dense, timing=self.timing)
         for row, result in zip(rows, results, strict=True):
-            self.logits.append(result.logits)
+            self.outputs.append(result.outputs)
             self.tokens.append([len(row), *map(len, result.kept)])
 
-    def logits_of(self, labels: Sequence[str]) -> NDArray[np.float32]:
-        """All logits [N, C], in the order of ``labels``."""
-        return np.stack(self.logits)[:, [self.pipeline.labels.index(label) for label in labels]]
+    def outputs_as(self, other: Pipeline) -> list[Outputs]:
+        """All outputs, as another model would have them."""
+        task = self.pipeline.task
+        return [task.translated(outputs, other.task) for outputs in self.outputs]
 
     @property
     def flops(self) -> float:
@@ -191,19 +197,20 @@ def compare_runs(
     Raises:
         DataError: as ``evaluate_quality``.
     """
-    truth = true_labels(runs[0].pipeline, texts, teacher)
-    if len(texts) > 1 and (truth == truth[0]).all():
+    targets = true_targets(runs[0].pipeline, texts, teacher)
+    if len(texts) > 1 and (targets == targets[0]).all():
+        label = runs[0].pipeline.task.read(texts[0].record, texts[0].name).target
         warnings.warn(
-            f"all {len(texts):,} texts have the label {texts[0].label!r}: the figures say nothing "
+            f"all {len(texts):,} texts have the label {label!r}: the figures say nothing "
             "of the others; expected texts of every label",
             DataWarning,
             stacklevel=2,
         )
     dense = ModelRun(teacher or runs[0].pipeline, dense=True)
     for run in (dense, runs[0]):  # the first call of a graph loads it
-        run.pipeline.run(tokenize(run.pipeline.tokenizer, texts[:1]), dense=run.dense)
+        run.pipeline.run(tokenize(run.pipeline, texts[:1]), dense=run.dense)
     run_in_turns([dense, *runs], texts, progress, batch_size)
-    return [_compare(dense, run, truth, teacher) for run in runs]
+    return [_compare(dense, run, targets, teacher) for run in runs]
 
 
 def run_in_turns(
@@ -219,82 +226,65 @@ def run_in_turns(
     """
     for turn, start in enumerate(range(0, len(texts), batch_size)):
         part = texts[start : start + batch_size]
-        rows = {
-            tokenizer: tokenize(tokenizer, part)
-            for tokenizer in {run.pipeline.tokenizer for run in runs}
-        }
+        tokenizing = {run.pipeline.tokenizer: run.pipeline for run in runs}
+        rows = {tokenizer: tokenize(each, part) for tokenizer, each in tokenizing.items()}
         first = turn % len(runs)
         for run in (*runs[first:], *runs[:first]):
             run.answer(rows[run.pipeline.tokenizer])
         progress("evaluate", start + len(part), len(texts))
 
 
-def tokenize(tokenizer: TextTokenizer, texts: Sequence[NamedText]) -> list[TokenRow]:
+def tokenize(pipeline: Pipeline, texts: Sequence[NamedText]) -> list[TokenRow]:
     """The rows of named texts; errors call these by their names."""
-    names = [named.name for named in texts]
-    return tokenizer.rows(tokenizer.encode([named.text for named in texts], names))
+    return pipeline.tokenize([named.text for named in texts], [named.name for named in texts])
 
 
 def _compare(
-    dense: ModelRun, reduced: ModelRun, truth: NDArray[np.int64], teacher: Pipeline | None
+    dense: ModelRun, reduced: ModelRun, targets: NDArray[Any], teacher: Pipeline | None
 ) -> QualityReport:
     """What two finished runs say of the chain."""
-    labels = reduced.pipeline.labels
-    logits = [run.logits_of(labels) for run in (dense, reduced)]
-    answers = [values.argmax(1) for values in logits]
+    task = reduced.pipeline.task
+    outputs = [dense.outputs_as(reduced.pipeline), reduced.outputs]
     qualities = [
-        ModelQuality(
-            accuracy=float((answer == truth).mean()),
-            macro_f1=macro_f1(truth, answer),
-            calibration_error=calibration_error(values, truth),
-            seconds=run.timing.total_seconds,
-        )
-        for run, values, answer in zip((dense, reduced), logits, answers, strict=True)
+        ModelQuality(task.metrics(answers, targets), run.timing.total_seconds)
+        for run, answers in zip((dense, reduced), outputs, strict=True)
     ]
-    change = 100.0 * ((answers[1] == truth).astype(float) - (answers[0] == truth))
+    scores = [task.scores(answers, targets) for answers in outputs]
+    change = 100.0 * (scores[1] - scores[0])
     totals = np.sum(reduced.tokens, axis=0)
     return QualityReport(
         backend=reduced.pipeline.chain.backend.description["backend"],
         teacher=None if teacher is None else str(teacher.path),
-        rows=len(truth),
-        tokens_per_row=float(totals[0] / len(truth)),
+        rows=len(targets),
+        tokens_per_row=float(totals[0] / len(targets)),
         dense=qualities[0],
         reduced=qualities[1],
-        accuracy_change=float(change.mean()),
+        score_change=float(change.mean()),
         interval=bootstrap_interval(change),
         deviation=float(change.std()),
-        label_agreement=float((answers[0] == answers[1]).mean()),
+        agreement=mean_agreement(task, *outputs),
         kept_share=tuple(float(left / totals[0]) for left in totals[1:]),
         flops_speedup=dense.flops / reduced.flops,
         measured_speedup=dense.timing.total_seconds / reduced.timing.total_seconds,
     )
 
 
-def true_labels(
+def true_targets(
     pipeline: Pipeline, texts: Sequence[NamedText], teacher: Pipeline | None = None
-) -> NDArray[np.int64]:
-    """The index of each text's label, [N].
+) -> NDArray[Any]:
+    """The targets of texts, as the model counts them: [N, ...].
 
     Raises:
         DataError: as ``evaluate_quality``.
     """
     if not texts:
         raise DataError("no texts to evaluate: expected labelled ones")
-    index = {label: place for place, label in enumerate(pipeline.labels)}
-    for named in texts:
-        if named.label is None:
-            raise DataError(f'{named.name}: expected a field "label" beside the text')
-        if named.label not in index:
-            raise DataError(
-                f"{named.name}: the model does not know the label {named.label!r} "
-                f"(it knows {', '.join(index)})"
-            )
-    if teacher is not None and set(teacher.labels) != set(index):
-        raise DataError(
-            f"the teacher {teacher.path} knows the labels {', '.join(teacher.labels)}: expected "
-            f"those of {pipeline.path}, {', '.join(index)}"
-        )
-    return np.array([index[str(named.label)] for named in texts])
+    task = pipeline.task
+    examples = [task.read(named.record, named.name) for named in texts]
+    targets = task.targets(examples)
+    if teacher is not None:
+        teacher.task.require_like(task, f"the teacher {teacher.path}")
+    return targets
 
 
 def warn_of_few_rows(report: QualityReport, points: float) -> None:

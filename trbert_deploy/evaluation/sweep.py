@@ -20,7 +20,7 @@ from trbert_deploy.evaluation.quality import (
     QualityReport,
     evaluate_points,
     run_in_turns,
-    true_labels,
+    true_targets,
 )
 from trbert_deploy.flops import speedup
 from trbert_deploy.progress import Progress, no_progress
@@ -100,7 +100,7 @@ def points_to_sweep(
     """
     if not pipeline.reduction.cuts:
         raise ConfigError(f"{pipeline.path} has no cuts: there is no threshold to sweep over")
-    true_labels(pipeline, texts, teacher)  # an error now, and not after the probing
+    true_targets(pipeline, texts, teacher)  # an error now, and not after the probing
     sample = texts[:: math.ceil(len(texts) / SAMPLE_ROWS)]
     return spread_thresholds(pipeline, sample, progress)
 
@@ -128,7 +128,7 @@ def spread_thresholds(
     savings = [saving(0.0), saving(1.0)]
     for probe in range(PROBES):
         gaps = np.diff(savings) * (np.diff(logits) > _CLOSEST)
-        place = int(np.argmax(gaps)) + 1
+        place = int(gaps.argmax()) + 1
         middle = (logits[place - 1] + logits[place]) / 2
         logits.insert(place, middle)
         savings.insert(place, saving(_probability(middle)))

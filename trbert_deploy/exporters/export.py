@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     DEFAULT_DIRECTORY,
     DEQUANTIZED,
     INT8,
@@ -15,7 +18,6 @@ from trbert_deploy.bundle.bundle import (
     SAMPLES,
     TOKENIZER,
     UNMASKED,
-    Bundle,
     Manifest,
     write_manifest,
 )
@@ -30,14 +32,17 @@ from trbert_deploy.exporters.checks.parity import (
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
-from trbert_deploy.modeling.checkpoints.checkpoint import copy_tokenizer, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
 
 LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16
@@ -53,15 +58,23 @@ class ExportReport:
         graphs: parity of every graph.
         chain: parity of the whole chain.
         int8_agreement: of the chain with 8-bit weights with float32 (see ``least_agreement``).
+        source: the checkpoint.
+        is_dense: whether it had no cuts, so that the bundle is the dense model alone.
     """
 
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
     int8_agreement: float | None = None
+    source: Path = Path()
+    is_dense: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return {"bundle": str(self.path), "parity": self.parity_json()}
+        return {
+            "bundle": str(self.path),
+            "dense": self.is_dense,
+            "parity": self.parity_json(),
+        }
 
     def parity_json(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -85,7 +98,8 @@ def export_bundle(
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
 
     Args:
-        checkpoint_path: directory that ``trbert-deploy train`` wrote.
+        checkpoint_path: directory that ``trbert-deploy train`` wrote, or of another fine-tuned
+            model, which becomes a bundle of the dense model alone.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
@@ -109,10 +123,9 @@ def export_bundle(
     model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
-        copy_tokenizer(checkpoint.tokenizer_dir, staging)
-        for path in staging.iterdir():
-            if path.name != TOKENIZER:
-                path.unlink()
+        with tempfile.TemporaryDirectory() as scratch:
+            tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
+            shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
         steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
         graphs = []
         for graph in export_graphs(model, staging, int8):
@@ -152,7 +165,9 @@ def export_bundle(
             parities.append(parity)
             progress(f"check {parity.graph}", len(graphs) + len(parities), steps)
         ours = Chain(candidate, model.reduction, model.spec.num_layers)
+        task = task_of(model.spec)
         chain = compare_chains(
+            task,
             Chain(reference, model.reduction, model.spec.num_layers),
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
@@ -166,11 +181,18 @@ def export_bundle(
             for variant in (INT8, DEQUANTIZED):
                 eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
                 rounded = Chain(eight, model.reduction, model.spec.num_layers)
-                agreements.append(least_agreement(rows, expected, rounded.run(rows)))
+                agreements.append(least_agreement(task, rows, expected, rounded.run(rows)))
             agreement = min(agreements)
             _require_agreement(agreement, least_int8_agreement)
         progress("check chain", steps, steps)
-        report = ExportReport(output, tuple(parities), chain, agreement)
+        report = ExportReport(
+            output,
+            tuple(parities),
+            chain,
+            agreement,
+            source=checkpoint_path,
+            is_dense=not model.reduction.cuts,
+        )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
 
@@ -178,7 +200,7 @@ def export_bundle(
 def _require_agreement(agreement: float, least: float) -> None:
     if agreement < least:
         raise ParityError(
-            f"with 8-bit weights only {agreement:.1%} of the labels, or of the tokens' fates, are "
+            f"with 8-bit weights only {agreement:.1%} of the answers, or of the tokens' fates, are "
             f"those of float32: expected at least {least:.0%}; export without --int8, or with "
             "--force-int8 if evaluate finds the quality good enough"
         )

@@ -5,26 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trbert_deploy.bundle.manifest import HIDDEN, INPUT_IDS, TOKEN_TYPE_IDS
 from trbert_deploy.config import EncoderSpec, ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.blocks.encoder import ClassificationHead, Encoder, Policy
+from trbert_deploy.modeling.blocks.policy import Policy
+from trbert_deploy.modeling.families.registry import FAMILIES
+from trbert_deploy.modeling.heads.registry import build_head
 from trbert_deploy.modeling.layouts import Layout
 
 
 class ReducedModel(nn.Module):
-    """A sequence classifier that can drop tokens at its cuts.
+    """An encoder with a head that can drop tokens at its cuts.
 
     Attributes:
         spec: shape of the encoder.
         reduction: the cuts and their rules.
         segments: what runs between the cuts.
+        family: what is known of the encoder's kind.
     """
 
     def __init__(self, spec: EncoderSpec, reduction: ReductionConfig) -> None:
         super().__init__()
         self.spec = spec
-        self.encoder = Encoder(spec)
-        self.head = ClassificationHead(spec)
+        self.family = FAMILIES[spec.family]
+        self.encoder = self.family.build(spec)
+        self.head = build_head(spec)
         self.policies = nn.ModuleList()
         self.set_reduction(reduction)
         self.apply(_initialize)
@@ -42,14 +47,15 @@ class ReducedModel(nn.Module):
         self.set_reduction(other.reduction)
         self.load_state_dict(other.state_dict())
 
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor, positions: Tensor) -> Tensor:
-        """Embeddings of tokens: int64 [...] each -> hidden [..., H]."""
-        return self.encoder.embeddings(input_ids, token_type_ids, positions)
+    def inputs_of(self, segment: Segment | None) -> tuple[str, ...]:
+        """Names of the per-token inputs of a segment's graph; None for the dense model."""
+        if segment is not None and not segment.is_first:
+            return (HIDDEN, *self.family.carried)
+        return (INPUT_IDS, TOKEN_TYPE_IDS) if self.spec.token_types > 1 else (INPUT_IDS,)
 
-    def run_segment(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """The layers of segment ``index``: hidden [..., H] -> hidden [..., H]."""
-        segment = self.segments[index]
-        return self.encoder.run_steps(hidden, layout, segment.start, segment.stop)
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: Layout) -> Tensor:
+        """Embeddings of whole rows: int64 [...] each -> hidden [..., H]."""
+        return self.encoder.embed(input_ids, token_type_ids, layout)
 
     def keep_logit(self, index: int, hidden: Tensor) -> Tensor:
         """The policy's score at cut ``index``: hidden [..., H] -> keep logit [...] float32."""
@@ -62,18 +68,22 @@ class ReducedModel(nn.Module):
         return policy
 
     def extend_positions(self, max_positions: int) -> None:
-        """Lengthen the learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).
+        """Lengthen a learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).
+
+        Positions that are computed, or relative, go on by themselves.
 
         Raises:
             ConfigError: fewer positions than there are.
         """
-        table = self.encoder.embeddings.position.weight
-        if max_positions < len(table):
+        if max_positions < self.spec.max_positions:
             raise ConfigError(
-                f"{max_positions} positions asked for: there are {len(table)} already"
+                f"{max_positions} positions asked for: there are {self.spec.max_positions} already"
             )
-        tiled = table.detach()[torch.arange(max_positions) % len(table)].clone()
-        self.encoder.embeddings.position = nn.Embedding.from_pretrained(tiled, freeze=False)
+        embeddings = self.encoder.embeddings
+        if embeddings.position is not None:
+            table = embeddings.position.weight
+            tiled = table.detach()[torch.arange(max_positions) % len(table)].clone()
+            embeddings.extend_positions(tiled)
         self.spec = self.spec.with_positions(max_positions)
 
 
@@ -81,5 +91,5 @@ def _initialize(module: nn.Module) -> None:
     """BERT's initialization: normal weights (0.02), zero biases."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -5,8 +5,6 @@ Nothing here is trained: it is what a learned policy is compared with.
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,10 +12,9 @@ from torch import Tensor
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.blocks.encoder import Attention, EncoderLayer
-from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.modeling.layouts import PaddedLayout, ScoreBias, heads_of
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.select import select
 
 
@@ -36,22 +33,36 @@ def attending_layers(reduction: ReductionConfig) -> list[int]:
     return layers
 
 
-def attention_of(model: ReducedModel, layer: int) -> Attention:
-    """The attention of a layer."""
-    return cast(EncoderLayer, model.encoder.layers[layer]).attention
+class RecordingLayout(PaddedLayout):
+    """Whole rows of one length that note how much attention each token receives.
 
-
-def mean_attention(query: Tensor, key: Tensor) -> Tensor:
-    """Attention probability that each token of a row gets, mean over heads and queries.
-
-    Args:
-        query, key: [S, N, D] float32.
-
-    Returns:
-        [S] float32; they sum to 1.
+    Attributes:
+        received: [B, S] float32, of the last attention that ran: mean over heads and queries; a
+            row's values sum to 1.
     """
-    weights = torch.einsum("qnd,knd->nqk", query, key) * query.shape[-1] ** -0.5
-    return weights.softmax(-1).mean((0, 1))
+
+    received: Tensor
+
+    def __init__(self, positions: Tensor | None = None) -> None:
+        super().__init__(None, positions)
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        num_heads: int,
+        bias: ScoreBias | None = None,
+    ) -> Tensor:
+        mask = self.scores_mask(query, bias)
+        q, k, v = (heads_of(states, num_heads) for states in (query, key, value))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # [B, N, S, S]
+        if mask is not None:
+            blocked = mask.dtype == torch.bool
+            scores = scores.masked_fill(~mask, -torch.inf) if blocked else scores + mask
+        weights = scores.softmax(-1)
+        self.received = weights.mean((1, 2))
+        return (weights @ v).transpose(1, 2).flatten(2)
 
 
 @torch.inference_mode()
@@ -70,22 +81,20 @@ def select_by_attention(
     Raises:
         ConfigError: as ``attending_layers``.
     """
-    layout = PaddedLayout(None)
+    attending_layers(reduction)
+    layout = RecordingLayout()
     ids, types = torch.from_numpy(row.input_ids)[None], torch.from_numpy(row.token_type_ids)[None]
-    hidden = model.embed(ids, types, torch.arange(len(row)))
+    protected = torch.from_numpy(row.protected)[None]
+    hidden = model.embed(ids, types, layout)
     start = 0
     kept = []
-    for cut, layer in zip(reduction.cuts, attending_layers(reduction), strict=True):
-        hidden = model.encoder.run_steps(hidden, layout, start, 2 * layer)
-        attention = attention_of(model, layer)
-        query, key = (
-            linear(hidden[0]).unflatten(-1, (attention.num_heads, -1))
-            for linear in (attention.query, attention.key)
-        )
-        scores = mean_attention(query, key)
-        hidden = model.encoder.run_steps(hidden, layout, 2 * layer, cut.step)
-        keep = select(scores[None], torch.tensor([hidden.shape[1]]), cut.rule)
-        hidden = hidden[:, keep[0]]
+    for cut in reduction.cuts:
+        hidden = model.encoder.run_steps(hidden, layout, start, cut.step)
+        lengths = torch.tensor([hidden.shape[1]])
+        keep = select(layout.received, lengths, cut.rule, protected)
+        positions = layout.positions_of(hidden)[:, keep[0]]
+        hidden, protected = hidden[:, keep[0]], protected[:, keep[0]]
+        layout = RecordingLayout(positions)
         kept.append(keep[0].numpy())
         start = cut.step
     return kept

@@ -2,73 +2,83 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.config import Segment
+from trbert_deploy.modeling.layouts import Layout, PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 
-class FirstSegment(nn.Module):
-    """Embeddings and the layers before the first cut; the dense model where there is no cut.
+class SegmentModule(nn.Module):
+    """A part of the model between two cuts, or the dense model.
 
-    Args:
-        dense: run through to the head, whatever the cuts.
+    Attributes:
+        inputs: names of its per-token inputs.
+        outputs: names of what it returns, in order.
     """
 
-    def __init__(self, model: ReducedModel, dense: bool = False) -> None:
+    def __init__(self, model: ReducedModel, segment: Segment) -> None:
         super().__init__()
         self.model = model
-        self.dense = dense or model.segments[0].is_last
+        self.segment = segment
+        self.inputs = model.inputs_of(segment)
+
+    def finish(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """Run the segment's layers, then the policy, or the head.
+
+        Returns:
+            hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, the head's outputs.
+        """
+        segment = self.segment
+        hidden = self.model.encoder.run_steps(hidden, layout, segment.start, segment.stop)
+        if segment.cut is None:
+            return (hidden, *self.model.head(hidden, layout).values())
+        return hidden, self.model.keep_logit(segment.index, hidden)
+
+
+class FirstSegment(SegmentModule):
+    """Embeddings and the layers before the first cut; the dense model where there is no cut."""
 
     def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Run the segment.
 
         Args:
-            input_ids, token_type_ids: [B, S] int64.
+            input_ids, token_type_ids: [B, S] int64; the latter where the model has several types.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
-
-        Returns:
-            hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, logits [B, C] float32.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden = self.model.embed(input_ids, token_type_ids, positions[None, :])
         layout = PaddedLayout(attention_mask)
-        if self.dense:
-            hidden = self.model.encoder.run_steps(hidden, layout, 0, self.model.spec.num_steps)
-            return hidden, self.model.head(hidden[:, 0])
-        hidden = self.model.run_segment(0, hidden, layout)
-        return hidden, self.model.keep_logit(0, hidden)
+        return self.finish(self.model.embed(input_ids, token_type_ids, layout), layout)
 
 
-class LaterSegment(nn.Module):
+class LaterSegment(SegmentModule):
     """The layers from one cut to the next, or to the head."""
 
-    def __init__(self, model: ReducedModel, index: int) -> None:
-        super().__init__()
-        self.model = model
-        self.index = index
-
     def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        hidden: Tensor,
+        positions: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Run the segment.
 
         Args:
             hidden: [B, S, H] survivors of the cut before.
+            positions: [B, S] int64, where they stood in their rows, for families that need it.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
-
-        Returns:
-            hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, logits [B, C] float32.
         """
-        hidden = self.model.run_segment(self.index, hidden, PaddedLayout(attention_mask))
-        if self.model.segments[self.index].is_last:
-            return hidden, self.model.head(hidden[:, 0])
-        return hidden, self.model.keep_logit(self.index, hidden)
+        return self.finish(hidden, PaddedLayout(attention_mask, positions))
 
 
-def segment_module(model: ReducedModel, index: int) -> nn.Module:
-    """Segment ``index`` of ``model``, sharing its weights."""
-    return FirstSegment(model) if index == 0 else LaterSegment(model, index)
+def segment_module(model: ReducedModel, segment: Segment) -> SegmentModule:
+    """A segment of ``model``, sharing its weights."""
+    return (FirstSegment if segment.is_first else LaterSegment)(model, segment)
+
+
+def dense_module(model: ReducedModel) -> SegmentModule:
+    """The whole of ``model`` with no token removed, sharing its weights."""
+    return FirstSegment(model, Segment(0, 0, model.spec.num_steps, None))

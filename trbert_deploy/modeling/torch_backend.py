@@ -6,37 +6,37 @@ from functools import cache
 
 import numpy as np
 import torch
-from torch import nn
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     DENSE,
     HIDDEN_OUT,
     KEEP_LOGIT,
-    LOGITS,
     QUANTIZED,
     TRANSPOSED,
-    Bundle,
+    segment_name,
 )
-from trbert_deploy.modeling.checkpoints.checkpoint import read_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.segments import FirstSegment, segment_module
-from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, Tensors
+from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
+from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.tasks.registry import task_of
 
 
 class TorchGraph:
     """A segment's module, called with named numpy arrays."""
 
-    def __init__(self, module: nn.Module, last: bool) -> None:
+    def __init__(self, module: SegmentModule, answers: tuple[str, ...]) -> None:
         self._module = module
-        self._last = last
+        self._answers = answers
+        self.inputs = module.inputs
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensors) -> Tensors:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
-        hidden, scores = self._module(**tensors)
-        if self._last:
-            return {LOGITS: scores.numpy()}
-        return {HIDDEN_OUT: hidden.numpy(), KEEP_LOGIT: scores.numpy()}
+        hidden, *scores = self._module(**tensors)
+        outputs = dict(zip(self._answers, (value.numpy() for value in scores), strict=True))
+        return outputs if self._module.segment.is_last else {HIDDEN_OUT: hidden.numpy(), **outputs}
 
 
 class TorchBackend:
@@ -44,6 +44,8 @@ class TorchBackend:
 
     def __init__(self, model: ReducedModel) -> None:
         self._model = model.eval()
+        self._segments = {segment_name(segment.index): segment for segment in model.segments}
+        self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
         self.graph = cache(self._open)
         self.max_padding = 0.0
         self.description = {
@@ -54,11 +56,12 @@ class TorchBackend:
             "threads": str(torch.get_num_threads()),
         }
 
-    def _open(self, name: str) -> Graph:
+    def _open(self, name: str) -> TorchGraph:
         if name == DENSE:
-            return TorchGraph(FirstSegment(self._model, dense=True), last=True)
-        index = int(name.rpartition("_")[2])
-        return TorchGraph(segment_module(self._model, index), self._model.segments[index].is_last)
+            return TorchGraph(dense_module(self._model), self._outputs)
+        segment = self._segments[name]
+        answers = self._outputs if segment.is_last else (KEEP_LOGIT,)
+        return TorchGraph(segment_module(self._model, segment), answers)
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:

@@ -1,15 +1,14 @@
-"""Texts in, labels out: what a user of a model holds in hand."""
+"""Texts in, answers out: what a user of a model holds in hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from tokenizers import Encoding
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
@@ -17,48 +16,19 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
-from trbert_deploy.runtime.backends.backend import (
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.registry import (
     AUTO,
     DEFAULT_BACKEND,
-    BackendOptions,
     open_backend,
     require_precision,
 )
-from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, RowResult, Timing, TokenRow
-from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
-from trbert_deploy.selection.select import OperatingPoint
-
-
-@dataclass(frozen=True)
-class KeptTokens:
-    """The survivors of one cut.
-
-    Attributes:
-        cut: position of the cut in encoder layers.
-        positions: their places in the row of tokens, ascending.
-        tokens: the tokens themselves.
-    """
-
-    cut: float
-    positions: tuple[int, ...]
-    tokens: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one text.
-
-    Attributes:
-        label: the most probable label.
-        scores: label -> probability; they sum to 1.
-        num_tokens: tokens of the text, special tokens included.
-        kept: survivors of every cut, or None unless asked for.
-    """
-
-    label: str
-    scores: dict[str, float]
-    num_tokens: int
-    kept: tuple[KeptTokens, ...] | None = None
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, rows_of
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import KeptTokens, Prediction, Text
 
 
 class Pipeline:
@@ -67,6 +37,7 @@ class Pipeline:
     Attributes:
         path: the directory that it was read from.
         encoder: shape of the model, and its labels.
+        task: what it answers.
         tokenizer: counts truncated texts.
         chain: for callers that have tokens already.
     """
@@ -76,6 +47,7 @@ class Pipeline:
     ) -> None:
         self.path = path
         self.encoder = encoder
+        self.task = task_of(encoder)
         self.tokenizer = tokenizer
         self.chain = chain
 
@@ -127,7 +99,7 @@ class Pipeline:
         dense: bool = False,
         names: Sequence[str] | None = None,
     ) -> list[Prediction]:
-        """Classify texts.
+        """Answer texts.
 
         Args:
             texts: strings, or pairs of strings.
@@ -139,22 +111,33 @@ class Pipeline:
             One prediction per text, in order; none depends on the others.
 
         Raises:
-            DataError: an empty text.
+            DataError: an empty text, or what is no text and no pair of two.
             LengthError: a text over the maximum length, with truncation off.
+            OutputError: the model's output is no number.
         """
         if isinstance(texts, str):
             texts = [texts]
         encodings = self.tokenizer.encode(texts, names)
-        rows = self.tokenizer.rows(encodings)
-        results = self.run(rows, dense=dense)
+        results = self.run(self.rows(encodings), dense=dense)
         predictions = []
         for encoding, result in zip(encodings, results, strict=True):
-            probabilities = _softmax(result.logits)
-            scores = dict(zip(self.labels, map(float, probabilities), strict=True))
-            kept = self._kept(encoding.tokens, result) if return_kept else None
-            label = self.labels[int(np.argmax(probabilities))]
-            predictions.append(Prediction(label, scores, len(encoding.ids), kept))
+            prediction = self.task.decode(result.outputs, encoding)
+            if return_kept:
+                prediction = replace(prediction, kept=self._kept(encoding.tokens, result))
+            predictions.append(prediction)
         return predictions
+
+    def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
+        """Encodings as rows of tokens, with those marked that the task protects."""
+        return rows_of(encodings, self.task.protected)
+
+    def tokenize(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[TokenRow]:
+        """Texts as rows of tokens.
+
+        Raises:
+            DataError, LengthError: as a call.
+        """
+        return self.rows(self.tokenizer.encode(texts, names))
 
     def stream(
         self,
@@ -164,7 +147,14 @@ class Pipeline:
         return_kept: bool = False,
         dense: bool = False,
     ) -> Iterator[Prediction]:
-        """Classify any number of texts, ``batch_size`` at a time, in order."""
+        """Answer any number of texts, ``batch_size`` at a time, in order.
+
+        Raises:
+            DataError, LengthError, OutputError: as for a call.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        require_texts(texts, counted=False)
         remaining = iter(texts)
         seen = 0
         while batch := list(islice(remaining, batch_size)):
@@ -175,16 +165,16 @@ class Pipeline:
     def run(
         self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
     ) -> list[RowResult]:
-        """Classify rows of tokens (see Chain)."""
+        """Run rows of tokens (see Chain)."""
         return self.chain.run_dense(rows, timing) if dense else self.chain.run(rows, timing)
 
     def _kept(self, tokens: Sequence[str], result: RowResult) -> tuple[KeptTokens, ...]:
         cuts = (segment.cut for segment in self.chain.segments if segment.cut is not None)
         return tuple(
             KeptTokens(
-                cut.position,
-                tuple(int(position) for position in positions),
-                tuple(tokens[position] for position in positions),
+                cut=cut.position,
+                positions=tuple(int(position) for position in positions),
+                tokens=tuple(tokens[position] for position in positions),
             )
             for cut, positions in zip(cuts, result.kept, strict=False)
         )
@@ -216,7 +206,7 @@ def load(
             that are installed here and answer as float32 does. It is measured once, in some
             seconds, and remembered in the user's cache directory.
         threads: threads of one graph; 0 lets the backend choose.
-        precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
+        precision: one that the backend can be asked for (``BACKENDS``); None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
         max_length: most tokens of a row; the bundle's own maximum by default.
         threshold, ratio, max_tokens: one of them, instead of the bundle's rules: the keep
@@ -266,9 +256,3 @@ def load(
     tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
     return pipeline.at(point, note)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities [C] of logits [C]."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return shifted / shifted.sum()

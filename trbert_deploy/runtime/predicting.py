@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 
-from trbert_deploy.runtime.pipeline import Pipeline, Prediction
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.tasks.task import Prediction
 
 
 def predict_lines(
@@ -42,7 +42,4 @@ def name_texts(texts: Iterable[str]) -> Iterator[NamedText]:
 
 def to_json_line(prediction: Prediction) -> str:
     """A prediction as JSON; survivors are there only where they were asked for."""
-    fields = asdict(prediction)
-    if prediction.kept is None:
-        del fields["kept"]
-    return json.dumps(fields, ensure_ascii=False)
+    return json.dumps(prediction.to_json(), ensure_ascii=False, allow_nan=False)

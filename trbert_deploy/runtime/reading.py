@@ -6,14 +6,15 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from trbert_deploy.errors import DataError, StorageError
-from trbert_deploy.runtime.tokenizing import Text
+from trbert_deploy.tasks.columns import TEXT, text_of
+from trbert_deploy.tasks.task import Text
 
 #: The path that stands for standard input.
 STDIN = Path("-")
@@ -21,11 +22,11 @@ STDIN = Path("-")
 
 @dataclass(frozen=True)
 class NamedText:
-    """A text, what errors call it, such as ``reviews.jsonl, line 7``, and its label if known."""
+    """A text, what errors call it, such as ``reviews.jsonl, line 7``, and the record it is from."""
 
     name: str
     text: Text
-    label: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_texts(path: Path) -> Iterator[NamedText]:
@@ -47,8 +48,7 @@ def read_texts(path: Path) -> Iterator[NamedText]:
                 found = True
                 name = f"{shown}, line {number}"
                 row = _row(line, name)
-                label = row.get("label", row.get("labels"))
-                yield NamedText(name, _text(row, name), None if label is None else str(label))
+                yield NamedText(name, text_of(row, name), row)
     if not found:
         raise DataError(f'{shown} is empty: expected lines such as {{"text": "..."}}')
 
@@ -96,18 +96,6 @@ def _row(line: bytes, name: str) -> dict[str, Any]:
         raise DataError(f"{name}: not JSON ({where})") from None
     except (ValueError, RecursionError) as problem:  # a number too long, nested too deep
         raise DataError(f"{name}: not JSON ({problem})") from None
-    if not isinstance(row, dict) or "text" not in row:
-        raise DataError(f'{name}: expected a JSON object with a field "text"')
+    if not isinstance(row, dict):
+        raise DataError(f'{name}: expected a JSON object with a field "{TEXT}"')
     return row
-
-
-def _text(row: dict[str, Any], name: str) -> Text:
-    """The text, or the pair of texts, of one row."""
-    parts = (row["text"],) if row.get("text_pair") is None else (row["text"], row["text_pair"])
-    for field, part in zip(("text", "text_pair"), parts, strict=False):
-        if not isinstance(part, str):
-            kind = type(part).__name__
-            raise DataError(f'{name}: the field "{field}" is of type {kind}, expected a string')
-        if not part.strip():
-            raise DataError(f'{name}: the field "{field}" is empty')
-    return parts if len(parts) == 2 else parts[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 
 

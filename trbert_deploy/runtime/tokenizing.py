@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from trbert_deploy.errors import ConfigError, DataError, FileFormatError, LengthError
-from trbert_deploy.runtime.chain import TokenRow
+from trbert_deploy.errors import (
+    ConfigError,
+    DataError,
+    FileFormatError,
+    LengthError,
+    first_line,
+)
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Text
 
-Text = str | tuple[str, str]
+_EXPECTED = "expected a string, or a pair of two strings"
+
+
+def rows_of(
+    encodings: Sequence[Encoding], protected: Callable[[Encoding], NDArray[np.bool_]]
+) -> list[TokenRow]:
+    """Encodings as rows of tokens.
+
+    Args:
+        protected: encoding -> which of its tokens must survive, [S].
+    """
+    return [
+        TokenRow(
+            np.array(encoding.ids, np.int64),
+            np.array(encoding.type_ids, np.int64),
+            protected(encoding),
+        )
+        for encoding in encodings
+    ]
 
 
 class TruncationWarning(UserWarning):
@@ -23,7 +49,8 @@ class TextTokenizer:
     """Turns texts (or pairs of texts) into rows of tokens.
 
     Args:
-        path: a tokenizer.json.
+        path: a tokenizer.json. What it says of special tokens, types of tokens and the side to
+            cut holds; its padding and maximum length do not.
         max_length: most tokens of a row, special tokens included.
         truncate: cut longer texts (``truncated`` counts them, and the first one warns);
             otherwise refuse them.
@@ -40,7 +67,9 @@ class TextTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as problem:  # noqa: BLE001 - the library raises plain Exception
-            raise FileFormatError(f"{path} is not a readable tokenizer: {problem}") from None
+            reason = first_line(problem)
+            raise FileFormatError(f"{path} is not a readable tokenizer: {reason}") from None
+        side = (self._tokenizer.truncation or {}).get("direction", "right")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         least = self._tokenizer.num_special_tokens_to_add(is_pair=True) + 1
@@ -50,44 +79,35 @@ class TextTokenizer:
                 "tokens of a pair of texts and one token"
             )
         if truncate:
-            self._tokenizer.enable_truncation(max_length)
+            self._tokenizer.enable_truncation(max_length, direction=side)
         self.max_length = max_length
         self.truncate = truncate
         self.encoded = 0
         self.truncated = 0
-
-    def __call__(self, texts: Sequence[Text]) -> list[TokenRow]:
-        """Tokenize texts.
-
-        Raises:
-            DataError: a text is empty or no string.
-            LengthError: a text is too long, and truncation is off.
-        """
-        return self.rows(self.encode(texts))
-
-    @staticmethod
-    def rows(encodings: Sequence[Encoding]) -> list[TokenRow]:
-        """Encodings as rows of tokens."""
-        return [
-            TokenRow(np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64))
-            for encoding in encodings
-        ]
 
     def encode(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[Encoding]:
         """The tokenizer's own encodings, with token strings and offsets in the text.
 
         Args:
             names: what errors call each text; ``text 1`` and so on by default.
+
+        Raises:
+            DataError, LengthError: as for a call.
         """
+        require_texts(texts)
         names = names or [f"text {place + 1}" for place in range(len(texts))]
         encodings = self._encode(texts, names)
         self.encoded += len(encodings)
         for name, encoding in zip(names, encodings, strict=True):
             if encoding.overflowing:
                 self._count_truncated()
-            elif len(encoding.ids) > self.max_length:
+            elif not len(encoding):  # without special tokens, a row of nothing
+                raise DataError(
+                    f"{name} gives no token: expected a character that the tokenizer keeps"
+                )
+            elif len(encoding) > self.max_length:
                 raise LengthError(
-                    f"{name} has {len(encoding.ids)} tokens: the model takes at most "
+                    f"{name} has {len(encoding)} tokens: the model takes at most "
                     f"{self.max_length}; shorten it, allow truncation, or train with a larger "
                     "--max-length, which extends the encoder's positions"
                 )
@@ -95,9 +115,7 @@ class TextTokenizer:
 
     def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[Encoding]:
         for name, text in zip(names, texts, strict=True):
-            for part in text if isinstance(text, tuple) else (text,):
-                if not isinstance(part, str):
-                    raise DataError(f"{name} is of type {type(part).__name__}: expected a string")
+            for part in (text,) if isinstance(text, str) else _pair(text, name):
                 if not part.strip():
                     raise DataError(f"{name} is empty: expected at least one word")
                 if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
@@ -115,13 +133,14 @@ class TextTokenizer:
 
         Raises:
             LengthError: a length out of range.
-            DataError: no texts, an empty one, or no token in any of them.
+            DataError: no texts, one that is none (see a call), or no token in any of them.
         """
+        require_texts(texts)
         if not 1 <= length <= self.max_length:
             raise LengthError(
                 f"length is {length}: the model takes 1 to {self.max_length} tokens a row"
             )
-        if not texts:
+        if not len(texts):
             raise DataError("no texts to make rows of: expected at least one")
         # A text may be longer than a row: that is no truncation to warn of.
         encodings = self._encode(texts, [f"text {place + 1}" for place in range(len(texts))])
@@ -129,21 +148,22 @@ class TextTokenizer:
         full = [place for place, special in enumerate(masks) if not special.all()]
         if not full:
             raise DataError("the texts have no token that the tokenizer knows how to keep")
-        ids = [np.array(encodings[place].ids, np.int64) for place in full]
+        # Ids and types of the tokens, [2, S] for each text.
+        found = [np.array([encodings[at].ids, encodings[at].type_ids], np.int64) for at in full]
         before = int(np.argmin(masks[full[0]]))  # special tokens that open a row
         after = int(np.argmin(masks[full[0]][::-1]))
-        opening, closing = ids[0][:before], ids[0][len(ids[0]) - after :]
-        bodies = [row[before : len(row) - after] for row in ids]
+        opening, closing = found[0][:, :before], found[0][:, found[0].shape[1] - after :]
+        bodies = [row[:, before : row.shape[1] - after] for row in found]
         rows = []
         for start in range(count):
             parts, size, place = [opening], before, start
             while size < length - after:
                 parts.append(bodies[place % len(bodies)])
-                size += len(parts[-1])
+                size += parts[-1].shape[1]
                 place += 1
-            tokens = np.concatenate(parts)[: max(length - after, 1)]
-            tokens = np.concatenate([tokens, closing])[:length]
-            rows.append(TokenRow(tokens, np.zeros_like(tokens)))
+            tokens = np.concatenate(parts, axis=1)[:, : max(length - after, 1)]
+            ids, types = np.concatenate([tokens, closing], axis=1)[:, :length]
+            rows.append(TokenRow(ids, types))
         return rows
 
     def _count_truncated(self) -> None:
@@ -154,3 +174,40 @@ class TextTokenizer:
                 stacklevel=3,
             )
         self.truncated += 1
+
+
+def require_texts(texts: object, *, counted: bool = True) -> None:
+    """Refuse what holds no texts in order: a lone string would be taken for its letters.
+
+    Args:
+        counted: how many there are must be known, as it is of a list.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if isinstance(texts, list | tuple):  # nearly always, and quicker to tell
+        return
+    kind = Collection if counted else Iterable
+    if not isinstance(texts, kind) or isinstance(texts, str | bytes | bytearray | Mapping | Set):
+        raise DataError(
+            f"the texts are of type {type(texts).__name__}: expected a list of strings, or of "
+            "pairs of two strings"
+        )
+
+
+def _pair(text: object, name: str) -> tuple[str, str]:
+    """The two texts of a pair.
+
+    Raises:
+        DataError: it is no pair, or not of strings.
+    """
+    if not isinstance(text, tuple | list):
+        hint = ", so decode it" if isinstance(text, bytes | bytearray) else ""
+        raise DataError(f"{name} is of type {type(text).__name__}: {_EXPECTED}{hint}")
+    if len(text) != 2:
+        raise DataError(f"{name} is a {type(text).__name__} of {len(text)}: {_EXPECTED}")
+    for place, part in zip(("first", "second"), text, strict=True):
+        if not isinstance(part, str):
+            kind = type(part).__name__
+            raise DataError(f"{name} is a pair whose {place} is of type {kind}: expected a string")
+    return text[0], text[1]

@@ -23,7 +23,7 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.loop import (
     BEST_FILE,
     RESUME_FILE,
@@ -43,7 +43,7 @@ Judge = Callable[[FlopsConstraint | None], Callable[[float], float]]
 def planned_runs(
     stage: str,
     options: TrainOptions,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     directory: Path,
     device: torch.device,
 ) -> list[StageSettings]:
@@ -68,7 +68,7 @@ def train_averaged(
     model: ReducedModel,
     begin: Callable[[], Stage],
     judge: Judge,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     progress: Progress,
 ) -> None:
     """Train ``model`` in place, once by each of ``settings``, to the mean of what comes of it.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.training import processes
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.processes import Share
 
 
@@ -24,8 +24,9 @@ class PackedBatch:
 
     Attributes:
         rows: [B] int64, indices of the rows in their data set.
-        input_ids, token_type_ids, positions: [T] int64.
-        labels: [B] int64.
+        input_ids, token_type_ids: [T] int64.
+        protected: [T] bool, tokens that must survive every cut.
+        targets: [B] int64.
         layout: where the rows lie.
         share: what they are of the step's rows.
     """
@@ -33,8 +34,8 @@ class PackedBatch:
     rows: np.ndarray
     input_ids: Tensor
     token_type_ids: Tensor
-    positions: Tensor
-    labels: Tensor
+    protected: Tensor
+    targets: Tensor
     layout: PackedLayout
     share: Share
 
@@ -69,16 +70,16 @@ def plan_batches(
     return plan
 
 
-class _Rows(torch.utils.data.Dataset[tuple[int, LabelledRow]]):
-    def __init__(self, rows: Sequence[LabelledRow]) -> None:
+class _Rows(torch.utils.data.Dataset[tuple[int, TrainingRow]]):
+    def __init__(self, rows: Sequence[TrainingRow]) -> None:
         self.rows = rows
 
-    def __getitem__(self, index: int) -> tuple[int, LabelledRow]:
+    def __getitem__(self, index: int) -> tuple[int, TrainingRow]:
         return index, self.rows[index]
 
 
 def load_batches(
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     plan: Sequence[list[int]],
     device: torch.device,
     shared: bool = False,
@@ -90,7 +91,7 @@ def load_batches(
     """
     part = (processes.index(), processes.count()) if shared else (0, 1)
 
-    def collate(members: list[tuple[int, LabelledRow]]) -> PackedBatch:
+    def collate(members: list[tuple[int, TrainingRow]]) -> PackedBatch:
         members = sorted(members, key=lambda member: len(member[1]))  # as PackedLayout likes it
         share = Share.of(np.array([len(row) for _, row in members], np.int64), *part)
         members = [members[place] for place in share.places]
@@ -103,8 +104,8 @@ def load_batches(
             rows=np.array([index for index, _ in members], np.int64),
             input_ids=packed([row.tokens.input_ids for _, row in members]),
             token_type_ids=packed([row.tokens.token_type_ids for _, row in members]),
-            positions=packed([np.arange(length) for length in lengths]),
-            labels=torch.tensor([row.label for _, row in members], device=device),
+            protected=packed([row.tokens.protected for _, row in members]),
+            targets=torch.tensor([row.target for _, row in members], device=device),
             layout=PackedLayout(lengths, device),
             share=share,
         )

@@ -12,8 +12,14 @@ the stage begins with to the wanted share, so that the encoder can follow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from trbert_deploy.flops import dense_flops, reduced_flops
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.training.processes import Share
 
 
 class FlopsConstraint(nn.Module):
@@ -57,3 +63,16 @@ class FlopsConstraint(nn.Module):
         penalty = max(0.0, float(self.multiplier) + self.STIFFNESS * excess)
         self.multiplier.add_(self.RATE * excess).clamp_(min=0.0)
         return penalty
+
+
+def flops_share(model: ReducedModel, lengths: Sequence[Tensor], share: Share) -> Tensor:
+    """FLOPs of the chain over those of the dense model, summed over the whole batch: scalar.
+
+    Args:
+        lengths: tokens of each of the process's rows in every segment, [B] floating each.
+        share: what these rows are of the batch.
+    """
+    reduced = reduced_flops(model.spec, model.reduction, lengths)
+    dense = dense_flops(model.spec, lengths[0])
+    sums: Tensor = share.total(torch.stack([reduced.sum(), dense.sum()]))
+    return sums[0] / sums[1]

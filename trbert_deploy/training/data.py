@@ -12,8 +12,11 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from trbert_deploy.errors import DataError, StorageError
-from trbert_deploy.runtime.chain import TokenRow
-from trbert_deploy.runtime.tokenizing import Text, TextTokenizer
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
+from trbert_deploy.tasks.columns import TEXT, TEXT_PAIR
+from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.text_classification import TextClassification
 
 #: File name endings -> the datasets library's builder.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -23,25 +26,23 @@ LARGEST_VALIDATION = 2000
 
 
 @dataclass(frozen=True)
-class Example:
-    """One labelled text, or pair of texts."""
+class TrainingRow:
+    """A tokenized example.
 
-    text: Text
-    label: str
-
-
-@dataclass(frozen=True)
-class LabelledRow:
-    """A tokenized example; ``label`` is the index of its class."""
+    Attributes:
+        target: as the model counts it, or the head's ``no_target``.
+    """
 
     tokens: TokenRow
-    label: int
+    target: int
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def read_examples(source: str, split: str = "train") -> list[Example]:
+def read_examples(
+    source: str, split: str = "train", task: type[Task] = TextClassification
+) -> list[Example]:
     """Read a JSONL, CSV or Parquet file (plain or gzipped), or a hub data set.
 
     The columns are ``text`` (and optional ``text_pair``) and ``label`` or ``labels``.
@@ -49,28 +50,34 @@ def read_examples(source: str, split: str = "train") -> list[Example]:
     Args:
         source: path, or name of a data set on the hub.
         split: split to take of a data set that has several.
+        task: which columns hold the target, besides those of the text.
 
     Raises:
         StorageError: a path that does not exist or cannot be read.
         DataError: an unknown format, missing columns, no rows, or a row without text or label.
     """
     table = _load_table(source, split)
-    label_column = next((name for name in ("label", "labels") if name in table.column_names), None)
-    if "text" not in table.column_names or label_column is None:
+    column = next((name for name in task.columns if name in table.column_names), None)
+    if TEXT not in table.column_names or column is None:
         raise DataError(
-            f"{source} has the columns {', '.join(table.column_names)}: expected text and label "
-            "(and optionally text_pair)"
+            f"{source} has the columns {', '.join(table.column_names)}: expected text and "
+            f"{task.columns[0]} (and optionally text_pair)"
         )
     if not len(table):
         raise DataError(f"{source} holds no rows: expected labelled texts")
-    feature = table.features[label_column]
+    feature = table.features[column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    pairs = table["text_pair"] if "text_pair" in table.column_names else [None] * len(table)
-    columns = zip(table["text"], pairs, table[label_column], strict=True)
-    return [
-        _example(f"{source}, row {number}", text, pair, label, names)
-        for number, (text, pair, label) in enumerate(columns, start=1)
-    ]
+    wanted = [name for name in (TEXT, TEXT_PAIR, column) if name in table.column_names]
+    examples = []
+    for number, values in enumerate(zip(*(table[name] for name in wanted), strict=True), start=1):
+        record = dict(zip(wanted, values, strict=True))
+        if names is not None and record[column] is not None:
+            record[column] = names[record[column]]
+        example = task.read(record, f"{source}, row {number}")
+        if example.target is None:
+            raise DataError(f"{source}, row {number} has no {task.columns[0]}")
+        examples.append(example)
+    return examples
 
 
 def _load_table(source: str, split: str) -> Dataset:
@@ -104,17 +111,6 @@ def _load(what: str, builder: str, **arguments: Any) -> DatasetDict:
         raise DataError(f"{what} cannot be read: {str(cause).splitlines()[0]}") from None
 
 
-def _example(where: str, text: Any, pair: Any, label: Any, names: Sequence[str] | None) -> Example:
-    for part in (text,) if pair is None else (text, pair):
-        if not isinstance(part, str) or not part.strip():
-            raise DataError(f"{where} has no text: expected at least one word")
-    if label is None or label == "":
-        raise DataError(f"{where} has no label")
-    if names is not None:
-        label = names[label]
-    return Example(text if pair is None else (text, pair), str(label))
-
-
 def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """Hold a share of the examples out, at random: (training, validation)."""
     held_out = max(1, min(LARGEST_VALIDATION, int(len(examples) * VALIDATION_SHARE)))
@@ -125,34 +121,14 @@ def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
     return [examples[i] for i in order[held_out:]], [examples[i] for i in order[:held_out]]
 
 
-def labels_in(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The labels that occur, sorted.
-
-    Raises:
-        DataError: fewer than two.
-    """
-    labels = tuple(sorted({example.label for example in examples}))
-    if len(labels) < 2:
-        raise DataError(f"the data has one label only ({labels[0]}): expected two or more")
-    return labels
-
-
 def tokenize(
-    examples: Sequence[Example], tokenizer: TextTokenizer, labels: Sequence[str]
-) -> list[LabelledRow]:
+    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task
+) -> list[TrainingRow]:
     """Examples as rows of tokens.
 
     Raises:
-        DataError: a label that is not among ``labels``.
+        DataError: a target that the model does not know.
     """
-    index = {label: place for place, label in enumerate(labels)}
-    unknown = sorted({example.label for example in examples} - set(index))
-    if unknown:
-        raise DataError(
-            f"the data has labels that the model does not know: {', '.join(unknown)} "
-            f"(it knows {', '.join(labels)})"
-        )
-    rows = tokenizer([example.text for example in examples])
-    return [
-        LabelledRow(row, index[example.label]) for row, example in zip(rows, examples, strict=True)
-    ]
+    targets = task.targets(examples).tolist()
+    rows = rows_of(tokenizer.encode([example.text for example in examples]), task.protected)
+    return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]

@@ -19,14 +19,14 @@ from transformers import get_linear_schedule_with_warmup
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.files import staged_file
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import LabelledRow
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
@@ -66,7 +66,7 @@ class StageSettings:
         cls,
         name: str,
         options: TrainOptions,
-        rows: Sequence[LabelledRow],
+        rows: Sequence[TrainingRow],
         directory: Path,
         device: torch.device,
     ) -> StageSettings:
@@ -92,7 +92,7 @@ def train_stage(
     settings: StageSettings,
     model: ReducedModel,
     stage: Stage,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     validate: Callable[[float], float],
     progress: Progress,
 ) -> None:

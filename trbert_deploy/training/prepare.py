@@ -10,19 +10,18 @@ from pathlib import Path
 import torch
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    TOKENIZER_FILE,
-    Checkpoint,
-    tokenizer_directory,
-)
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.data import (
-    Example,
-    LabelledRow,
-    labels_in,
+    TrainingRow,
     read_examples,
     split_validation,
     tokenize,
@@ -50,12 +49,12 @@ class Prepared:
     checkpoint: Checkpoint
     fine_tuned: bool
     warm_start: ReducedModel | None
-    training: list[LabelledRow]
-    validation: list[LabelledRow]
-    recombined: list[LabelledRow]
+    training: list[TrainingRow]
+    validation: list[TrainingRow]
+    recombined: list[TrainingRow]
     device: torch.device
 
-    def rows_of(self, stage: str) -> list[LabelledRow]:
+    def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from: those that distil take rows without labels too."""
         return self.training + self.recombined if stage in DISTILLING else self.training
 
@@ -78,7 +77,7 @@ def prepare(
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
         validation = read_examples(options.validation, split="validation")
-    labels = labels_in(training)
+    labels = TextClassification.labels_in(training)
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -88,6 +87,8 @@ def prepare(
     torch.manual_seed(options.seed)
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
+    if pretrained.note:
+        note(pretrained.note)
     if reduction is None and options.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
     max_length = _fit_positions(pretrained, options, note)
@@ -99,19 +100,30 @@ def prepare(
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = [tokenize(part, tokenizer, model.spec.labels) for part in (training, validation)]
+        rows = [tokenize(part, tokenizer, task_of(model.spec)) for part in (training, validation)]
     if tokenizer.truncated:
         note(
             f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
             "(a larger --max-length trains on more, beyond the encoder's positions too)"
         )
     return Prepared(
-        checkpoint=Checkpoint(model, tokenizer_dir, max_length, samples=_sample_texts(validation)),
+        checkpoint=Checkpoint(
+            model,
+            tokenizer_dir,
+            max_length,
+            samples=_sample_texts(validation),
+            hf_config=pretrained.hf_config,
+        ),
         fine_tuned=pretrained.fine_tuned,
         warm_start=warm_start,
         training=rows[0],
         validation=rows[1],
-        recombined=recombine(rows[0], round(options.recombined * len(rows[0])), options.seed),
+        recombined=recombine(
+            rows[0],
+            round(options.recombined * len(rows[0])),
+            options.seed,
+            model.head.no_target,
+        ),
         device=device,
     )
 

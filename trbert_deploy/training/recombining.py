@@ -13,17 +13,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.runtime.chain import TokenRow
-from trbert_deploy.training.data import LabelledRow
-
-#: Label of a row that only the teacher can label; PyTorch's cross-entropy takes it for 0.
-NO_LABEL = -100
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.training.data import TrainingRow
 
 #: Largest and smallest share of its text that a part may be.
 _SHARES = (0.2, 0.8)
 
 
-def recombine(rows: Sequence[LabelledRow], count: int, seed: int) -> list[LabelledRow]:
+def recombine(
+    rows: Sequence[TrainingRow], count: int, seed: int, no_target: int
+) -> list[TrainingRow]:
     """Join a part of one row with a part of another.
 
     The parts are runs of tokens, a share s of the first row's and 1 - s of the second's, so that
@@ -34,9 +33,10 @@ def recombine(rows: Sequence[LabelledRow], count: int, seed: int) -> list[Labell
         rows: single texts.
         count: rows to make.
         seed: the same one makes the same rows.
+        no_target: the head's mark of a row that only the teacher can answer.
 
     Returns:
-        ``count`` rows with ``NO_LABEL``.
+        ``count`` rows with ``no_target``.
 
     Raises:
         DataError: the rows are pairs of texts.
@@ -53,7 +53,7 @@ def recombine(rows: Sequence[LabelledRow], count: int, seed: int) -> list[Labell
         front, back = (rows[index].tokens.input_ids for index in (first, second))
         parts = _part(front, share, generator), _part(back, 1.0 - share, generator)
         ids = np.concatenate([front[:1], *parts, front[-1:]])
-        made.append(LabelledRow(TokenRow(ids, np.zeros_like(ids)), NO_LABEL))
+        made.append(TrainingRow(TokenRow(ids, np.zeros_like(ids)), no_target))
     return made
 
 

@@ -128,7 +128,8 @@ def _do_stage(
         record["teacher_accuracy"] = validator.dense_accuracy(model)
         making = (options.batch_tokens, run.device, progress)
         guide = make_guide(model, run.training, *making)
-        guide = guide.with_answers(answers(model, run.recombined, *making))
+        if run.recombined:
+            guide = guide.with_answers(answers(model, run.recombined, *making))
         record["stages"][stage] = {}
         if processes.is_main():
             guide.save(guide_path)

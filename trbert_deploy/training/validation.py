@@ -8,23 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trbert_deploy.flops import REACHED, speedup
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import (
+    TokenState,
+    choose_by_rule,
+    dense_outputs,
+    first_segment,
+    later_segments,
+    row_lengths,
+    select_at_cuts,
+)
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import (
-    Survivors,
-    choose_by_rule,
-    dense_logits,
-    first_segment,
-    later_segments,
-    select_at_cuts,
-)
+from trbert_deploy.training.data import TrainingRow
 
 #: Calibration looks at so many tokens at most: their first segment's output stays in memory.
 CALIBRATION_TOKENS = 100_000
@@ -94,7 +95,7 @@ class Validator:
         progress: told of every batch.
     """
 
-    rows: Sequence[LabelledRow]
+    rows: Sequence[TrainingRow]
     batch_tokens: int
     device: torch.device
     progress: Progress = no_progress
@@ -112,21 +113,21 @@ class Validator:
 
     def dense_accuracy(self, model: ReducedModel) -> float:
         """Share of rows that the dense model labels right."""
-        right: list[int] = []
+        right: list[float] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
-                right.append(_right(dense_logits(model, batch), batch))
+                right.append(_right(model, dense_outputs(model, batch), batch))
         return sum(processes.gather(right)) / len(self.rows)
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
-        right: list[int] = []
+        right: list[float] = []
         lengths: list[list[int]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
                 start = first_segment(model, batch)
-                logits, kept = later_segments(model, start, choose_by_rule(model))
-                right.append(_right(logits, batch))
+                outputs, kept = later_segments(model, start, choose_by_rule(model))
+                right.append(_right(model, outputs, batch))
                 lengths += row_lengths(batch, kept)
         accuracy = sum(processes.gather(right)) / len(self.rows)
         return _point(model, accuracy, processes.gather(lengths))
@@ -172,7 +173,7 @@ class Validator:
             for batch in self._batches(self._sample(), "calibration")
         ]
 
-    def _sample(self) -> Sequence[LabelledRow]:
+    def _sample(self) -> Sequence[TrainingRow]:
         """The first rows, as many as calibration looks at."""
         tokens = 0
         for count, row in enumerate(self.rows):
@@ -181,7 +182,7 @@ class Validator:
                 return self.rows[:count]
         return self.rows
 
-    def _batches(self, rows: Sequence[LabelledRow], what: str) -> Iterator[PackedBatch]:
+    def _batches(self, rows: Sequence[TrainingRow], what: str) -> Iterator[PackedBatch]:
         plan = plan_batches([len(row) for row in rows], self.batch_tokens)
         plan = plan[processes.index() :: processes.count()]
         for number, batch in enumerate(load_batches(rows, plan, self.device), start=1):
@@ -190,7 +191,7 @@ class Validator:
 
 
 #: A batch and the first segment's output on it.
-Start = tuple[PackedBatch, Survivors]
+Start = tuple[PackedBatch, TokenState]
 
 
 def _search(model: ReducedModel, starts: Sequence[Start], target_speedup: float) -> float:
@@ -222,14 +223,8 @@ def set_threshold(model: ReducedModel, threshold: float) -> None:
     model.set_reduction(model.reduction.at_threshold(threshold))
 
 
-def row_lengths(batch: PackedBatch, kept: Sequence[Tensor]) -> list[list[int]]:
-    """For each row of a batch its tokens in every segment."""
-    columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _right(logits: Tensor, batch: PackedBatch) -> int:
-    return int((logits.argmax(-1) == batch.labels).sum())
+def _right(model: ReducedModel, outputs: Outputs, batch: PackedBatch) -> float:
+    return float(model.head.correct(outputs, batch.targets).sum())
 
 
 def _point(model: ReducedModel, accuracy: float, lengths: list[list[int]]) -> ValidatedPoint:

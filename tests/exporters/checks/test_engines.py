@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto
 from onnx.numpy_helper import from_array, to_array
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import DeviceError, ParityError
 from trbert_deploy.exporters.checks.engines import (
     require_polygraphy,

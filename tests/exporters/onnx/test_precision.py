@@ -12,7 +12,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trbert_deploy.bundle.bundle import DENSE, Bundle, segment_name
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DENSE, segment_name
 from trbert_deploy.errors import EngineError, ParityError
 from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES, compare_precision
 from trbert_deploy.exporters.onnx.precision import (
@@ -170,7 +171,7 @@ def test_comparison_reports_every_graph_and_the_chain(
         for graph in parity.graphs
         for difference in graph.max_difference.values()
     )
-    assert 0 < parity.dense_logit_difference < HALF_TOLERANCES[precision]
+    assert 0 < parity.dense_output_difference < HALF_TOLERANCES[precision]
     assert parity.survivor_agreement > 0.9
     assert parity.rows == 4  # two of 1 and two of 16 tokens: the model takes 64
 
@@ -179,7 +180,7 @@ def test_bfloat16_loses_more_than_float16(
     bundle: Bundle, models: dict[str, onnx.ModelProto]
 ) -> None:
     fp16, bf16 = (compare_precision(bundle, models, name) for name in ("fp16", "bf16"))
-    assert bf16.dense_logit_difference > fp16.dense_logit_difference
+    assert bf16.dense_output_difference > fp16.dense_output_difference
 
 
 def test_without_samples_random_rows_are_compared(

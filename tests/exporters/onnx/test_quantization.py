@@ -12,7 +12,8 @@ import pytest
 from conftest import CheckpointMaker, make_texts
 from safetensors.numpy import load_file
 
-from trbert_deploy.bundle.bundle import DEQUANTIZED, FUSED, INT8, UNMASKED, Bundle, segment_name
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DEQUANTIZED, FUSED, INT8, UNMASKED, segment_name
 from trbert_deploy.cli import main
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters.export import export_bundle
@@ -66,12 +67,15 @@ def test_answers_are_much_the_same(rounded: Path, backend: str) -> None:
     pipelines = [
         load(rounded, backend, threads=1, precision=precision) for precision in ("fp32", "int8")
     ]
-    rows = pipelines[0].tokenizer(TEXTS)
+    rows = pipelines[0].tokenize(TEXTS)
     results = [pipeline.run(rows) for pipeline in pipelines]
-    assert least_agreement(rows, *results) > 0.8
+    assert least_agreement(pipelines[0].task, rows, *results) > 0.8
     dense = [pipeline.run(rows, dense=True) for pipeline in pipelines]
-    assert least_agreement(rows, *dense) > 0.8
-    apart = [np.abs(one.logits - other.logits).max() for one, other in zip(*dense, strict=True)]
+    assert least_agreement(pipelines[0].task, rows, *dense) > 0.8
+    apart = [
+        np.abs(one.outputs["logits"] - other.outputs["logits"]).max()
+        for one, other in zip(*dense, strict=True)
+    ]
     assert 0.0 < max(apart) < 1.0
     assert pipelines[1].chain.backend.description["precision"] == "int8"
 

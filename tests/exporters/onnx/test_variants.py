@@ -10,15 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from trbert_deploy.bundle.bundle import (
-    DENSE,
-    FUSED,
-    MASKED,
-    UNMASKED,
-    VARIANTS,
-    Bundle,
-    segment_name,
-)
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DENSE, FUSED, MASKED, UNMASKED, VARIANTS, segment_name
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.onnx.variants import write_variants
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from trbert_deploy.bundle.bundle import Bundle, segment_name
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import segment_name
 from trbert_deploy.errors import ConfigError, DeviceError, EngineError
 from trbert_deploy.exporters.onnx.precision import half_graph
 from trbert_deploy.exporters.tensorrt.builder import (

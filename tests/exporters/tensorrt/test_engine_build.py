@@ -14,7 +14,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, ConfigError, EngineError, LengthError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
-from trbert_deploy.runtime.backends.tensorrt.engine_set import MANIFEST, EngineSet, Profile
+from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST, EngineSet, Profile
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -72,9 +72,9 @@ def test_other_precisions_lie_beside_it(own: Path) -> None:
 
 
 def test_same_engines_are_not_built_again(own: Path) -> None:
-    before = (engines_of(own) / MANIFEST).stat().st_mtime_ns
+    before = (engines_of(own) / ENGINE_MANIFEST).stat().st_mtime_ns
     assert build_engines(own, OPTIONS).skipped
-    assert (engines_of(own) / MANIFEST).stat().st_mtime_ns == before
+    assert (engines_of(own) / ENGINE_MANIFEST).stat().st_mtime_ns == before
     assert not build_engines(own, replace(OPTIONS, force=True)).skipped
 
 

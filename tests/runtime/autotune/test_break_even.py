@@ -9,10 +9,10 @@ import pytest
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.runtime.autotune import break_even
-from trbert_deploy.runtime.chain import RowResult, TokenRow
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -10,13 +10,14 @@ import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import main
-from trbert_deploy.errors import ConfigError
+from trbert_deploy.errors import ConfigError, MissingDependencyError
 from trbert_deploy.runtime.autotune import cache as cached
 from trbert_deploy.runtime.autotune import fastest_backend
 from trbert_deploy.runtime.autotune.fastest_backend import Choice, choose_backend, measure
 from trbert_deploy.runtime.backends.backend import BackendOptions
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow
+from trbert_deploy.runtime.chain import Chain, Timing
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -33,7 +34,9 @@ class Known:
         if timing is not None:
             timing.total_seconds = self.seconds * len(rows)
         logits = np.eye(2, dtype=np.float32)[self.label]
-        return [RowResult(logits, (np.arange(self.kept_from, len(row)),)) for row in rows]
+        return [
+            RowResult({"logits": logits}, (np.arange(self.kept_from, len(row)),)) for row in rows
+        ]
 
 
 @pytest.fixture
@@ -80,11 +83,13 @@ def test_one_that_answers_otherwise_is_out(
     assert choice.refused["openvino bf16"].startswith(reason)
 
 
-@pytest.mark.parametrize("problem", [ModuleNotFoundError("openvino"), ConfigError("no bfloat16")])
+@pytest.mark.parametrize(
+    "problem", [MissingDependencyError("it", "openvino", "openvino"), ConfigError("no bfloat16")]
+)
 def test_what_does_not_run_here_is_left_out(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
-    stand_in(monkeypatch, openvino_bf16=problem, openvino_f32=problem)
+    stand_in(monkeypatch, openvino_bf16=problem, openvino_fp32=problem)
     choice = measure(bundle, bundle.manifest.reduction, 0)
     assert choice == Choice("onnxruntime", "fp32", {"onnxruntime fp32": 4.0}, {})
 

@@ -15,7 +15,7 @@ from trbert_deploy.runtime.autotune import latency_budget as budget
 from trbert_deploy.runtime.autotune.latency_budget import measure, threshold_within
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from trbert_deploy.bundle.manifest import GraphDescription, TensorDescription
 from trbert_deploy.runtime.backends import denormals
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph
@@ -70,7 +71,8 @@ def test_graphs_run_so(tmp_path: Path) -> None:
         tmp_path / "square.onnx", providers=["CPUExecutionProvider"]
     )
     assert session.run(None, {"x": SMALL})[0].max() > 0
-    assert OnnxGraph(lambda masked: session)({"x": SMALL})["y"].max() == 0
+    described = GraphDescription("square", (), (TensorDescription("y", "float32", (8,)),))
+    assert OnnxGraph(described, lambda masked: session)({"x": SMALL})["y"].max() == 0
 
 
 def test_loading_and_answering_leave_the_callers_thread_as_it_was(tiny_bundle: Path) -> None:

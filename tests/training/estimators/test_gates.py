@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training.estimators.test_rollouts import LENGTHS, batch
 
+from trbert_deploy.modeling.heads.text_classification import LABEL_WEIGHT
 from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
-from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.distillation import LABEL_WEIGHT, distillation_loss
-from trbert_deploy.training.estimators.gates import run_gated, straight_through
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
     choose_by_logits,
     choose_by_rule,
     first_segment,
     later_segments,
 )
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.estimators.gates import run_gated, straight_through
 from trbert_deploy.training.stages.stage import rank_shares
 
 
@@ -29,8 +30,8 @@ def test_gates_give_the_answers_and_the_cost_of_the_chain(cuts: str) -> None:
     packed = batch()
     with torch.no_grad():
         gated = run_gated(model, packed)
-        logits, kept = later_segments(model, first_segment(model, packed), choose_by_rule(model))
-    torch.testing.assert_close(gated.logits, logits, atol=1e-5, rtol=1e-5)
+        outputs, kept = later_segments(model, first_segment(model, packed), choose_by_rule(model))
+    torch.testing.assert_close(gated.outputs, outputs, atol=1e-5, rtol=1e-5)
     for found, expected in zip(gated.lengths[1:], kept, strict=True):
         assert found.tolist() == expected.tolist()
     assert 0 < gated.flops_share(model) <= 1.05  # policies cost a little
@@ -112,17 +113,19 @@ def test_the_penalty_holds_policies_at_the_wanted_share() -> None:
 
 
 def test_distillation_is_least_at_the_teacher() -> None:
+    head = tiny_model().head
     teacher = torch.tensor([[2.0, -1.0], [0.3, 0.1]])
     labels = torch.tensor([0, 1])
-    at_teacher = distillation_loss(teacher, teacher, labels)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return head.loss({LOGITS: logits}, labels, {LOGITS: teacher})
+
+    at_teacher = loss(teacher)
     torch.testing.assert_close(
         at_teacher,
         LABEL_WEIGHT * torch.nn.functional.cross_entropy(teacher, labels, reduction="none"),
     )
-    assert (
-        distillation_loss(teacher + torch.tensor([1.0, -1.0]), teacher, labels).sum()
-        > at_teacher.sum()
-    )
+    assert loss(teacher + torch.tensor([1.0, -1.0])).sum() > at_teacher.sum()
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 100))

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
 from torch.nn.functional import cross_entropy
 
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
-from trbert_deploy.runtime.chain import Chain, TokenRow
-from trbert_deploy.training.batches import PackedBatch, load_batches
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.estimators.rollouts import choose_salient, run_rollouts
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
     choose_by_rule,
-    dense_logits,
+    dense_outputs,
     first_segment,
     later_segments,
 )
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.training.batches import PackedBatch, load_batches
+from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.estimators.rollouts import choose_salient, run_rollouts
 from trbert_deploy.training.stages.guide import batch_saliency, reference_step
 from trbert_deploy.training.validation import Validator
 
 LENGTHS = (19, 6, 31, 6, 1)
 
 
-def rows() -> list[LabelledRow]:
+def rows() -> list[TrainingRow]:
     rng = np.random.default_rng(0)
     made = []
     for place, length in enumerate(LENGTHS):
         ids = rng.integers(4, 256, length)
-        made.append(LabelledRow(TokenRow(ids, np.zeros_like(ids)), place % 2))
+        made.append(TrainingRow(TokenRow(ids, np.zeros_like(ids)), place % 2))
     return made
 
 
@@ -39,20 +46,26 @@ def batch() -> PackedBatch:
     return next(iter(load_batches(rows(), [list(range(len(LENGTHS)))], torch.device("cpu"))))
 
 
+def undecided(model: ReducedModel) -> Callable[[Outputs], torch.Tensor]:
+    """How far answers are from those of a teacher that gives both labels the same chance."""
+    teacher = {LOGITS: torch.zeros(len(LENGTHS), 2)}
+    return lambda outputs: model.head.path_loss(outputs, None, teacher)
+
+
 @pytest.mark.parametrize("cuts", ["1,2", "0.5,3", "0", "none", "0.5,1.5,2.5"])
 def test_the_packed_chain_is_the_runtime_chain(cuts: str) -> None:
     model = tiny_model(cuts)
     packed = batch()
     with torch.no_grad():
-        logits, kept = later_segments(model, first_segment(model, packed), choose_by_rule(model))
-        dense = dense_logits(model, packed)
+        outputs, kept = later_segments(model, first_segment(model, packed), choose_by_rule(model))
+        dense = dense_outputs(model, packed)
     chain = Chain(TorchBackend(model), model.reduction, model.spec.num_layers)
     tokens = [rows()[index].tokens for index in packed.rows]
     for place, result in enumerate(chain.run(tokens)):
-        np.testing.assert_allclose(logits[place], result.logits, atol=1e-4)
+        np.testing.assert_allclose(outputs[LOGITS][place], result.outputs[LOGITS], atol=1e-4)
         assert [int(left[place]) for left in kept] == [len(cut) for cut in result.kept]
     for place, result in enumerate(chain.run_dense(tokens)):
-        np.testing.assert_allclose(dense[place], result.logits, atol=1e-4)
+        np.testing.assert_allclose(dense[LOGITS][place], result.outputs[LOGITS], atol=1e-4)
 
 
 def test_rollouts_drop_tokens_and_teach_the_policies_alone() -> None:
@@ -60,18 +73,19 @@ def test_rollouts_drop_tokens_and_teach_the_policies_alone() -> None:
     model.encoder.requires_grad_(False)
     model.head.requires_grad_(False)
     seen: list[int] = []
-    run = model.run_segment
+    run = model.encoder.run_steps
 
-    def watch(index: int, hidden: torch.Tensor, layout: object) -> torch.Tensor:
+    def watch(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
         seen.append(len(hidden))
-        return run(index, hidden, layout)  # type: ignore[arg-type]
+        return run(hidden, *rest)
 
-    model.run_segment = watch  # type: ignore[method-assign]
+    model.encoder.run_steps = watch  # type: ignore[method-assign]
     torch.manual_seed(0)
     packed = batch()
     start = first_segment(model, packed)
-    result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 6, lambda _: 0.5)
+    result = run_rollouts(model, start, undecided(model), 6, lambda _: 0.5)
     # The first segment runs once for all paths; what follows runs on survivors alone.
+    assert len(seen) == 3
     assert seen[0] == sum(LENGTHS)
     assert seen[2] < seen[1] < 6 * sum(LENGTHS)
     assert seen[1] == pytest.approx(result_tokens(result.kept[0], 6), rel=0.5)
@@ -99,7 +113,7 @@ def test_the_length_penalty_alone_makes_the_policies_keep_less() -> None:
     shares = []
     for _ in range(40):
         start = first_segment(model, packed)
-        result = run_rollouts(model, start, torch.full((len(LENGTHS), 2), 0.5), 8, lambda _: 1.0)
+        result = run_rollouts(model, start, undecided(model), 8, lambda _: 1.0)
         optimizer.zero_grad()
         result.policy_loss.backward()
         optimizer.step()
@@ -116,18 +130,18 @@ def test_the_imitating_path_keeps_the_most_salient_tokens() -> None:
     with torch.no_grad():
         probabilities = model.keep_logit(0, start.hidden).sigmoid()
     survivors: list[torch.Tensor] = []
-    run = model.run_segment
+    run = model.encoder.run_steps
 
-    def watch(index: int, hidden: torch.Tensor, layout: object) -> torch.Tensor:
+    def watch(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
         survivors.append(hidden)
-        return run(index, hidden, layout)  # type: ignore[arg-type]
+        return run(hidden, *rest)
 
-    model.run_segment = watch  # type: ignore[method-assign]
+    model.encoder.run_steps = watch  # type: ignore[method-assign]
     torch.manual_seed(0)
     run_rollouts(
         model,
         start,
-        torch.full((len(LENGTHS), 2), 0.5),
+        undecided(model),
         2,
         lambda _: 1.0,
         choose_salient(saliency),
@@ -147,7 +161,7 @@ def test_the_imitating_path_keeps_the_most_salient_tokens() -> None:
 def test_saliency_is_the_published_formula() -> None:
     model = tiny_model()
     packed = batch()
-    scores, logits = batch_saliency(model, packed)
+    scores, outputs = batch_saliency(model, packed)
     reference = reference_step(model)
     assert reference == 6  # behind layer 2L//3 = 2
     for place, index in enumerate(packed.rows):
@@ -155,18 +169,19 @@ def test_saliency_is_the_published_formula() -> None:
         ids = torch.from_numpy(row.tokens.input_ids)[None]
         layout = PaddedLayout(None)
         steps = model.encoder.run_steps
-        embedded = model.embed(ids, torch.zeros_like(ids), torch.arange(ids.shape[1])[None])
+        embedded = model.embed(ids, torch.zeros_like(ids), layout)
         at_cuts = [steps(embedded, layout, 0, cut.step) for cut in model.reduction.cuts]
         state = steps(embedded, layout, 0, reference).detach().requires_grad_()
-        answer = model.head(steps(state, layout, reference, model.spec.num_steps)[:, 0])
-        (gradient,) = torch.autograd.grad(cross_entropy(answer, torch.tensor([row.label])), state)
+        last = steps(state, layout, reference, model.spec.num_steps)
+        answer = model.head(last, layout)[LOGITS]
+        (gradient,) = torch.autograd.grad(cross_entropy(answer, torch.tensor([row.target])), state)
         begin = int(packed.layout.starts[place])
         for cut_scores, at_cut in zip(scores, at_cuts, strict=True):
             expected = (gradient * (state - at_cut)).sum(-1).abs()[0]
             found = cut_scores[begin : begin + len(expected)]
             # bf16 on processors that have it
             torch.testing.assert_close(found, expected, atol=0.05, rtol=0.15)
-        torch.testing.assert_close(logits[place], answer[0], atol=0.1, rtol=0.05)
+        torch.testing.assert_close(outputs[LOGITS][place], answer[0], atol=0.1, rtol=0.05)
 
 
 def validator() -> Validator:

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
-    TOKEN_TYPE_IDS,
-    Bundle,
 )
 from trbert_deploy.errors import DeviceError, MissingDependencyError, ParityError
 from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES
-from trbert_deploy.exporters.checks.parity import relative_difference, row_maker
+from trbert_deploy.exporters.checks.parity import columns_of, relative_difference, row_maker
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet
 from trbert_deploy.runtime.backends.tensorrt.library import gpu_compute_capability
@@ -127,10 +126,8 @@ def _batches(bundle: Bundle, engine_set: EngineSet) -> list[dict[str, np.ndarray
     batches = []
     for profile in engine_set.manifest.key.profiles:
         rows = rows_of(profile.max_length, profile.opt_batch)
-        ids = np.stack([row.input_ids for row in rows])
-        types = np.stack([row.token_type_ids for row in rows])
-        mask = np.ones(ids.shape, np.bool_)
-        batches.append({INPUT_IDS: ids, TOKEN_TYPE_IDS: types, ATTENTION_MASK: mask})
+        columns = columns_of(rows)
+        batches.append({**columns, ATTENTION_MASK: np.ones(columns[INPUT_IDS].shape, np.bool_)})
     return batches
 
 

@@ -16,13 +16,22 @@ from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.checks.parity import (
     GraphParity,
     compare_graphs,
-    relative_difference,
+    output_difference,
     row_maker,
 )
 from trbert_deploy.exporters.onnx.precision import rounded_graph
-from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Graph, with_mask
+from trbert_deploy.runtime.backends.backend import (
+    PADDING_ON_GPUS,
+    BackendOptions,
+    Graph,
+    Tensors,
+    with_mask,
+)
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph, OnnxRuntimeBackend
-from trbert_deploy.runtime.chain import Chain, survivor_agreement
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import survivor_agreement
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import mean_agreement
 
 #: Largest relative difference allowed: about a hundred roundings. Beyond it something is
 #: broken (an overflow, a layer that half precision cannot carry), not merely rounded.
@@ -41,20 +50,20 @@ class PrecisionParity:
         precision: fp16 or bf16.
         graphs: every graph on its own, fed with float32 states.
         rows: rows that ran through the whole chain, at several lengths.
-        max_logit_difference: of the chain, largest relative difference, rows whose survivors
+        max_output_difference: of the chain, largest relative difference, rows whose survivors
             differ included.
-        dense_logit_difference: the same of the dense model, where no token can differ.
+        dense_output_difference: the same of the dense model, where no token can differ.
         survivor_agreement: share of tokens with the same fate at every cut of the chain.
-        label_agreement: share of rows with the same label.
+        answer_agreement: how far the answers are the same, as the task says.
     """
 
     precision: str
     graphs: tuple[GraphParity, ...]
     rows: int
-    max_logit_difference: float
-    dense_logit_difference: float
+    max_output_difference: float
+    dense_output_difference: float
     survivor_agreement: float
-    label_agreement: float
+    answer_agreement: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,7 +85,7 @@ def compare_precision(
     """
     manifest = bundle.manifest
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
-    candidate = RoundedBackend(models, precision)
+    candidate = RoundedBackend(bundle, models, precision)
     rows_of = row_maker(
         bundle.tokenizer_path, manifest.max_length, manifest.encoder.vocab_size, bundle.samples()
     )
@@ -104,16 +113,19 @@ def compare_precision(
         precision=precision,
         graphs=tuple(graphs),
         rows=len(rows),
-        max_logit_difference=max(relative_difference(a.logits, b.logits) for a, b in pairs),
-        dense_logit_difference=max(
-            relative_difference(a.logits, b.logits)
-            for a, b in zip(dense_expected, dense_received, strict=True)
+        max_output_difference=max(output_difference(a, b) for a, b in pairs),
+        dense_output_difference=max(
+            output_difference(a, b) for a, b in zip(dense_expected, dense_received, strict=True)
         ),
         survivor_agreement=survivor_agreement(rows, expected, received),
-        label_agreement=float(np.mean([a.logits.argmax() == b.logits.argmax() for a, b in pairs])),
+        answer_agreement=mean_agreement(
+            task_of(manifest.encoder),
+            [result.outputs for result in expected],
+            [result.outputs for result in received],
+        ),
     )
-    if not np.isfinite(parity.max_logit_difference):
-        raise ParityError(f"chain in {precision}: logits are not finite; build with bf16 or fp32")
+    if not np.isfinite(parity.max_output_difference):
+        raise ParityError(f"chain in {precision}: outputs are not finite; build with bf16 or fp32")
     return parity
 
 
@@ -125,7 +137,10 @@ class RoundedBackend:
         precision: fp16 or bf16.
     """
 
-    def __init__(self, models: Mapping[str, onnx.ModelProto], precision: str) -> None:
+    def __init__(
+        self, bundle: Bundle, models: Mapping[str, onnx.ModelProto], precision: str
+    ) -> None:
+        self._bundle = bundle
         self._models = models
         self._precision = precision
         self.graph = cache(self._open)
@@ -142,5 +157,11 @@ class RoundedBackend:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        graph = OnnxGraph(lambda masked: session)
-        return lambda inputs: graph(with_mask(inputs))
+        return MaskedGraph(self._bundle.manifest.graph(name), lambda masked: session)
+
+
+class MaskedGraph(OnnxGraph):
+    """A graph that is always given a mask."""
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        return super().__call__(with_mask(inputs))

@@ -8,7 +8,7 @@ is counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,28 +17,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
     KEEP_LOGIT,
+    POSITIONS,
     TOKEN_TYPE_IDS,
     segment_name,
 )
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
-from trbert_deploy.runtime.backends.backend import Backend, Tensors, with_mask
-from trbert_deploy.runtime.chain import Chain, TokenRow, fates_apart, survivor_agreement
+from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import (
+    RowResult,
+    TokenRow,
+    TokenState,
+    fates_apart,
+    survivor_agreement,
+)
 from trbert_deploy.runtime.tokenizing import TextTokenizer
-from trbert_deploy.selection.select import select
+from trbert_deploy.selection.select import first_token, select
+from trbert_deploy.tasks.task import Task, mean_agreement
 
 #: (length, count) -> that many rows of exactly that length.
 RowMaker = Callable[[int, int], Sequence[TokenRow]]
 
 #: Largest difference allowed in float32.
 FP32_TOLERANCE = 2e-4
+LONGEST_CHECKED = 2048
 
 
 @dataclass(frozen=True)
@@ -69,16 +79,16 @@ class ChainParity:
 
     Attributes:
         rows: rows that were compared, at several lengths.
-        max_logit_difference: largest relative difference, over rows with the same survivors.
+        max_output_difference: largest relative difference, over rows with the same survivors.
         survivor_agreement: share of tokens with the same fate at every cut.
-        label_agreement: share of rows with the same label.
+        answer_agreement: how far the answers are the same, as the task says.
         tolerance: largest difference allowed.
     """
 
     rows: int
-    max_logit_difference: float
+    max_output_difference: float
     survivor_agreement: float
-    label_agreement: float
+    answer_agreement: float
     tolerance: float
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +112,12 @@ def row_maker(
 
 
 def check_shapes(traced: int, maximum: int) -> tuple[tuple[int, int], ...]:
-    """(batch, length) to compare: 1 and 3; 1, 2, the traced length +- 1 and the maximum."""
+    """(batch, length) to compare: 1 and 3; 1, 2, the traced length +- 1 and the maximum.
+
+    Of a model for very long rows the maximum is left at ``LONGEST_CHECKED``: attention over the
+    longest would take gigabytes, in PyTorch and in every candidate.
+    """
+    maximum = min(maximum, LONGEST_CHECKED)
     lengths = {1, 2, traced - 1, traced, traced + 1, maximum}
     return tuple(
         (batch, length)
@@ -145,12 +160,16 @@ def compare_graphs(
         worst: dict[str, float] = {}
         differing = total = 0
         for (batch, length), padded in product(shapes, (True, False)):
-            inputs = _inputs(rows_of(length, batch), padded)
-            mask = with_mask(inputs)[ATTENTION_MASK]
+            columns = columns_of(rows_of(length, batch))
+            mask = _padding(columns) if padded else np.ones((batch, length), np.bool_)
+            columns[INPUT_IDS] = np.where(mask, columns[INPUT_IDS], 0)
+            if padded:
+                columns[ATTENTION_MASK] = mask
             # A later segment is fed the states that the layers before it made of real text.
             for earlier in names[:index] if name != DENSE else []:
-                hidden = reference.graph(earlier)(inputs)[HIDDEN_OUT]
-                inputs = {HIDDEN: hidden} | ({ATTENTION_MASK: mask} if padded else {})
+                before = reference.graph(earlier)
+                columns[HIDDEN] = before(_inputs(before, columns))[HIDDEN_OUT]
+            inputs = _inputs(reference.graph(name), columns)
             expected = reference.graph(name)(inputs)
             for side in (candidate, *(() if padded else without_padding)):
                 received = side.graph(name)(inputs)
@@ -164,8 +183,9 @@ def compare_graphs(
                     worst[output] = max(worst.get(output, 0.0), difference)
                 if cut is not None:
                     lengths = mask.sum(axis=1)
+                    protected = np.stack([first_token(length)] * batch)
                     ours, theirs = (
-                        select(outputs[KEEP_LOGIT], lengths, cut.rule)
+                        select(outputs[KEEP_LOGIT], lengths, cut.rule, protected)
                         for outputs in (expected, received)
                     )
                     differing += int((ours != theirs).sum())
@@ -175,6 +195,7 @@ def compare_graphs(
 
 
 def compare_chains(
+    task: Task,
     reference: Chain,
     candidate: Chain,
     rows: Sequence[TokenRow],
@@ -184,29 +205,30 @@ def compare_chains(
     """Run the whole chain on both sides over the same rows.
 
     A token on the boundary may be kept by one side alone, and its row then goes another way:
-    logits are compared on rows with the same survivors, and the share of tokens with the same
+    outputs are compared on rows with the same survivors, and the share of tokens with the same
     fate must reach ``least_agreement``.
 
     Raises:
         ParityError: logits differ by more than the tolerance, or too few survivors agree.
     """
-    worst = 0.0
-    same_label = 0
     expected, received = reference.run(rows), candidate.run(rows)
-    for one, other in zip(expected, received, strict=True):
-        same_label += int(np.argmax(one.logits) == np.argmax(other.logits))
-        if not fates_apart(one, other):
-            worst = max(worst, relative_difference(one.logits, other.logits))
+    differences = [
+        output_difference(one, other)
+        for one, other in zip(expected, received, strict=True)
+        if not fates_apart(one, other)
+    ]
+    worst = float(np.max(differences, initial=0.0))  # NaN where any is
+    answers = ([result.outputs for result in side] for side in (expected, received))
     parity = ChainParity(
         rows=len(rows),
-        max_logit_difference=worst,
+        max_output_difference=worst,
         survivor_agreement=survivor_agreement(rows, expected, received),
-        label_agreement=same_label / len(rows),
+        answer_agreement=mean_agreement(task, *answers),
         tolerance=tolerance,
     )
     if not worst <= tolerance:
         raise ParityError(
-            f"chain: logits differ from PyTorch by {worst:.2g}, more than the tolerance "
+            f"chain: outputs differ from PyTorch by {worst:.2g}, more than the tolerance "
             f"{tolerance:g}"
         )
     if parity.survivor_agreement < least_agreement:
@@ -223,20 +245,35 @@ def relative_difference(expected: NDArray[Any], received: NDArray[Any]) -> float
     return float(np.abs(expected.astype(np.float64) - received).max()) / scale
 
 
-def _inputs(rows: Sequence[TokenRow], padded: bool) -> dict[str, np.ndarray]:
-    """The first segment's inputs [B, S]; padded, all rows but the first lose tokens to padding."""
-    input_ids = np.stack([row.input_ids for row in rows])
-    token_type_ids = np.stack([row.token_type_ids for row in rows])
-    if not padded:
-        return {INPUT_IDS: input_ids, TOKEN_TYPE_IDS: token_type_ids}
-    length = input_ids.shape[1]
-    lengths = np.array([max(1, length // (place + 1)) for place in range(len(rows))])
-    mask = np.arange(length) < lengths[:, None]
+def output_difference(expected: RowResult, received: RowResult) -> float:
+    """Largest relative difference of a row's outputs."""
+    differences = (
+        relative_difference(values, received.outputs[name])
+        for name, values in expected.outputs.items()
+    )
+    return float(np.max(list(differences)))  # NaN where any is
+
+
+def columns_of(rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
+    """Rows of one length as graphs may ask for them: [B, S] each."""
+    states = [TokenState.of(place, row) for place, row in enumerate(rows)]
     return {
-        INPUT_IDS: np.where(mask, input_ids, 0),
-        TOKEN_TYPE_IDS: token_type_ids,
-        ATTENTION_MASK: mask,
+        name: np.stack([state.column(name) for state in states])
+        for name in (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS)
     }
+
+
+def _inputs(graph: Graph, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the columns those that a graph takes, with the mask where there is one."""
+    wanted = (*graph.inputs, ATTENTION_MASK)
+    return {name: columns[name] for name in wanted if name in columns}
+
+
+def _padding(columns: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
+    """A mask [B, S] by which all rows but the first lose tokens to padding."""
+    batch, length = columns[INPUT_IDS].shape
+    lengths = np.array([max(1, length // (place + 1)) for place in range(batch)])
+    return np.arange(length) < lengths[:, None]
 
 
 def _differences(expected: Tensors, received: Tensors, mask: NDArray[np.bool_]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from trbert_deploy.bundle.bundle import HIDDEN_OUT
+from trbert_deploy.bundle.manifest import HIDDEN, HIDDEN_OUT
 from trbert_deploy.errors import EngineError
 
 #: Precision -> the element type of its half tensors; float32 has none.
@@ -70,11 +70,13 @@ def score_nodes(graph: onnx.GraphProto) -> set[int]:
 
 
 def residual_sums(graph: onnx.GraphProto) -> set[int]:
-    """Indices of the additions that nothing but a LayerNorm reads.
+    """Indices of the additions that a LayerNorm reads, or that leave the graph.
 
     They are the residual stream, where half precision overflows or loses most; in float32, as
-    torch's autocast has them, the difference of a graph is two to four times smaller.
+    torch's autocast has them, the difference of a graph is two to four times smaller. Where layers
+    normalize what comes in (pre-norm), the next addition reads them, too.
     """
+    outputs = {output.name for output in graph.output}
     readers: dict[str, set[str]] = {}
     for node in graph.node:
         for name in node.input:
@@ -82,8 +84,25 @@ def residual_sums(graph: onnx.GraphProto) -> set[int]:
     return {
         index
         for index, node in enumerate(graph.node)
-        if node.op_type == "Add" and readers.get(node.output[0]) == {"LayerNormalization"}
+        if node.op_type == "Add"
+        and ("LayerNormalization" in readers.get(node.output[0], ()) or node.output[0] in outputs)
     }
+
+
+def position_nodes(graph: onnx.GraphProto) -> set[int]:
+    """Indices of the nodes that know of positions alone, not of weights or states.
+
+    Angles and bucket numbers of positions in the hundreds have no digits left in half precision.
+    """
+    tables = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 1}
+    states = {HIDDEN, *tables}
+    found = set()
+    for index, node in enumerate(graph.node):  # in topological order
+        if states.intersection(node.input):
+            states.update(node.output)
+        else:
+            found.add(index)
+    return found
 
 
 def _needed_for(graph: onnx.GraphProto, names: Iterable[str]) -> set[int]:
@@ -121,7 +140,9 @@ class _Rewriter:
         self._initializers: list[TensorProto] = []
 
     def run(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        float32 = score_nodes(self._graph) | residual_sums(self._graph)
+        float32 = (
+            score_nodes(self._graph) | residual_sums(self._graph) | position_nodes(self._graph)
+        )
         for value in self._graph.input:
             self._names[value.name, self._types[value.name]] = value.name
         for index, node in enumerate(self._graph.node):
@@ -199,7 +220,8 @@ class _Rewriter:
         array = numpy_helper.to_array(self._weights[name])
         with np.errstate(over="ignore"):  # told below, with the name of the weight
             half = array.astype(helper.tensor_dtype_to_np_dtype(target))
-        if not np.isfinite(half.astype(np.float32)).all():
+        infinite = ~np.isfinite(half.astype(np.float32))
+        if (infinite & np.isfinite(array)).any():  # what a mask leaves out is -inf in any type
             raise EngineError(
                 f"weight {name} reaches {np.abs(array).max():.3g}, too large for "
                 f"{half.dtype}; build with bf16 or fp32"

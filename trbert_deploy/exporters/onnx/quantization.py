@@ -19,7 +19,7 @@ import onnx
 from onnx import helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from trbert_deploy.bundle.bundle import HIDDEN_OUT
+from trbert_deploy.bundle.manifest import HIDDEN_OUT
 from trbert_deploy.exporters.onnx.variants import needed_for, remove_unused
 
 #: What the library appends to the name of a Gemm (the head has two) when it makes it a MatMul.

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx
 
-from trbert_deploy.bundle.bundle import DEFAULT_DIRECTORY, WEIGHTS, Bundle, require_length
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DEFAULT_DIRECTORY, WEIGHTS, require_length
 from trbert_deploy.errors import ConfigError, EngineError
 from trbert_deploy.exporters.checks.half_precision import compare_precision
 from trbert_deploy.exporters.onnx.precision import half_graph
@@ -17,7 +18,7 @@ from trbert_deploy.exporters.tensorrt.builder import build_engine, choose_comput
 from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
-    PRECISIONS,
+    ENGINE_PRECISIONS,
     EngineFile,
     EngineKey,
     EngineManifest,
@@ -57,9 +58,10 @@ class EngineOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
+        if self.precision not in ENGINE_PRECISIONS:
             raise ConfigError(
-                f"unknown precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}"
+                f"unknown precision {self.precision!r}: expected one of "
+                f"{', '.join(ENGINE_PRECISIONS)}"
             )
         for what, numbers in (("lengths", self.lengths), ("batches", self.batches)):
             if numbers is not None and (not numbers or min(numbers) < 1):

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoModelForSequenceClassification
-from transformers.utils import logging
+from torch import Tensor
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, DataError
-from trbert_deploy.modeling.checkpoints.checkpoint import (
-    first_line,
-    labels_of,
-    load_hf_config,
-    load_parameters,
-)
-from trbert_deploy.modeling.families.registry import family_module
+from trbert_deploy.errors import DataError
+from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
+from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -29,64 +22,68 @@ class Pretrained:
     Attributes:
         model: its policies are new; its head too unless ``fine_tuned``.
         fine_tuned: the source already has a head for the labels.
+        hf_config: the source's config.json.
+        note: what a person should know of the head, if anything.
     """
 
     model: ReducedModel
     fine_tuned: bool
+    hf_config: dict[str, Any]
+    note: str | None = None
 
 
 def load_pretrained(
-    source: str, labels: Sequence[str], reduction: ReductionConfig | None
+    where: str, labels: Sequence[str], reduction: ReductionConfig | None
 ) -> Pretrained:
     """Load an encoder, with its head if it was fine-tuned for ``labels``.
 
     Args:
-        source: checkpoint directory or hub name.
-        labels: class names found in the training data.
+        where: checkpoint directory or hub name.
+        labels: class names found in the training data; none to take those that it has.
         reduction: the cuts, or None for the default places.
 
     Raises:
-        CheckpointError: not loadable, or an unsupported family.
+        CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
         DataError: the source is fine-tuned for other labels.
         ConfigError: a cut out of range.
     """
-    config = load_hf_config(source)
-    family = family_module(config.model_type, source)
-    fine_tuned = is_fine_tuned(config)
-    if fine_tuned:
-        known = labels_of(config)
-        unknown = sorted(set(labels) - set(known))
-        if unknown:
-            raise DataError(
-                f"the data has labels that {source} does not know: {', '.join(unknown)} "
-                f"(it knows {', '.join(known)})"
-            )
-        labels = known
-    spec = family.encoder_spec(config, tuple(labels))
+    source = open_source(where)
+    if not source.is_bare:
+        source.require_answers()
+        _require_known(labels, source)
+    spec = source.spec(None if not source.is_bare else tuple(labels))
     reduction = reduction if reduction is not None else ReductionConfig.default_for(spec.num_layers)
     model = ReducedModel(spec, reduction)
-    if fine_tuned:
-        tensors = _state(AutoModelForSequenceClassification, source)
-    else:
-        tensors = family.encoder_parameters(_state(AutoModel, source))
-    # What the source does not have (a new head, new policies) keeps its initialization.
-    names = family.parameter_names(spec.num_layers)
-    fresh = {names.get(ours, ours): value for ours, value in model.state_dict().items()}
-    load_parameters(model, {**fresh, **tensors}, source)
-    return Pretrained(model, fine_tuned)
+    tensors = source.tensors(spec)
+    if source.is_bare:
+        tensors = _without_head(tensors, source, model)
+    load_parameters(model, tensors, where, fresh=("policies.", *(("head.",) * source.is_bare)))
+    entries = dict(source.entries)
+    note = None
+    if source.is_bare:
+        entries.pop("problem_type", None)
+        note = f"{where} has {source.told_head}: a new one is trained for the labels"
+    return Pretrained(model.eval(), not source.is_bare, entries, note)
 
 
-def is_fine_tuned(config: Any) -> bool:
-    """Whether a checkpoint of this Hugging Face configuration has a classification head."""
-    architectures = getattr(config, "architectures", None) or [""]
-    return str(architectures[0]).endswith("ForSequenceClassification")
+def _require_known(labels: Sequence[str], source: HfSource) -> None:
+    known = source.labels
+    unknown = sorted(set(labels) - set(known))
+    if unknown:
+        raise DataError(
+            f"the data has labels that {source.where} does not know: {', '.join(unknown)} "
+            f"(it knows {', '.join(known)})"
+        )
 
 
-def _state(auto_class: Any, source: str) -> dict[str, Any]:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model = auto_class.from_pretrained(source, local_files_only=Path(source).is_dir())
-    except (OSError, ValueError, RuntimeError) as problem:
-        raise CheckpointError(f"{source} cannot be loaded: {first_line(problem)}") from None
-    return {name: tensor.float() for name, tensor in model.state_dict().items()}
+def _without_head(
+    tensors: dict[str, Tensor], source: HfSource, model: ReducedModel
+) -> dict[str, Tensor]:
+    """Without a head that was made for other answers; an encoder's own pooler stays."""
+    modules = source.family.modules(model.spec)
+    kept = {ours for ours, theirs in modules.items() if theirs.startswith(source.family.prefix)}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith("head.") or name.rpartition(".")[0] in kept
+    }

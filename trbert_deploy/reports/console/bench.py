@@ -48,9 +48,10 @@ def print_quality(report: QualityReport, console: Console) -> None:
     for heading in ("", "teacher" if report.teacher else "dense", "reduced"):
         table.add_column(heading, justify="right" if heading else "left")
     both = (report.dense, report.reduced)
-    table.add_row("accuracy", *(f"{model.accuracy:.2%}" for model in both))
-    table.add_row("macro F1", *(f"{model.macro_f1:.2%}" for model in both))
-    table.add_row("calibration error", *(f"{model.calibration_error:.3f}" for model in both))
+    for measure in report.dense.metrics:
+        style = "{:.3f}" if measure.endswith("error") else "{:.2%}"
+        values = (style.format(model.metrics[measure]) for model in both)
+        table.add_row(measure.replace("_", " ").replace(" f1", " F1"), *values)
     table.add_row("seconds", *(f"{model.seconds:.1f}" for model in both))
     table.add_row("tokens kept", "all", _shares(report))
     table.add_row("FLOPs speed-up", "1", f"{report.flops_speedup:.2f}")
@@ -58,9 +59,9 @@ def print_quality(report: QualityReport, console: Console) -> None:
     console.print(table)
     low, high = report.interval
     console.print(
-        f"accuracy changes by {report.accuracy_change:+.2f} points "
+        f"{next(iter(report.dense.metrics))} changes by {report.score_change:+.2f} points "
         f"(95 % interval {low:+.2f} to {high:+.2f}); "
-        f"{report.label_agreement:.1%} of the labels agree"
+        f"{report.agreement:.1%} of the answers agree"
     )
 
 
@@ -78,8 +79,8 @@ def print_sweep(report: SweepReport, console: Console) -> None:
             _shares(quality),
             f"{quality.flops_speedup:.2f}x",
             f"{quality.measured_speedup:.2f}x",
-            f"{quality.reduced.accuracy:.2%}",
-            f"{quality.accuracy_change:+.2f} ({low:+.2f} to {high:+.2f})",
+            f"{quality.reduced.score:.2%}",
+            f"{quality.score_change:+.2f} ({low:+.2f} to {high:+.2f})",
             style="bold" if quality is report.current else None,
         )
     console.print(table)
@@ -129,7 +130,7 @@ def _figures(point: TradeoffPoint, dense: TradeoffPoint) -> Iterator[str]:
     yield f"{dense.latency_ms / point.latency_ms:.2f}x"
     yield f"{point.flops_speedup:.2f}x"
     yield f"{point.accuracy:.2%}"
-    change, low, high = map(_points, (point.accuracy_change, *point.interval))
+    change, low, high = map(_points, (point.score_change, *point.interval))
     yield "" if point.model == DENSE else f"{change} ({low} to {high})"
 
 

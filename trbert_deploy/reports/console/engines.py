@@ -47,10 +47,10 @@ def print_engines(report: EnginesReport, console: Console) -> None:
     if parity:
         console.print(
             f"{key.precision} against float32, {parity['rows']} rows: "
-            f"largest logit difference {parity['max_logit_difference']:.2g} "
-            f"(dense {parity['dense_logit_difference']:.2g}), "
+            f"largest output difference {parity['max_output_difference']:.2g} "
+            f"(dense {parity['dense_output_difference']:.2g}), "
             f"same survivors {parity['survivor_agreement']:.2%}, "
-            f"same labels {parity['label_agreement']:.2%}"
+            f"same answers {parity['answer_agreement']:.2%}"
         )
     done = "unchanged, nothing built (--force builds again)" if report.skipped else "built"
     console.print(f"{done}: {report.engine_set.path}", soft_wrap=True)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
+from trbert_deploy.bundle.manifest import HIDDEN_OUT, KEEP_LOGIT
 from trbert_deploy.exporters.export import ExportReport
 
 
 def print_export(report: ExportReport, console: Console) -> None:
     """Print how far every graph, and the chain, is from PyTorch."""
     table = Table(title="largest difference from PyTorch")
-    for heading in ("graph", "hidden", "keep logit", "logits", "same survivors", "tolerance"):
+    for heading in ("graph", "hidden", "keep logit", "outputs", "same survivors", "tolerance"):
         table.add_column(heading, justify="left" if heading == "graph" else "right")
+    states = (HIDDEN_OUT, KEEP_LOGIT)
     for parity in report.graphs:
         found = parity.max_difference
         table.add_row(
             parity.graph,
-            *(
-                f"{found[name]:.1e}" if name in found else "-"
-                for name in ("hidden_out", "keep_logit", "logits")
-            ),
-            f"{parity.survivor_agreement:.2%}" if "keep_logit" in found else "-",
+            *(_shown(found, {name}) for name in states),
+            _shown(found, set(found) - set(states)),
+            f"{parity.survivor_agreement:.2%}" if KEEP_LOGIT in found else "-",
             f"{parity.tolerance:.0e}",
         )
     chain = report.chain
@@ -29,7 +31,7 @@ def print_export(report: ExportReport, console: Console) -> None:
         "chain",
         "-",
         "-",
-        f"{chain.max_logit_difference:.1e}",
+        f"{chain.max_output_difference:.1e}",
         f"{chain.survivor_agreement:.2%}",
         f"{chain.tolerance:.0e}",
     )
@@ -38,7 +40,19 @@ def print_export(report: ExportReport, console: Console) -> None:
     console.print(f"checked at batch x length: {shapes}")
     if report.int8_agreement is not None:
         console.print(
-            f"8-bit weights: {report.int8_agreement:.1%} of the labels and of the tokens' fates, "
+            f"8-bit weights: {report.int8_agreement:.1%} of the answers and of the tokens' fates, "
             "at least, are those of float32"
         )
+    if report.is_dense:
+        console.print(
+            f"{report.source} has no policies: the bundle is the dense model, served as it is; to "
+            f"make it drop tokens: trbert-deploy train --model {report.source} --train TEXTS "
+            "--output CKPT"
+        )
     console.print(f"bundle: {report.path}   next: trbert-deploy build-engine {report.path} --fp16")
+
+
+def _shown(found: Mapping[str, float], names: set[str]) -> str:
+    """The largest difference of some of a graph's outputs, if it has any of them."""
+    values = [found[name] for name in names if name in found]
+    return f"{max(values):.1e}" if values else "-"

@@ -43,26 +43,24 @@ def draw_sweep(report: SweepReport) -> Figure:
     dense, current = report.current.dense, report.current
     curve = sorted((point.quality for point in report.points), key=lambda each: each.flops_speedup)
     saved = [each.flops_speedup for each in curve]
-    low, high = (
-        [dense.accuracy + each.interval[side] / 100.0 for each in curve] for side in (0, 1)
-    )
+    low, high = ([dense.score + each.interval[side] / 100.0 for each in curve] for side in (0, 1))
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
     name = "teacher" if current.teacher else "dense model"
-    axes.axhline(dense.accuracy, color=_DENSE, linestyle="--", linewidth=1.2, label=name)
+    axes.axhline(dense.score, color=_DENSE, linestyle="--", linewidth=1.2, label=name)
     axes.fill_between(
         saved, low, high, color=_CHAIN, alpha=0.18, linewidth=0, label="95 % interval of the change"
     )
     axes.plot(
         saved,
-        [each.reduced.accuracy for each in curve],
+        [each.reduced.score for each in curve],
         color=_CHAIN,
         marker="o",
         markersize=4.5,
         label="reduced, by threshold",
     )
-    told = f"current rules: {current.flops_speedup:.2f}x, {current.reduced.accuracy:.1%}"
-    _mark(axes, (current.flops_speedup, current.reduced.accuracy), _CURRENT, "D", told)
+    told = f"current rules: {current.flops_speedup:.2f}x, {current.reduced.score:.1%}"
+    _mark(axes, (current.flops_speedup, current.reduced.score), _CURRENT, "D", told)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _clean(axes)

@@ -13,8 +13,9 @@ import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import sample_rows
+from trbert_deploy.runtime.token_state import TokenRow
 
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
 #: Lengths in a row at which the chain must win, so that a lucky one does not end the search.

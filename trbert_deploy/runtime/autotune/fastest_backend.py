@@ -1,7 +1,7 @@
 """Chooses the backend that is fastest on this machine: measured once, and remembered.
 
 The candidates that are installed here answer the bundle's sample texts in turns. One whose
-labels or survivors are too often others than in float32 is out; of the rest the fastest wins.
+answers or survivors are too often others than in float32 is out; of the rest the fastest wins.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import ConfigError
+from trbert_deploy.errors import ConfigError, MissingDependencyError
 from trbert_deploy.runtime.autotune.cache import conditions, recall, remember
-from trbert_deploy.runtime.backends.backend import BackendOptions, open_backend
-from trbert_deploy.runtime.chain import Chain, RowResult, Timing, TokenRow, survivor_agreement
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.registry import BACKENDS, open_backend
+from trbert_deploy.runtime.chain import Chain, Timing
 from trbert_deploy.runtime.samples import sample_rows
+from trbert_deploy.runtime.token_state import RowResult, TokenRow, survivor_agreement
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Task, mean_agreement
 
-#: Share of the sample texts that must get the label, and of the tokens that must meet the fate,
-#: that they do in float32.
+#: How far the answers to the sample texts, and the tokens' fates, must be those of float32.
 LEAST_AGREEMENT = 0.99
 LENGTHS = (64, 256, 512)
 ROUNDS = 5
@@ -39,14 +42,14 @@ class Candidate:
         return f"{self.backend} {self.precision}"
 
 
-#: The first is the reference for quality.
-CANDIDATES = (
-    Candidate("onnxruntime", "fp32", "onnxruntime"),
-    Candidate("onnxruntime", "int8", "onnxruntime"),
-    Candidate("openvino", "fp32", "openvino"),
-    Candidate("openvino", "bf16", "openvino"),
-    Candidate("openvino", "int8", "openvino"),
-)
+def candidates() -> list[Candidate]:
+    """What may be chosen; the first is the reference for quality."""
+    return [
+        Candidate(name, precision, info.packages[0])
+        for name, info in BACKENDS.items()
+        if info.auto
+        for precision in info.precisions
+    ]
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def choose_backend(bundle: Bundle, reduction: ReductionConfig, threads: int = 0)
         reduction: the cuts with the rules that it will run with.
         threads: threads of one graph; 0 lets the backend choose.
     """
-    packages = [candidate.package for candidate in CANDIDATES]
+    packages = [candidate.package for candidate in candidates()]
     key = conditions(bundle, reduction, threads, packages)
     known = recall("backend", key)
     if known is not None:
@@ -90,18 +93,20 @@ def measure(bundle: Bundle, reduction: ReductionConfig, threads: int) -> Choice:
     """Let the candidates that run here answer the same rows in turns."""
     rows = sample_rows(bundle, LENGTHS, _ROWS_PER_LENGTH)
     layers = bundle.manifest.encoder.num_layers
+    task = task_of(bundle.manifest.encoder)
     chains: dict[Candidate, Chain] = {}
-    for candidate in CANDIDATES:
+    for candidate in candidates():
         options = BackendOptions(threads, candidate.precision)
         try:
             backend = open_backend(candidate.backend, bundle, options)
-        except (ModuleNotFoundError, ConfigError):
+        except (MissingDependencyError, ConfigError):
             continue  # not installed, or not for this processor
         chains[candidate] = Chain(backend, reduction, layers)
-    expected = chains[CANDIDATES[0]].run(rows)
+    expected = chains[next(iter(chains))].run(rows)
     refused = {}
     for candidate, chain in list(chains.items()):
-        agreement = least_agreement(rows, expected, chain.run(rows))  # warms up, too
+        received = chain.run(rows)  # warms up, too
+        agreement = least_agreement(task, rows, expected, received)
         if agreement < LEAST_AGREEMENT:
             refused[str(candidate)] = f"agrees with float32 in {agreement:.1%} only"
             del chains[candidate]
@@ -121,9 +126,11 @@ def measure(bundle: Bundle, reduction: ReductionConfig, threads: int) -> Choice:
 
 
 def least_agreement(
-    rows: Sequence[TokenRow], expected: Sequence[RowResult], received: Sequence[RowResult]
+    task: Task,
+    rows: Sequence[TokenRow],
+    expected: Sequence[RowResult],
+    received: Sequence[RowResult],
 ) -> float:
-    """The smaller of two shares: of the rows with the same label, of the tokens with one fate."""
-    pairs = zip(expected, received, strict=True)
-    labels = np.mean([one.logits.argmax() == other.logits.argmax() for one, other in pairs])
-    return float(min(labels, survivor_agreement(rows, expected, received)))
+    """The smaller of two shares: how far the answers agree, and the tokens with one fate."""
+    answers = ([result.outputs for result in side] for side in (expected, received))
+    return min(mean_agreement(task, *answers), survivor_agreement(rows, expected, received))

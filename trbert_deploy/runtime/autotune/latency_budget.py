@@ -11,9 +11,10 @@ import numpy as np
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import sample_rows
-from trbert_deploy.selection.select import OperatingPoint
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 #: Keep logits of the thresholds that are measured, beside 0, which keeps everything.
 _LOGITS = np.linspace(-4.0, 4.0, 17)

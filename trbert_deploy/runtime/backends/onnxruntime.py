@@ -7,7 +7,8 @@ from functools import cache, partial
 
 import onnxruntime
 
-from trbert_deploy.bundle.bundle import ATTENTION_MASK, FUSED, INT8, LOGITS, MASKED, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import ATTENTION_MASK, FUSED, INT8, MASKED, GraphDescription
 from trbert_deploy.errors import BundleError
 from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Tensors
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
@@ -17,23 +18,24 @@ class OnnxGraph:
     """A session for batches without padding, and one for those with it, opened when needed.
 
     Args:
+        graph: what the manifest says of it.
         open_session: whether the batch has a mask -> the session.
     """
 
-    def __init__(self, open_session: Callable[[bool], onnxruntime.InferenceSession]) -> None:
-
-        def opened(masked: bool) -> tuple[onnxruntime.InferenceSession, list[str]]:
-            session = open_session(masked)
-            names = [output.name for output in session.get_outputs()]
-            return session, [LOGITS] if LOGITS in names else names
-
-        self._opened = cache(opened)
+    def __init__(
+        self,
+        graph: GraphDescription,
+        open_session: Callable[[bool], onnxruntime.InferenceSession],
+    ) -> None:
+        self.inputs = graph.token_inputs
+        self._answers = graph.answers
+        self._opened = cache(open_session)
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        session, wanted = self._opened(ATTENTION_MASK in inputs)
+        session = self._opened(ATTENTION_MASK in inputs)
         with denormals_as_zero():
-            values = session.run(wanted, dict(inputs))
-        return dict(zip(wanted, values, strict=True))
+            values = session.run(self._answers, dict(inputs))
+        return dict(zip(self._answers, values, strict=True))
 
 
 class OnnxRuntimeBackend:
@@ -69,7 +71,9 @@ class OnnxRuntimeBackend:
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
         self._disabled = ["SkipLayerNormFusion"] if on_cpu else []
         self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
-        self.graph = cache(lambda name: OnnxGraph(partial(self._open, name)))
+        self.graph = cache(
+            lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name))
+        )
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
 import openvino
 
-from trbert_deploy.bundle.bundle import (
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DEQUANTIZED,
-    LOGITS,
     MASKED,
     UNMASKED,
-    Bundle,
+    GraphDescription,
 )
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.machine import cores
-from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors, with_mask
 
 _DEVICE = "CPU"
 #: Precision -> the library's name of what products are computed in, where it has no 8 bits.
@@ -35,18 +35,28 @@ class OpenVinoGraph:
     Every thread that calls it has requests of its own.
 
     Args:
+        graph: what the manifest says of it.
         compile_variant: variant -> the graph, compiled.
         without_mask: the variant for batches without padding.
     """
 
     def __init__(
-        self, compile_variant: Callable[[str], openvino.CompiledModel], without_mask: str
+        self,
+        graph: GraphDescription,
+        compile_variant: Callable[[str], openvino.CompiledModel],
+        without_mask: str,
     ) -> None:
+        self.inputs = graph.token_inputs
+        self._answers = graph.answers
         self._without_mask = without_mask
         self._compiled = cache(compile_variant)
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
+        if next(iter(inputs.values())).shape[1] == 1:
+            # Attention without a mask that meets rows of one token first is wrong about rows of
+            # eight and more ever after (OpenVINO 2026.4).
+            inputs = with_mask(inputs)
         call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
         for name, array in inputs.items():
             tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
@@ -62,7 +72,7 @@ class OpenVinoGraph:
     def _call(self, variant: str) -> _Call:
         calls = vars(self._own)
         if variant not in calls:
-            calls[variant] = _Call.of(self._compiled(variant))
+            calls[variant] = _Call.of(self._compiled(variant), self._answers)
         return calls[variant]
 
 
@@ -74,10 +84,9 @@ class _Call:
     outputs: Mapping[str, int]
 
     @classmethod
-    def of(cls, model: openvino.CompiledModel) -> _Call:
+    def of(cls, model: openvino.CompiledModel, answers: Sequence[str]) -> _Call:
         outputs = {output.any_name: place for place, output in enumerate(model.outputs)}
-        wanted = {LOGITS: outputs[LOGITS]} if LOGITS in outputs else outputs
-        return cls(model.create_infer_request(), wanted)
+        return cls(model.create_infer_request(), {name: outputs[name] for name in answers})
 
 
 class OpenVinoBackend:
@@ -112,7 +121,11 @@ class OpenVinoBackend:
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
-        self.graph = cache(lambda name: OpenVinoGraph(partial(self._open, name), variant))
+        self.graph = cache(
+            lambda name: OpenVinoGraph(
+                bundle.manifest.graph(name), partial(self._open, name), variant
+            )
+        )
         self.description: Mapping[str, str] = {
             "backend": "openvino",
             "version": openvino.__version__.partition("-")[0],

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts import GatedLayout
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import first_segment
 from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.constraint import flops_share
 from trbert_deploy.training.processes import Share
-from trbert_deploy.training.reduced import Survivors, first_segment, flops_share, head_logits
 
 HOPELESS = 0.02
 
@@ -28,12 +30,12 @@ class GatedPass:
     """A batch behind gates.
 
     Attributes:
-        logits: [B, C] float32.
+        outputs: of the head.
         lengths: tokens of each row in every segment, [B] float32 each, differentiable.
         share: what these rows are of the batch.
     """
 
-    logits: Tensor
+    outputs: Outputs
     lengths: list[Tensor]
     share: Share
 
@@ -51,18 +53,18 @@ def run_gated(model: ReducedModel, batch: PackedBatch) -> GatedPass:
     tokens = first_segment(model, batch)
     gate = torch.ones(len(tokens.hidden), device=tokens.hidden.device)
     lengths = [tokens.layout.row_sums(gate)]
+    gated: GatedLayout | None = None
     for segment in model.segments[:-1]:
         logit = model.keep_logit(segment.index, tokens.hidden)
         gate = gate * straight_through(logit)
-        gate = gate.index_fill(0, tokens.layout.starts, 1.0)  # the first token always survives
+        gate = torch.where(tokens.protected, 1.0, gate)
         lengths.append(tokens.layout.row_sums(gate))
-        stays = logit > math.log(HOPELESS / (1.0 - HOPELESS))
-        stays[tokens.layout.starts] = True
+        stays = (logit > math.log(HOPELESS / (1.0 - HOPELESS))) | tokens.protected
         tokens, gate = tokens.compact(stays[None]), gate[stays]
+        following = model.segments[segment.index + 1]
         gated = GatedLayout(tokens.layout, gate)
-        hidden = model.run_segment(segment.index + 1, tokens.hidden, gated)
-        tokens = Survivors(hidden, tokens.layout, tokens.token)
-    return GatedPass(head_logits(model, tokens.hidden, tokens.layout), lengths, batch.share)
+        tokens = tokens.run(model, following.start, following.stop, gated)
+    return GatedPass(tokens.answer(model, gated), lengths, batch.share)
 
 
 def straight_through(logit: Tensor) -> Tensor:

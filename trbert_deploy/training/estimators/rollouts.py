@@ -19,12 +19,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import Chooser, TokenState, later_segments
 from trbert_deploy.selection.select import keep_best
+from trbert_deploy.training.constraint import flops_share
 from trbert_deploy.training.processes import Share
-from trbert_deploy.training.reduced import Chooser, Survivors, flops_share, later_segments
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Rollouts:
     """K paths of each text of a batch.
 
     Attributes:
-        task_loss: [K, B] cross-entropy of every path against the target.
+        task_loss: [K, B], how far every path's answer is from what is wanted.
         reward: [K, B].
         policy_loss: scalar; its gradient reaches the policies (and what made their input).
         kept: for each cut the mean share of the text's tokens that the paths kept.
@@ -50,8 +52,8 @@ class Rollouts:
 
 def run_rollouts(
     model: ReducedModel,
-    start: Survivors,
-    target: Tensor,
+    start: TokenState,
+    path_loss: Callable[[Outputs], Tensor],
     count: int,
     length_penalty: Callable[[float], float],
     first_path: Chooser | None = None,
@@ -62,7 +64,7 @@ def run_rollouts(
 
     Args:
         start: the first segment's output on the batch, B rows with T tokens in all.
-        target: [B, C] probabilities that the task loss compares the answers with.
+        path_loss: outputs of K * B rows -> [K, B], how far they are from what is wanted.
         count: K.
         length_penalty: lambda, given the share of the dense FLOPs that the paths take.
         first_path: chooses for the first path instead of sampling.
@@ -74,22 +76,22 @@ def run_rollouts(
     text_lengths = torch.from_numpy(start.layout.lengths).to(start.hidden.device)  # [B]
     log_probabilities: list[Tensor] = []
 
-    def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:
-        layout = survivors.layout
+    def choose(index: int, logit: Tensor, tokens: TokenState) -> Tensor:
+        layout = tokens.layout
         # The paths part at the first cut; from then on they are rows of their own.
         logits = logit.expand(count if index == 0 else 1, -1)  # [P, T]
         keep = torch.bernoulli(logits.detach().sigmoid()).bool()
         if first_path is not None:
-            chosen = first_path(index, logit.detach(), survivors)[0]
+            chosen = first_path(index, logit.detach(), tokens)[0]
             keep[0] = torch.where(layout.row_of_token < batch, chosen, keep[0])
-        keep[:, layout.starts] = True
+        keep = keep | tokens.protected
         choice = -binary_cross_entropy_with_logits(logits, keep.float(), reduction="none")
-        choice = choice.index_fill(1, layout.starts, 0.0)  # the first token is no choice
+        choice = choice.masked_fill(tokens.protected, 0.0)  # they were no choice
         log_probabilities.append(layout.row_sums(choice).view(count, batch) / text_lengths)
         return keep
 
-    logits, kept = later_segments(model, start, choose)
-    task_loss = -(target.repeat(count, 1) * log_softmax(logits, -1)).sum(-1).view(count, batch)
+    outputs, kept = later_segments(model, start, choose)
+    task_loss = path_loss(outputs)
     lengths = torch.stack([text_lengths.repeat(count), *(left.to(text_lengths) for left in kept)])
     shares = lengths[1:].view(-1, count, batch) / text_lengths
     flops = flops_share(model, lengths.double().unbind(), share).item()
@@ -112,11 +114,13 @@ def choose_salient(saliency: Sequence[Tensor]) -> Chooser:
         saliency: for each cut the guide's scores [T] of the batch's tokens.
     """
 
-    def choose(index: int, logit: Tensor, survivors: Survivors) -> Tensor:
-        layout = survivors.layout
+    def choose(index: int, logit: Tensor, tokens: TokenState) -> Tensor:
+        layout = tokens.layout
         expected = layout.row_sums(logit.sigmoid()).round().long()
         lengths = torch.from_numpy(layout.lengths).to(logit.device)
-        scores = layout.pad(saliency[index][survivors.token])
-        return layout.unpad(keep_best(scores, lengths, expected))[None]
+        scores = layout.pad(saliency[index][tokens.token])
+        return layout.unpad(keep_best(scores, lengths, expected, layout.pad(tokens.protected)))[
+            None
+        ]
 
     return choose

@@ -9,7 +9,7 @@ so that tokens whose state still changes behind the cut in a direction that matt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,19 +18,21 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from trbert_deploy.files import staged_file
-from trbert_deploy.modeling.checkpoints.checkpoint import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import begin, dense_outputs
 from trbert_deploy.progress import Progress
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import LabelledRow
-from trbert_deploy.training.reduced import dense_logits, head_logits
+from trbert_deploy.training.data import TrainingRow
 
 GUIDE_FILE = "guide.safetensors"
+#: Before the names of the teacher's outputs in it.
+_TEACHER = "teacher_"
 
 
 @dataclass(frozen=True)
@@ -38,45 +40,57 @@ class Guide:
     """The teacher's view of the training rows.
 
     Attributes:
-        teacher_logits: [N, C] float32; rows without labels may follow the N training rows.
+        answers: the teacher's outputs by name, [N, ...] float32; rows without targets may follow
+            the N training rows.
         starts: [N + 1] int64, where each training row's tokens begin in ``saliency``.
         saliency: for each cut [total tokens] float32.
     """
 
-    teacher_logits: NDArray[np.float32]
+    answers: Mapping[str, NDArray[np.float32]]
     starts: NDArray[np.int64]
     saliency: tuple[NDArray[np.float32], ...]
 
-    def logits_of(self, batch: PackedBatch) -> Tensor:
-        """The teacher's logits [B, C] on a batch."""
-        return torch.from_numpy(self.teacher_logits[batch.rows]).to(batch.labels.device)
+    def outputs_of(self, batch: PackedBatch) -> dict[str, Tensor]:
+        """The teacher's outputs [B, ...] on a batch."""
+        return {
+            name: torch.from_numpy(values[batch.rows]).to(batch.targets.device)
+            for name, values in self.answers.items()
+        }
 
-    def with_answers(self, logits: NDArray[np.float32]) -> Guide:
-        """The same view, with the teacher's logits [M, C] on rows that follow the others."""
-        return replace(self, teacher_logits=np.concatenate([self.teacher_logits, logits]))
+    def with_answers(self, further: Mapping[str, NDArray[np.float32]]) -> Guide:
+        """The same view, with the teacher's outputs [M, ...] on rows that follow the others."""
+        answers = {
+            name: np.concatenate([values, further[name]]) for name, values in self.answers.items()
+        }
+        return replace(self, answers=answers)
 
     def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
         """For each cut the scores [T] of a batch's tokens."""
         tokens = tokens_of(batch.rows, self.starts)
         return [
-            torch.from_numpy(scores[tokens]).to(batch.labels.device) for scores in self.saliency
+            torch.from_numpy(scores[tokens]).to(batch.targets.device) for scores in self.saliency
         ]
 
     def save(self, path: Path) -> None:
         """Write the guide, whole or not at all."""
-        tensors = {"teacher_logits": self.teacher_logits, "starts": self.starts}
+        tensors = {f"{_TEACHER}{name}": values for name, values in self.answers.items()}
         tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
         with staged_file(path) as staging:
-            write_safetensors(
-                staging, {name: torch.from_numpy(array) for name, array in tensors.items()}
-            )
+            stored = {name: torch.from_numpy(array) for name, array in tensors.items()}
+            write_safetensors(staging, {"starts": torch.from_numpy(self.starts), **stored})
 
     @classmethod
     def load(cls, path: Path) -> Guide:
         """Read what ``save`` wrote."""
         tensors = load_file(path)
-        saliency = tuple(tensors[f"saliency.{index}"] for index in range(len(tensors) - 2))
-        return cls(tensors["teacher_logits"], tensors["starts"], saliency)
+        answers = {
+            name.removeprefix(_TEACHER): values
+            for name, values in tensors.items()
+            if name.startswith(_TEACHER)
+        }
+        cuts = len(tensors) - len(answers) - 1
+        saliency = tuple(tensors[f"saliency.{index}"] for index in range(cuts))
+        return cls(answers, tensors["starts"], saliency)
 
 
 def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -96,45 +110,65 @@ def reference_step(model: ReducedModel) -> int:
 
 def make_guide(
     model: ReducedModel,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     batch_tokens: int,
     device: torch.device,
     progress: Progress,
 ) -> Guide:
     """One pass of the teacher over the training rows; processes divide the batches."""
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    logits = np.zeros((len(rows), len(model.spec.labels)), np.float32)
+    found: dict[str, NDArray[np.float32]] = {}
     saliency = tuple(np.zeros(starts[-1], np.float32) for _ in model.reduction.cuts)
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
-        scores, batch_logits = batch_saliency(model, batch)
+        scores, outputs = batch_saliency(model, batch)
         tokens = tokens_of(batch.rows, starts)
         for cut_scores, values in zip(saliency, scores, strict=True):
             cut_scores[tokens] = values.cpu().numpy()
-        logits[batch.rows] = batch_logits.cpu().numpy()
+        _note(found, outputs, batch, len(rows))
         progress("guide", number, len(plan))
-    return Guide(_combined(logits), starts, tuple(map(_combined, saliency)))
+    return Guide(_all(found), starts, tuple(map(_combined, saliency)))
 
 
 def answers(
     model: ReducedModel,
-    rows: Sequence[LabelledRow],
+    rows: Sequence[TrainingRow],
     batch_tokens: int,
     device: torch.device,
     progress: Progress,
-) -> NDArray[np.float32]:
-    """The dense model's logits [N, C] on rows that need no labels; processes divide the batches."""
-    logits = np.zeros((len(rows), len(model.spec.labels)), np.float32)
+) -> dict[str, NDArray[np.float32]]:
+    """The dense model's outputs [N, ...] on rows that need no targets; processes divide the
+    batches.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         with torch.no_grad(), autocast(device):
-            logits[batch.rows] = dense_logits(model, batch).cpu().numpy()
+            _note(found, dense_outputs(model, batch), batch, len(rows))
         progress("answers", number, len(plan))
-    return _combined(logits)
+    return _all(found)
+
+
+def _note(
+    found: dict[str, NDArray[np.float32]], outputs: Outputs, batch: PackedBatch, count: int
+) -> None:
+    """Put a batch's outputs into their places among those of ``count`` rows."""
+    for name, values in outputs.items():
+        everything = found.setdefault(name, np.zeros((count, *values.shape[1:]), np.float32))
+        everything[batch.rows] = values.detach().float().cpu().numpy()
+
+
+def _all(found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """What the processes found; one that no batch was left to found nothing."""
+    shapes = dict(processes.gather([(name, values.shape) for name, values in found.items()]))
+    return {
+        name: _combined(found.get(name, np.zeros(shape, np.float32)))
+        for name, shape in shapes.items()
+    }
 
 
 def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -142,25 +176,25 @@ def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return processes.total(torch.from_numpy(values)).numpy()
 
 
-def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor], Tensor]:
-    """Scores [T] of a batch's tokens for each cut, and the logits [B, C]."""
+def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor], Outputs]:
+    """Scores [T] of a batch's tokens for each cut, and the outputs."""
     reference = reference_step(model)
     at_cuts = []
-    with autocast(batch.labels.device):
+    with autocast(batch.targets.device):
         with torch.no_grad():
-            hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            tokens = begin(model, batch)
             step = 0
             for cut in model.reduction.cuts:
-                hidden = model.encoder.run_steps(hidden, batch.layout, step, cut.step)
-                at_cuts.append(hidden.float())
+                tokens = tokens.run(model, step, cut.step)
+                at_cuts.append(tokens.hidden.float())
                 step = cut.step
-            hidden = model.encoder.run_steps(hidden, batch.layout, step, reference)
-        hidden = hidden.detach().requires_grad_()
-        last = model.encoder.run_steps(hidden, batch.layout, reference, model.spec.num_steps)
-        logits = head_logits(model, last, batch.layout)
+            tokens = tokens.run(model, step, reference)
+        hidden = tokens.hidden.detach().requires_grad_()
+        tokens = replace(tokens, hidden=hidden)
+        outputs = tokens.run(model, reference, model.spec.num_steps).answer(model)
         # Summed, so that a row's scores do not depend on how many others stand beside it.
-        loss = cross_entropy(logits, batch.labels, reduction="sum")
+        loss = model.head.loss(outputs, batch.targets).sum()
     (gradient,) = torch.autograd.grad(loss, hidden)
     changes = [hidden.detach().float() - at_cut for at_cut in at_cuts]
     scores = [(gradient.float() * change).sum(-1).abs() for change in changes]
-    return scores, logits.detach()
+    return scores, outputs

@@ -1,4 +1,4 @@
-"""What each trained stage computes (the guide, one pass, is saliency.py).
+"""What each trained stage computes (the guide, one pass, is guide.py).
 
 teacher   the dense model learns the labels
 policy    the policies learn, encoder and head are frozen
@@ -15,24 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.training import processes
-from trbert_deploy.training.batches import PackedBatch
-from trbert_deploy.training.constraint import FlopsConstraint
-from trbert_deploy.training.distillation import distillation_loss
-from trbert_deploy.training.estimators.gates import run_gated
-from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
-from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.reduced import (
+from trbert_deploy.modeling.walk import (
+    begin,
     choose_by_logits,
     choose_by_rule,
-    dense_logits,
+    dense_outputs,
     first_segment,
     later_segments,
 )
+from trbert_deploy.training import processes
+from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.constraint import FlopsConstraint
+from trbert_deploy.training.estimators.gates import run_gated
+from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
+from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.stages.guide import Guide
 
 
@@ -116,9 +117,9 @@ def make_stage(
 
 def _teacher(model: ReducedModel) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
-        logits = dense_logits(model, batch)
-        loss = batch.share.mean(cross_entropy(logits, batch.labels, reduction="none"))
-        return Step(loss, {"accuracy": _accuracy(logits, batch)})
+        outputs = dense_outputs(model, batch)
+        loss = batch.share.mean(model.head.loss(outputs, batch.targets))
+        return Step(loss, {"accuracy": _accuracy(model, outputs, batch)})
 
     return compute
 
@@ -129,10 +130,10 @@ def _policy_by_ranks(model: ReducedModel, guide: Guide) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         hidden = []
         with torch.no_grad():
-            states = model.embed(batch.input_ids, batch.token_type_ids, batch.positions)
+            tokens = begin(model, batch)
             for segment in model.segments[:-1]:
-                states = model.run_segment(segment.index, states, batch.layout)
-                hidden.append(states)
+                tokens = tokens.run(model, segment.start, segment.stop)
+                hidden.append(tokens.hidden)
         losses = [
             binary_cross_entropy_with_logits(
                 model.keep_logit(index, states),
@@ -170,7 +171,7 @@ def _policy_by_rollouts(
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
-            guide.logits_of(batch).softmax(-1),
+            lambda outputs: model.head.path_loss(outputs, None, guide.outputs_of(batch)),
             options.rollouts,
             _penalty(constraint, options.length_penalty, done),
             choose_salient(guide.saliency_of(batch)) if imitating else None,
@@ -194,11 +195,10 @@ def _joint_by_rollouts(
     """
 
     def compute(batch: PackedBatch, done: float) -> Step:
-        labels = one_hot(batch.labels, len(model.spec.labels)).float()
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
-            (labels + guide.logits_of(batch).softmax(-1)) / 2,
+            lambda outputs: model.head.path_loss(outputs, batch.targets, guide.outputs_of(batch)),
             options.joint_rollouts,
             _penalty(constraint, options.joint_length_penalty, done),
             choose_by_rule(model),
@@ -215,13 +215,13 @@ def _joint_by_gates(model: ReducedModel, guide: Guide, constraint: FlopsConstrai
 
     def compute(batch: PackedBatch, done: float) -> Step:
         gated = run_gated(model, batch)
-        losses = distillation_loss(gated.logits, guide.logits_of(batch), batch.labels)
+        losses = model.head.loss(gated.outputs, batch.targets, guide.outputs_of(batch))
         task = batch.share.mean(losses)
         share = gated.flops_share(model)
         penalty = constraint.penalty(share.item(), done)
         figures = {
             "task_loss": task.item(),
-            "accuracy": _accuracy(gated.logits, batch),
+            "accuracy": _accuracy(model, gated.outputs, batch),
             "flops_share": share.item(),
             "goal": constraint.goal(done),
             "penalty": penalty,
@@ -241,18 +241,18 @@ def _hard(model: ReducedModel, guide: Guide, mixed_share: float) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         share = batch.share
         # Drawn for the whole batch, so that a row's threshold is the same in whichever process.
-        drawn = processes.from_main(torch.rand(3, share.rows, device=batch.labels.device))
+        drawn = processes.from_main(torch.rand(3, share.rows, device=batch.targets.device))
         factor, coin, mixing = drawn[:, share.places]
         wanted = torch.full_like(factor, model.reduction.cuts[0].rule.value)
         lower = torch.where(coin < 0.5, 0.0, factor * wanted)
         thresholds = torch.where(mixing < mixed_share, lower, wanted)
-        logits, kept = later_segments(
+        outputs, kept = later_segments(
             model, first_segment(model, batch), choose_by_logits(thresholds.logit())
         )
-        losses = distillation_loss(logits, guide.logits_of(batch), batch.labels)
+        losses = model.head.loss(outputs, batch.targets, guide.outputs_of(batch))
         left = share.total(torch.stack(kept).sum(1)) / share.tokens
         shares = {f"kept_{cut}": part for cut, part in enumerate(left.tolist())}
-        return Step(share.mean(losses), {"accuracy": _accuracy(logits, batch), **shares})
+        return Step(share.mean(losses), {"accuracy": _accuracy(model, outputs, batch), **shares})
 
     return compute
 
@@ -266,10 +266,10 @@ def _penalty(
     return lambda share: constraint.penalty(share, done)
 
 
-def _accuracy(logits: Tensor, batch: PackedBatch) -> float:
-    """Of the rows that have a label."""
-    right = batch.share.mean((logits.argmax(-1) == batch.labels).float())
-    labelled = batch.share.mean((batch.labels >= 0).float())
+def _accuracy(model: ReducedModel, outputs: Outputs, batch: PackedBatch) -> float:
+    """Of the rows that have a target."""
+    right = batch.share.mean(model.head.correct(outputs, batch.targets))
+    labelled = batch.share.mean(model.head.has_target(batch.targets).float())
     return (right / labelled.clamp_min(1e-6)).item()
 
 

@@ -18,10 +18,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle, GraphDescription
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS, GraphDescription
 from trbert_deploy.errors import DeviceError, EngineError, LengthError
-from trbert_deploy.runtime.backends.backend import BackendOptions, Graph, open_backend
+from trbert_deploy.runtime.backends.backend import BackendOptions, Graph
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.backends.tensorrt.backend import EngineGraph, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
@@ -34,7 +36,8 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
     gpu_compute_capability,
     library_log,
 )
-from trbert_deploy.runtime.chain import Chain, TokenRow
+from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.token_state import TokenRow
 
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
 
@@ -206,7 +209,7 @@ def test_chain_runs_as_with_onnxruntime(bundle: Bundle, host: HostBackend) -> No
         for ours, theirs in zip(
             getattr(expected, run)(rows), getattr(received, run)(rows), strict=True
         ):
-            np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-4)
+            np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-4)
             assert [list(kept) for kept in ours.kept] == [list(kept) for kept in theirs.kept]
 
 
@@ -348,4 +351,4 @@ def test_engines_run_on_the_gpu(bundle: Bundle, own_bundle: Path) -> None:
         for name in ("onnxruntime", "tensorrt")
     ]
     for ours, theirs in zip(*(chain.run(rows) for chain in chains), strict=True):
-        np.testing.assert_allclose(ours.logits, theirs.logits, atol=2e-2)
+        np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=2e-2)

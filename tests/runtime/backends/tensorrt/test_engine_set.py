@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.files import sha256
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
-    MANIFEST,
+    ENGINE_MANIFEST,
     EngineFile,
     EngineKey,
     EngineManifest,
@@ -60,7 +61,7 @@ def engine_set(bundle: Bundle) -> EngineSet:
 
 
 def edit(engine_set: EngineSet, change: Callable[[dict[str, Any]], object]) -> None:
-    path = engine_set.path / MANIFEST
+    path = engine_set.path / ENGINE_MANIFEST
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
@@ -120,7 +121,7 @@ def test_damaged_manifest(
 
 
 def test_truncated_manifest(bundle: Bundle, engine_set: EngineSet) -> None:
-    path = engine_set.path / MANIFEST
+    path = engine_set.path / ENGINE_MANIFEST
     path.write_text(path.read_text()[:40])
     with pytest.raises(EngineError, match="cannot be read as JSON"):
         EngineSet.open(engine_set.path, bundle)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bundle.bundle import LOGITS, Bundle, GraphDescription
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
@@ -92,9 +93,9 @@ class EngineGraph:
         self._engine_set = engine_set
         self._device = device
         self._context = cache(self._make_context)
+        self.inputs = graph.token_inputs
         # Behind the head nobody reads the states: copying them would cost more than the head.
-        names = [tensor.name for tensor in graph.outputs]
-        self._returned = [LOGITS] if LOGITS in names else names
+        self._returned = graph.answers
 
     def __call__(self, inputs: Tensors) -> Tensors:
         """Run a batch; one with more rows than the profile takes runs in parts.

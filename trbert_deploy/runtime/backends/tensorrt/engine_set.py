@@ -17,15 +17,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trbert_deploy.bundle.bundle import WEIGHTS, Bundle
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.files import read_json, sha256, write_json
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
+ENGINE_MANIFEST = "manifest.json"
+#: Figures of manifests that earlier releases wrote -> their names today.
+_RENAMED = {
+    "max_logit_difference": "max_output_difference",
+    "dense_logit_difference": "dense_output_difference",
+    "label_agreement": "answer_agreement",
+}
 
 #: In the order in which a runtime prefers them.
-PRECISIONS = ("fp16", "bf16", "fp32")
+ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 
 _REBUILD = "run trbert-deploy build-engine again"
 
@@ -56,6 +63,11 @@ class Profile:
 
     def __str__(self) -> str:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
+
+
+def _renamed(parity: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a manifest, older ones too, by their names today."""
+    return {_RENAMED.get(name, name): value for name, value in parity.items()}
 
 
 def engine_file(name: str) -> str:
@@ -163,7 +175,7 @@ class EngineManifest:
             return cls(
                 key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
-                parity=dict(data["parity"]),
+                parity=_renamed(dict(data["parity"])),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise EngineError(
@@ -186,7 +198,7 @@ class EngineSet:
             EngineError: it is missing, damaged, of another format version, or was built from
                 other graphs or weights.
         """
-        manifest = EngineManifest.from_json(read_json(path / MANIFEST, EngineError))
+        manifest = EngineManifest.from_json(read_json(path / ENGINE_MANIFEST, EngineError))
         digests = bundle.manifest.files
         if manifest.key.weights_sha256 != digests[WEIGHTS]:
             raise EngineError(f"{path} was built from other weights than {bundle.path}; {_REBUILD}")
@@ -212,7 +224,8 @@ class EngineSet:
         path = self.path / engine.file
         if sha256(path) != engine.sha256:
             raise EngineError(
-                f"{path} was altered or truncated: its SHA-256 is not the one in {MANIFEST}; "
+                f"{path} was altered or truncated: its SHA-256 is not the one in "
+                f"{ENGINE_MANIFEST}; "
                 f"{_REBUILD}"
             )
         return path.read_bytes()
@@ -262,7 +275,7 @@ class EngineSet:
 
 def write_manifest(directory: Path, manifest: EngineManifest) -> None:
     """Write the manifest into a directory that holds the engines."""
-    write_json(directory / MANIFEST, manifest.to_json())
+    write_json(directory / ENGINE_MANIFEST, manifest.to_json())
 
 
 def find_engine_set(
@@ -273,10 +286,10 @@ def find_engine_set(
     Raises:
         EngineError: there are no engines, or those there are do not fit, with the reason.
     """
-    names = sorted(path.parent.name for path in bundle.engines_path.glob(f"*/{MANIFEST}"))
+    names = sorted(path.parent.name for path in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
     if not names:
         raise EngineError(f"{bundle.path} has no engines: run trbert-deploy build-engine")
-    for precision in PRECISIONS:
+    for precision in ENGINE_PRECISIONS:
         name = set_directory(flavour, precision, compute_capability)
         if name in names:
             engine_set = EngineSet.open(bundle.engines_path / name, bundle)

@@ -1,0 +1,81 @@
+"""The table of backends: one that is registered from outside, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from trbert_deploy import load
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import ConfigError, MissingDependencyError
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.registry import (
+    BACKENDS,
+    BackendInfo,
+    open_backend,
+    register_backend,
+)
+
+TEXTS = ["a wonderful film", "the house of his mother was awful and boring"]
+
+
+@pytest.fixture
+def own_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A backend called ``mine``, whose module stands outside the package."""
+    opened: list[str] = []
+
+    def open_mine(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
+        opened.append(options.precision or "its own")
+        return OnnxRuntimeBackend(bundle, BackendOptions(threads=1))
+
+    module = ModuleType("a_backend_of_mine")
+    module.open_backend = open_mine  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    register_backend("mine", BackendInfo(module.__name__, ("mine",), "mine", ("fp32", "fp8")))
+    yield opened
+    del BACKENDS["mine"]
+
+
+def test_a_backend_from_outside(own_backend: list[str], tiny_bundle: Path) -> None:
+    expected = load(tiny_bundle, threads=1)(TEXTS)
+    assert load(tiny_bundle, "mine")(TEXTS) == expected
+    load(tiny_bundle, "mine", precision="fp8")
+    assert own_backend == ["its own", "fp8"]
+    with pytest.raises(ConfigError, match="mine cannot be asked for int8: expected fp32 or"):
+        load(tiny_bundle, "mine", precision="int8")
+
+
+def test_an_unknown_backend_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'yours': expected one of onnxruntime,"):
+        load(tiny_bundle, "yours")
+
+
+def test_a_missing_package_is_named_with_its_extra(tiny_bundle: Path) -> None:
+    code = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from trbert_deploy import load\n"
+        "from trbert_deploy.errors import MissingDependencyError\n"
+        "try:\n    load(sys.argv[1], 'openvino')\n"
+        "except MissingDependencyError as problem:\n    print(problem)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("backend openvino needs the package openvino, which is not inst")
+    assert "trbert-deploy[openvino]" in done.stdout
+
+
+def test_a_module_that_is_missing_for_another_reason_is_a_bug(tiny_bundle: Path) -> None:
+    register_backend("broken", BackendInfo("a_module_that_is_nowhere", ("something_else",)))
+    try:
+        with pytest.raises(ModuleNotFoundError, match="a_module_that_is_nowhere") as caught:
+            open_backend("broken", Bundle.open(tiny_bundle), BackendOptions())
+        assert not isinstance(caught.value, MissingDependencyError)
+    finally:
+        del BACKENDS["broken"]

@@ -1,0 +1,173 @@
+"""A Hugging Face checkpoint as it comes: what it is, and whether we compute its answers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import CheckpointError, first_line
+from trbert_deploy.files import read_json
+from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
+from trbert_deploy.modeling.checkpoints.names import mend_names
+from trbert_deploy.modeling.checkpoints.sentence_transformers import (
+    is_sentence_transformers,
+    read_cross_encoder_activation,
+    read_modules,
+)
+from trbert_deploy.modeling.checkpoints.tensors import read_tensors
+from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
+from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.registry import family_of
+from trbert_deploy.tasks.text_classification import TextClassification
+
+CONFIG_FILE = "config.json"
+
+SUPPORTED = "supported is text classification with one label of two or more, by softmax"
+
+
+@dataclass(frozen=True)
+class HfSource:
+    """A checkpoint of transformers.
+
+    Attributes:
+        where: directory or hub name, as it was given.
+        model: the directory or hub name that holds the encoder.
+        config: of transformers.
+        entries: config.json as it is; what we do not know of it survives a round trip.
+        family: what reads it.
+        head: of its architecture, such as ``ForSequenceClassification``; empty for a bare encoder.
+    """
+
+    where: str
+    model: str
+    config: Any
+    entries: dict[str, Any]
+    family: Family
+    head: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs."""
+        return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
+
+    @property
+    def told_head(self) -> str:
+        """What a person is told of the head."""
+        return "no head that answers" if self.head in BARE else f"the head {self.head}"
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is no head that answers anything."""
+        return self.head not in HEAD_TASKS
+
+    def spec(self, labels: tuple[str, ...] | None = None) -> EncoderSpec:
+        """Our description of it.
+
+        Args:
+            labels: of a new head; its own where None.
+
+        Raises:
+            CheckpointError: a variant of the family that we do not compute.
+        """
+        task = HEAD_TASKS.get(self.head, TextClassification.name)
+        try:
+            return self.family.spec(self.config, task, self.labels if labels is None else labels)
+        except CheckpointError as problem:
+            raise CheckpointError(f"{self.where}: {problem}") from None
+
+    def tensors(self, spec: EncoderSpec) -> dict[str, Tensor]:
+        """Its tensors under our names, float32.
+
+        Raises:
+            CheckpointError: the files are missing, damaged, or hold what we do not compute.
+        """
+        state = mend_names(read_tensors(self.model))
+        try:
+            return self.family.load(state, spec)
+        except CheckpointError as problem:
+            raise CheckpointError(f"{self.where}: {problem}") from None
+
+    def require_answers(self) -> None:
+        """Refuse a head that we do not compute, by name.
+
+        Raises:
+            CheckpointError: no head, another task's, or other answers than one label by softmax.
+        """
+        advice = f"{SUPPORTED}; or train a new head: trbert-deploy train --model {self.where}"
+        if is_sentence_transformers(Path(self.where)):
+            pooling = read_modules(Path(self.where)).pooling
+            raise CheckpointError(
+                f"{self.where} makes sentence embeddings ({pooling} pooling), which are not "
+                f"computed yet: {advice}"
+            )
+        if self.is_bare:
+            raise CheckpointError(
+                f"{self.where} has {self.told_head}: expected one that is computed here: {advice}"
+            )
+        kind = getattr(self.config, "problem_type", None)
+        local = Path(self.model)
+        activation = (read_cross_encoder_activation(local) if local.is_dir() else None) or ""
+        if self.config.num_labels == 1:
+            what = "regression" if kind == "regression" else "a reranker's score, or regression"
+            raise CheckpointError(
+                f"{self.where} has one logit ({what}), which is not computed yet: {SUPPORTED}"
+            )
+        if kind == "regression":
+            raise CheckpointError(
+                f"{self.where} has problem_type regression, which is not computed yet: {SUPPORTED}"
+            )
+        if kind == "multi_label_classification" or activation.endswith("Sigmoid"):
+            what = "problem_type multi_label_classification" if kind else f"the output {activation}"
+            raise CheckpointError(
+                f"{self.where} has {what} ({self.config.num_labels} labels, each by a sigmoid of "
+                f"its own), which is not computed yet: {SUPPORTED}"
+            )
+        if kind not in (None, "single_label_classification"):
+            raise CheckpointError(f"{self.where} has problem_type {kind!r}: {SUPPORTED}")
+
+
+def open_source(where: str) -> HfSource:
+    """Open a checkpoint directory, a sentence-transformers folder, or a hub name.
+
+    Raises:
+        CheckpointError: none there, an adapter without its model, or an unsupported family.
+    """
+    path = Path(where)
+    model = where
+    if path.is_dir():
+        refuse_adapter(path, where)
+        if is_sentence_transformers(path):
+            model = str(path / read_modules(path).directory)
+    config = load_hf_config(model, where)
+    local = Path(model) / CONFIG_FILE
+    entries = read_json(local, CheckpointError) if local.is_file() else config.to_dict()
+    architectures = getattr(config, "architectures", None) or [""]
+    family = family_of(config.model_type, where)
+    head = str(architectures[0]).removeprefix(family.class_prefix)
+    return HfSource(where, model, config, entries, family, head)
+
+
+def load_hf_config(model: str, where: str) -> Any:
+    """The configuration of a directory or hub name; errors call it ``where``.
+
+    Raises:
+        CheckpointError: there is none, or its family is not supported.
+    """
+    local = Path(model).is_dir()
+    if local and not (Path(model) / CONFIG_FILE).is_file():
+        raise CheckpointError(f"{where} is not a checkpoint: it has no {CONFIG_FILE}")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error below says it all
+    try:
+        return AutoConfig.from_pretrained(model, local_files_only=local)
+    except (OSError, ValueError, KeyError) as problem:
+        if local:
+            described = read_json(Path(model) / CONFIG_FILE, CheckpointError)
+            family_of(described.get("model_type"), where)
+        what = where if local else f"{where} is no directory here, and from the hub it"
+        raise CheckpointError(f"{what} cannot be loaded: {first_line(problem)}") from None

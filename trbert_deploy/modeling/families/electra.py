@@ -1,0 +1,35 @@
+"""ELECTRA (Clark et al. 2020): the discriminator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.modeling.families.bert import bert_config, bert_spec
+from trbert_deploy.modeling.families.family import Family
+
+
+class Electra(Family):
+    """BERT whose embeddings may be narrower than its layers: projected, once normalized."""
+
+    model_types = ("electra",)
+    class_prefix = "Electra"
+    prefix = "electra."
+    head = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
+
+    def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
+        return bert_spec(
+            self.name,
+            config,
+            task,
+            labels,
+            embedding_size=config.embedding_size,
+            head={"activation": "gelu"},  # whatever summary_activation says: nothing reads it
+        )
+
+    def hf_config(self, spec: EncoderSpec) -> dict[str, Any]:
+        return {**bert_config(spec), "embedding_size": spec.embedding_size}
+
+    def modules(self, spec: EncoderSpec) -> dict[str, str]:
+        projection = {"encoder.embeddings.projection": f"{self.prefix}embeddings_project"}
+        return super().modules(spec) | projection

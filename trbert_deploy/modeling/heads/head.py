@@ -1,0 +1,65 @@
+"""The head: what last states are turned into, and what training asks of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.modeling.layouts import Layout
+
+#: Name -> values; per row [B, ...] or per token [..., X], as the task says. float32.
+Outputs = Mapping[str, Tensor]
+
+
+class Head(nn.Module, ABC):
+    """Computes a task's outputs, and the losses of training.
+
+    Attributes:
+        task: the task that it answers, a key of ``trbert_deploy.tasks.registry``.
+        no_target: the target of a row without one.
+    """
+
+    task: ClassVar[str]
+    no_target: ClassVar[int]
+
+    @classmethod
+    @abstractmethod
+    def build(cls, spec: EncoderSpec) -> Self:
+        """The head of a model of this shape."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:
+        """Last states [..., H] of a layout -> outputs by name."""
+
+    @abstractmethod
+    def loss(
+        self, outputs: Outputs, target: Tensor | None, teacher: Outputs | None = None
+    ) -> Tensor:
+        """What training brings down, for each row: [B] float32.
+
+        Args:
+            target: as the training rows have it; a row may have none.
+            teacher: a teacher's outputs on the same rows, to be matched.
+        """
+
+    @abstractmethod
+    def path_loss(self, outputs: Outputs, target: Tensor | None, teacher: Outputs) -> Tensor:
+        """How far answers along sampled paths are from what is wanted: [K, B] float32.
+
+        Args:
+            outputs: of K times B rows, path by path.
+            target: of the B rows, taken as half of what is wanted; None for the teacher alone.
+            teacher: its outputs on the B rows.
+        """
+
+    @abstractmethod
+    def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """How right each answer is, from 0 to 1; 0 for a row without a target: [B] float32."""
+
+    @abstractmethod
+    def has_target(self, target: Tensor) -> Tensor:
+        """Which rows have one: [B] bool."""

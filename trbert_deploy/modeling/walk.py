@@ -1,0 +1,183 @@
+"""The walk through the segments in PyTorch, over packed rows: training, validation, pictures.
+
+Tokens are really dropped here: behind every cut the packed tensor is shorter. What travels is one
+value, ``TokenState``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.layouts import Layout, PackedLayout
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.selection.select import select
+
+
+class TokenBatch(Protocol):
+    """Whole rows of tokens, packed: what a walk begins with.
+
+    Attributes:
+        input_ids, token_type_ids: [T] int64.
+        protected: [T] bool, tokens that must survive every cut.
+        layout: where the rows lie.
+    """
+
+    @property
+    def input_ids(self) -> Tensor: ...
+    @property
+    def token_type_ids(self) -> Tensor: ...
+    @property
+    def protected(self) -> Tensor: ...
+    @property
+    def layout(self) -> PackedLayout: ...
+
+
+@dataclass(frozen=True)
+class TokenState:
+    """Packed tokens on their way through the segments.
+
+    Attributes:
+        hidden: [T, H] their states.
+        layout: the rows that they form, and where each token stood in its row; sampled paths of
+            one text are rows of their own.
+        token: [T] int64, which token of the batch each one is.
+        protected: [T] bool, those that must survive every cut.
+    """
+
+    hidden: Tensor
+    layout: PackedLayout
+    token: Tensor
+    protected: Tensor
+
+    def compact(self, keep: Tensor) -> TokenState:
+        """The survivors of one or several choices, in order.
+
+        Args:
+            keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
+        """
+        kept = torch.nonzero(keep.flatten()).squeeze(1) % len(self.hidden)
+        counts = self.layout.row_sums(keep.float()).flatten().round().long()
+        positions = self.layout.positions.index_select(0, kept)
+        layout = PackedLayout(counts.cpu().numpy(), self.hidden.device, positions)
+        return TokenState(
+            self.hidden.index_select(0, kept), layout, self.token[kept], self.protected[kept]
+        )
+
+    def run(
+        self, model: ReducedModel, start: int, stop: int, layout: Layout | None = None
+    ) -> TokenState:
+        """The same tokens behind half layers ``start`` to ``stop``.
+
+        Args:
+            layout: attend under this one, such as behind gates, instead of the own.
+        """
+        hidden = model.encoder.run_steps(self.hidden, layout or self.layout, start, stop)
+        return replace(self, hidden=hidden)
+
+    def answer(self, model: ReducedModel, layout: Layout | None = None) -> Outputs:
+        """The head's outputs on these, the last states."""
+        return model.head(self.hidden, layout or self.layout)
+
+
+def begin(model: ReducedModel, batch: TokenBatch) -> TokenState:
+    """The embeddings of a batch."""
+    hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.layout)
+    token = torch.arange(len(hidden), device=hidden.device)
+    return TokenState(hidden, batch.layout, token, batch.protected)
+
+
+def first_segment(model: ReducedModel, batch: TokenBatch) -> TokenState:
+    """Embeddings and the layers before the first cut, on every token of the batch."""
+    return begin(model, batch).run(model, 0, model.segments[0].stop)
+
+
+def dense_outputs(model: ReducedModel, batch: TokenBatch) -> Outputs:
+    """The dense model's outputs."""
+    return begin(model, batch).run(model, 0, model.spec.num_steps).answer(model)
+
+
+#: (cut index, keep logits [T], tokens so far) -> keep [P, T] bool, one or several choices.
+Chooser = Callable[[int, Tensor, TokenState], Tensor]
+
+
+def select_at_cuts(
+    model: ReducedModel, tokens: TokenState, choose: Chooser
+) -> Iterator[TokenState]:
+    """Select at every cut, and run the segment between two of them.
+
+    Args:
+        tokens: the first segment's output.
+        choose: decides at every cut; it may note what it needs.
+
+    Yields:
+        Behind every cut what is left. The segment that follows runs when more is asked for, and
+        the last one not at all.
+    """
+    for segment in model.segments[:-1]:
+        if not segment.is_first:
+            tokens = tokens.run(model, segment.start, segment.stop)
+        # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
+        logit = model.keep_logit(segment.index, tokens.hidden.detach())
+        tokens = tokens.compact(choose(segment.index, logit, tokens))
+        yield tokens
+
+
+def later_segments(
+    model: ReducedModel, tokens: TokenState, choose: Chooser
+) -> tuple[Outputs, list[Tensor]]:
+    """Everything behind the first segment.
+
+    Args:
+        tokens, choose: as ``select_at_cuts`` takes them.
+
+    Returns:
+        The head's outputs (of P * B rows where a choice makes P), and the tokens left in each row
+        behind every cut, int64.
+    """
+    kept = []
+    for left in select_at_cuts(model, tokens, choose):
+        tokens = left
+        kept.append(torch.from_numpy(tokens.layout.lengths))
+    if kept:
+        last = model.segments[-1]
+        tokens = tokens.run(model, last.start, last.stop)
+    return tokens.answer(model), kept
+
+
+def choose_by_rule(model: ReducedModel) -> Chooser:
+    """Select as the runtime does, by the rule of each cut."""
+
+    def choose(index: int, logit: Tensor, tokens: TokenState) -> Tensor:
+        layout = tokens.layout
+        lengths = torch.from_numpy(layout.lengths).to(logit.device)
+        rule = model.reduction.cuts[index].rule
+        protected = layout.pad(tokens.protected)
+        return layout.unpad(select(layout.pad(logit), lengths, rule, protected))[None]
+
+    return choose
+
+
+def choose_by_logits(thresholds: Tensor) -> Chooser:
+    """Keep what reaches its row's threshold, the same at every cut, and what is protected.
+
+    Args:
+        thresholds: [B] float32 keep logits, one for each row.
+    """
+
+    def choose(index: int, logit: Tensor, tokens: TokenState) -> Tensor:
+        keep = logit >= thresholds[tokens.layout.row_of_token]
+        return (keep | tokens.protected)[None]
+
+    return choose
+
+
+def row_lengths(batch: TokenBatch, kept: Sequence[Tensor]) -> list[list[int]]:
+    """For each row of a batch its tokens in every segment."""
+    columns = [batch.layout.lengths.tolist(), *(left.tolist() for left in kept)]
+    return [list(row) for row in zip(*columns, strict=True)]

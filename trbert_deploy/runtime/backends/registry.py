@@ -1,0 +1,103 @@
+"""The backends: what each needs, can compute in, and allows.
+
+A backend is named here and imported only when asked for, so that a server imports (and installs)
+nothing but the one it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import ConfigError, MissingDependencyError
+from trbert_deploy.runtime.backends.backend import Backend, BackendOptions
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What is known of a backend before it is imported.
+
+    Attributes:
+        module: has a function ``open_backend(bundle, options) -> Backend``.
+        packages: top-level modules that it imports, the first of which names it.
+        extra: of this distribution, which brings them; empty for a plain installation.
+        precisions: what it can be asked to compute in; none where it decides for itself.
+        auto: whether ``auto`` considers it.
+        concurrent: whether calls may come from several threads at once.
+    """
+
+    module: str
+    packages: tuple[str, ...]
+    extra: str = ""
+    precisions: tuple[str, ...] = ()
+    auto: bool = False
+    concurrent: bool = True
+
+
+_HERE = "trbert_deploy.runtime.backends"
+
+#: Name -> backend. One line per backend.
+BACKENDS: dict[str, BackendInfo] = {
+    "onnxruntime": BackendInfo(
+        f"{_HERE}.onnxruntime", ("onnxruntime",), "", ("fp32", "int8"), auto=True
+    ),
+    "openvino": BackendInfo(
+        f"{_HERE}.openvino", ("openvino",), "openvino", ("fp32", "bf16", "int8"), auto=True
+    ),
+    "tensorrt": BackendInfo(
+        f"{_HERE}.tensorrt.backend",
+        ("tensorrt", "tensorrt_rtx", "cuda"),
+        "tensorrt",
+        concurrent=False,
+    ),
+    "torch": BackendInfo(
+        "trbert_deploy.modeling.torch_backend",
+        ("torch", "transformers", "safetensors"),
+        "export",
+        ("fp32",),
+    ),
+}
+DEFAULT_BACKEND = "onnxruntime"
+AUTO = "auto"  # the fastest that is installed and good enough (autotune)
+
+
+def register_backend(name: str, info: BackendInfo) -> None:
+    """Let bundles run on a backend."""
+    BACKENDS[name] = info
+
+
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
+    """Open the backend called ``name`` on a bundle.
+
+    Raises:
+        ConfigError: no such backend, or it cannot compute in the wanted precision.
+        MissingDependencyError: its package is not installed.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    require_precision(name, options.precision)
+    info = BACKENDS[name]
+    try:
+        module = importlib.import_module(info.module)
+    except ModuleNotFoundError as problem:
+        missing = (problem.name or "").partition(".")[0]
+        if missing not in info.packages:
+            raise
+        raise MissingDependencyError(f"backend {name}", missing, info.extra) from None
+    backend: Backend = module.open_backend(bundle, options)
+    return backend
+
+
+def require_precision(name: str, precision: str | None) -> None:
+    """Refuse a precision that the backend called ``name`` cannot be asked for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    offered = BACKENDS[name].precisions if name in BACKENDS else ()
+    if precision is not None and precision not in offered:
+        raise ConfigError(
+            f"backend {name} cannot be asked for {precision}: expected "
+            f"{' or '.join(offered) or 'none, it chooses'}"
+        )

@@ -1,0 +1,121 @@
+"""Rows of tokens: as they are given, on their way through the segments, and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, TOKEN_TYPE_IDS
+from trbert_deploy.selection.select import first_token
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One tokenized text.
+
+    Attributes:
+        input_ids, token_type_ids: [S] int64, special tokens included, no padding.
+        protected: [S] bool, tokens that must survive every cut; the first one by default.
+    """
+
+    input_ids: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+    protected: NDArray[np.bool_] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.protected is None:
+            object.__setattr__(self, "protected", first_token(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def part(self, places: Sequence[int]) -> TokenRow:
+        """The tokens at ``places``."""
+        return TokenRow(self.input_ids[places], self.token_type_ids[places], self.protected[places])
+
+
+@dataclass
+class TokenState:
+    """A row on its way through the segments.
+
+    Attributes:
+        index: which of the given rows it is.
+        tokens: the row as it was given.
+        positions: [K] int64, where its survivors stood in it.
+        hidden: [K, H] float32, their states behind the last cut; None before the first.
+        kept: for each cut so far, the survivors' positions.
+    """
+
+    index: int
+    tokens: TokenRow
+    positions: NDArray[np.int64]
+    hidden: NDArray[np.float32] | None = None
+    kept: tuple[NDArray[np.int64], ...] = ()
+
+    @classmethod
+    def of(cls, index: int, tokens: TokenRow) -> TokenState:
+        """A row before the first segment."""
+        return cls(index, tokens, np.arange(len(tokens)))
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def column(self, name: str) -> NDArray[np.generic]:
+        """What a graph's input ``name`` says of every token: [K] or [K, H]."""
+        if name == POSITIONS:
+            return self.positions
+        if name == INPUT_IDS:
+            return self._surviving(self.tokens.input_ids)
+        if name == TOKEN_TYPE_IDS:
+            return self._surviving(self.tokens.token_type_ids)
+        assert self.hidden is not None  # behind the first segment
+        return self.hidden
+
+    @property
+    def protected(self) -> NDArray[np.bool_]:
+        """Which of the tokens must survive the next cut: [K]."""
+        return self._surviving(self.tokens.protected)
+
+    def compact(self, survivors: NDArray[np.int64], hidden: NDArray[np.float32]) -> None:
+        """Leave the tokens at the places ``survivors`` [K] of ``hidden`` [S, H]."""
+        self.hidden = hidden.take(survivors, axis=0)
+        self.positions = self.positions.take(survivors)
+        self.kept = (*self.kept, self.positions)
+
+    def _surviving(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.take(self.positions) if self.kept else values
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What the chain says of one row.
+
+    Attributes:
+        outputs: the head's outputs by name, float32 each.
+        kept: for each cut, the positions [K] int64 in the row's tokens that survived it.
+    """
+
+    outputs: Mapping[str, NDArray[np.float32]]
+    kept: tuple[NDArray[np.int64], ...]
+
+
+def fates_apart(one: RowResult, other: RowResult) -> int:
+    """Tokens of a row that one side keeps and the other drops, summed over the cuts."""
+    return sum(
+        len(np.setxor1d(ours, theirs, assume_unique=True))
+        for ours, theirs in zip(one.kept, other.kept, strict=True)
+    )
+
+
+def survivor_agreement(
+    rows: Sequence[TokenRow], expected: Sequence[RowResult], received: Sequence[RowResult]
+) -> float:
+    """Share of the rows' tokens, cut by cut, that meet one fate on both sides; 1 without cuts."""
+    pairs = zip(expected, received, strict=True)
+    differing = sum(fates_apart(one, other) for one, other in pairs)
+    total = sum(len(row) * len(one.kept) for row, one in zip(rows, expected, strict=True))
+    return 1.0 - differing / max(total, 1)

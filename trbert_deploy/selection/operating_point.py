@@ -1,0 +1,65 @@
+"""An operating point: how much a user wants to be dropped, instead of what a model's rules say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.selection.rules import SelectionRule
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Another operating point than a model's own; what is None stays as the model has it.
+
+    Attributes:
+        threshold: keep probability from which a token survives.
+        ratio: instead, share of its tokens that a row keeps at each cut.
+        max_tokens: instead, most tokens that a row keeps at each cut.
+        round_to: multiple that the number of survivors is rounded up to.
+        latency_budget_ms: instead, milliseconds that a row of the longest length may take; a
+            pipeline finds the threshold (``runtime.budget``), rules alone cannot.
+        dense_below: rows of fewer tokens keep all of them, in the dense graph; ``auto`` where a
+            pipeline is to find from which length on the chain pays (``runtime.break_even``).
+
+    Raises:
+        ConfigError: more than one of the first three is given, or one is out of range.
+    """
+
+    threshold: float | None = None
+    ratio: float | None = None
+    max_tokens: int | None = None
+    round_to: int | None = None
+    latency_budget_ms: float | None = None
+    dense_below: int | Literal["auto"] | None = None
+
+    def __post_init__(self) -> None:
+        below = self.dense_below
+        if below not in (None, "auto") and not (isinstance(below, int) and below >= 0):
+            raise ConfigError(f"dense_below is {below}: expected 0 or more tokens, or auto")
+        if self.latency_budget_ms is not None and self._rules():
+            raise ConfigError(
+                "a latency budget decides the threshold: give no threshold, ratio or max_tokens "
+                "with it"
+            )
+        if len(self._rules()) > 1:
+            raise ConfigError(
+                "threshold, ratio and max_tokens exclude each other: give one of them"
+            )
+        self.turn(SelectionRule())
+
+    def turn(self, rule: SelectionRule) -> SelectionRule:
+        """A rule of the model at this operating point.
+
+        Raises:
+            ConfigError: ``max_tokens`` is no multiple of what the rule rounds to.
+        """
+        round_to = rule.round_to if self.round_to is None else self.round_to
+        for kind, value in self._rules().items():
+            return SelectionRule(kind, value, round_to)
+        return replace(rule, round_to=round_to)
+
+    def _rules(self) -> dict[str, float]:
+        asked = {"threshold": self.threshold, "ratio": self.ratio, "budget": self.max_tokens}
+        return {kind: value for kind, value in asked.items() if value is not None}

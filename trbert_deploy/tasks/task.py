@@ -1,0 +1,200 @@
+"""The task: how a record becomes an example, and outputs an answer. numpy only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import DataError, OutputError
+from trbert_deploy.selection.select import first_token
+
+#: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
+Outputs = Mapping[str, NDArray[np.float32]]
+
+#: A text, or a pair of them.
+Text = str | tuple[str, str] | list[str]
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of the head.
+
+    Attributes:
+        name: of the graph's tensor.
+        per: ``row`` [B, ...] or ``token`` [B, S, ...].
+    """
+
+    name: str
+    per: Literal["row", "token"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record as a model takes it.
+
+    Attributes:
+        target: as the record has it, None where it has none.
+        name: what errors call it.
+    """
+
+    text: Text
+    target: Any = None
+    name: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptTokens:
+    """The survivors of one cut.
+
+    Attributes:
+        cut: position of the cut in encoder layers.
+        positions: their places in the row of tokens, ascending.
+        tokens: the tokens themselves.
+    """
+
+    cut: float
+    positions: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one text; every task adds what it answers.
+
+    Attributes:
+        num_tokens: tokens of the text, special tokens included.
+        kept: survivors of every cut, or None unless asked for.
+    """
+
+    num_tokens: int
+    kept: tuple[KeptTokens, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer first; survivors only where they were asked for."""
+        values = asdict(self)
+        num_tokens, kept = values.pop("num_tokens"), values.pop("kept")
+        values["num_tokens"] = num_tokens
+        return values if kept is None else {**values, "kept": kept}
+
+
+class Task(ABC):
+    """What a model answers.
+
+    Attributes:
+        name: that of the transformers pipeline.
+        outputs: what its head computes.
+        columns: of a record that holds it, besides the text's.
+    """
+
+    name: ClassVar[str]
+    outputs: ClassVar[tuple[Output, ...]]
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def of(cls, spec: EncoderSpec) -> Self:
+        """The task of a model of this shape."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, record: Mapping[str, Any], name: str) -> Example:
+        """A record's text, and its target where it has one.
+
+        Args:
+            record: column -> value.
+            name: what errors call it.
+
+        Raises:
+            DataError: the record is no example of the task.
+        """
+
+    @classmethod
+    @abstractmethod
+    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels that a new head for these examples gets; none where the task has none.
+
+        Raises:
+            DataError: nothing can be learned from them.
+        """
+
+    def protected(self, encoding: Any) -> NDArray[np.bool_]:
+        """Tokens that must survive every cut: [S] bool. By default the first one alone.
+
+        Args:
+            encoding: of the text, as the tokenizers library gives it.
+        """
+        return first_token(len(encoding.ids))
+
+    @abstractmethod
+    def decode(self, outputs: Outputs, encoding: Any) -> Prediction:
+        """One row's outputs as a prediction.
+
+        Raises:
+            OutputError: a value is no finite number.
+        """
+
+    @abstractmethod
+    def agreement(self, one: Outputs, other: Outputs) -> float:
+        """How far two answers to one row are the same, from 0 to 1."""
+
+    @abstractmethod
+    def summary(self, prediction: Prediction) -> str:
+        """The answer in few words."""
+
+    def require_like(self, other: Task, name: str) -> None:
+        """Refuse to compare with a model that answers otherwise.
+
+        Args:
+            name: what errors call this task's model.
+
+        Raises:
+            DataError: the two do not answer alike.
+        """
+        if other.name != self.name:
+            raise DataError(f"{name} answers {self.name}: expected {other.name}, as the model")
+
+    def translated(self, outputs: Outputs, other: Task) -> Outputs:
+        """A row's outputs as a model of another task that it is like would have them."""
+        return outputs
+
+    @abstractmethod
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+        """The targets as the model counts them: [N, ...].
+
+        Raises:
+            DataError: an example without a target, or with one that the model does not know.
+        """
+
+    @abstractmethod
+    def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
+        """Measures of quality over all rows; the first one is what models are judged by."""
+
+    @abstractmethod
+    def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """Each row's share of the first measure, whose mean it is: [N]."""
+
+
+def mean_agreement(task: Task, ones: Sequence[Outputs], others: Sequence[Outputs]) -> float:
+    """Mean agreement of two models' answers to the same rows."""
+    pairs = zip(ones, others, strict=True)
+    return float(np.mean([task.agreement(one, other) for one, other in pairs]))
+
+
+def require_numbers(outputs: Outputs) -> None:
+    """Refuse to answer from what is no number.
+
+    Raises:
+        OutputError: a value is NaN or infinite.
+    """
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise OutputError(
+                f"the model's {name} hold {values[~np.isfinite(values)].flat[0]}: expected finite "
+                "numbers; its weights are damaged, or half precision overflows (try fp32)"
+            )

@@ -1,0 +1,157 @@
+"""Text classification: one label of several for each text, by softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import DataError
+from trbert_deploy.tasks.columns import text_of
+from trbert_deploy.tasks.task import Example, Output, Outputs, Prediction, Task, require_numbers
+
+LOGITS = "logits"
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPrediction(Prediction):
+    """A text's label.
+
+    Attributes:
+        label: the most probable label.
+        score: its probability.
+        scores: label -> probability; they sum to 1.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+
+
+class TextClassification(Task):
+    """One label for each text.
+
+    Attributes:
+        labels: in the order of the logits.
+    """
+
+    name = "text-classification"
+    outputs = (Output(LOGITS, "row"),)
+    columns = ("label", "labels")
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+
+    @classmethod
+    def of(cls, spec: EncoderSpec) -> Self:
+        return cls(spec.labels)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], name: str) -> Example:
+        label = record.get("label", record.get("labels"))
+        return Example(text_of(record, name), None if label in (None, "") else str(label), name)
+
+    @classmethod
+    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
+        """The labels that occur, sorted; two or more."""
+        labels = tuple(sorted({str(example.target) for example in examples}))
+        if len(labels) < 2:
+            raise DataError(f"the data has one label only ({labels[0]}): expected two or more")
+        return labels
+
+    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+        require_numbers(outputs)
+        probabilities = _softmax(outputs[LOGITS])
+        scores = dict(zip(self.labels, map(float, probabilities), strict=True))
+        label = self.labels[int(np.argmax(probabilities))]
+        return LabelPrediction(
+            num_tokens=len(encoding.ids), label=label, score=scores[label], scores=scores
+        )
+
+    def agreement(self, one: Outputs, other: Outputs) -> float:
+        """1 where the labels are the same; what is no number agrees with nothing."""
+        if not np.isfinite([*one[LOGITS], *other[LOGITS]]).all():
+            return 0.0
+        return float(np.argmax(one[LOGITS]) == np.argmax(other[LOGITS]))
+
+    def summary(self, prediction: Prediction) -> str:
+        assert isinstance(prediction, LabelPrediction)
+        return prediction.label
+
+    def require_like(self, other: Task, name: str) -> None:
+        super().require_like(other, name)
+        labels = getattr(other, "labels", ())
+        if set(labels) != set(self.labels):
+            raise DataError(
+                f"{name} knows the labels {', '.join(self.labels)}: expected those of the model, "
+                f"{', '.join(labels)}"
+            )
+
+    def translated(self, outputs: Outputs, other: Task) -> Outputs:
+        """Logits in the order of another model's labels."""
+        labels: tuple[str, ...] = getattr(other, "labels", ())
+        return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
+
+    def targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
+        """The index of each text's label, [N].
+
+        Where a model has no names for its labels (``LABEL_0``), their numbers do as well.
+        """
+        index = {label: place for place, label in enumerate(self.labels)}
+        if all(label == f"LABEL_{place}" for label, place in index.items()):
+            index |= {str(place): place for place in index.values()}
+        for example in examples:
+            if example.target is None:
+                raise DataError(f'{example.name}: expected a field "label" beside the text')
+            if example.target not in index:
+                raise DataError(
+                    f"{example.name}: the model does not know the label {example.target!r} "
+                    f"(it knows {', '.join(self.labels)})"
+                )
+        return np.array([index[str(example.target)] for example in examples], np.int64)
+
+    def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
+        """Accuracy; F1 of each label that occurs or is answered, averaged; calibration error."""
+        logits = np.stack([each[LOGITS] for each in outputs])
+        return {
+            "accuracy": float((logits.argmax(1) == targets).mean()),
+            "macro_f1": _macro_f1(targets, logits.argmax(1)),
+            "calibration_error": _calibration_error(logits, targets),
+        }
+
+    def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        answers = np.array([each[LOGITS].argmax() for each in outputs])
+        return (answers == targets).astype(np.float64)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities [..., C] of logits [..., C]."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:
+    """F1 averaged over the labels that occur in ``truth`` or ``answers``, [N] each."""
+    scores = []
+    for label in np.union1d(truth, answers):
+        hits = int(((truth == label) & (answers == label)).sum())
+        scores.append(2 * hits / int((truth == label).sum() + (answers == label).sum()))
+    return float(np.mean(scores))
+
+
+def _calibration_error(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
+    """Expected calibration error of the most probable label (Naeini et al. 2015).
+
+    Mean distance of confidence and accuracy over ten equal bins of confidence, weighted by their
+    rows; logits [N, C], truth [N].
+    """
+    confidence = _softmax(logits).max(1)
+    right = logits.argmax(1) == truth
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, confidence - right, CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(truth))
