@@ -12,6 +12,9 @@ from conftest import make_texts
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError, DataError
@@ -227,3 +230,12 @@ def test_what_cannot_be_traced(pipeline: Pipeline) -> None:
     uncut.chain = Chain(pipeline.chain.backend, ReductionConfig(), 4)
     with pytest.raises(ConfigError, match="no cuts"):
         trace_texts(uncut, TEXTS)
+
+
+def test_a_word_is_without_the_space_that_a_tokenizer_of_bytes_counts_to_it() -> None:
+    tokenizer = Tokenizer(BPE(unk_token="?", vocab={"?": 0, "Ġ": 1, "a": 2, "b": 3}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, trim_offsets=False)
+    encoding = tokenizer.encode("ab  ba")
+    result = RowResult({}, ())
+    words = trace("ab  ba", None, "good", encoding, result).words
+    assert [(word.text, word.start, word.stop) for word in words] == [("ab", 0, 2), ("ba", 4, 6)]

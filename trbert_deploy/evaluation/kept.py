@@ -119,7 +119,11 @@ def trace(
         start, stop = pieces[0].start, pieces[-1].stop
         source = text if isinstance(text, str) else text[part]
         fate = max(token.passed for token in pieces)
-        words.append(Piece(source[start:stop], start, stop, part, fate))
+        word = source[start:stop].strip()  # tokenizers of bytes count the space before a word to it
+        if not word:
+            continue
+        start = source.index(word, start)
+        words.append(Piece(word, start, start + len(word), part, fate))
     lengths = (len(tokens), *map(len, result.kept))
     return KeptText(text, label, answer, tokens, tuple(words), lengths)
 
