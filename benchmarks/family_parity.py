@@ -32,7 +32,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 _COMMON: dict[str, Any] = {

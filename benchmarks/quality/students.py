@@ -21,7 +21,8 @@ from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.blocks.encoder import EncoderLayer
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import PackedLayout, RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.received_attention import attending_layers
 from trbert_deploy.modeling.walk import (

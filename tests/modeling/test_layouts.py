@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trbert_deploy.modeling.layouts import PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 
 row_lengths = st.lists(st.integers(1, 9), min_size=1, max_size=8).map(np.array)
 

@@ -23,7 +23,7 @@ from trbert_deploy.modeling.checkpoints import checkpoint as checkpoints
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
 from trbert_deploy.modeling.heads.head import Head, Outputs
 from trbert_deploy.modeling.heads.registry import HEADS, build_head, register_head
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain

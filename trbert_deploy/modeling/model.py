@@ -11,7 +11,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.policy import Policy
 from trbert_deploy.modeling.families.registry import FAMILIES
 from trbert_deploy.modeling.heads.registry import build_head
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 
 
 class ReducedModel(nn.Module):

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.modeling.layouts import PaddedLayout, ScoreBias, heads_of
+from trbert_deploy.modeling.layouts.layout import ScoreBias, heads_of
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.select import select

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trbert_deploy.config import Segment
-from trbert_deploy.modeling.layouts import Layout, PaddedLayout
+from trbert_deploy.modeling.layouts.layout import Layout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import Layout, PackedLayout
+from trbert_deploy.modeling.layouts.layout import Layout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import select
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.training import processes
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.processes import Share

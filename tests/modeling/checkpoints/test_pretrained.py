@@ -22,7 +22,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, DataError, StorageError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
-from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.segments import dense_module
 
 IDS = torch.randint(1, 256, (3, 17), generator=torch.Generator().manual_seed(1))

@@ -10,7 +10,7 @@ from transformers import AutoModel, PretrainedConfig
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.modeling.families.registry import family_of
-from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 TASK = "text-classification"

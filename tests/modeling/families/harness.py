@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.families.registry import family_of
-from trbert_deploy.modeling.layouts import PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 LABELS = ("no", "yes", "perhaps")

@@ -27,7 +27,9 @@ from trbert_deploy.flops import dense_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.families.deberta_v2 import RelativePositions, bucket_of
 from trbert_deploy.modeling.families.registry import FAMILIES
-from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.gated import GatedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 SMALL: dict[str, Any] = {

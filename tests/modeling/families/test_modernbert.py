@@ -29,7 +29,9 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.gated import GatedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 
 SPECIAL: dict[str, Any] = {

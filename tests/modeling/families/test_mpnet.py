@@ -13,7 +13,8 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.families.mpnet import RelativeBias, bucket_of
-from trbert_deploy.modeling.layouts import PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 
 #: 160 positions: pairs farther apart than the last bucket's edge.
 SMALL: dict[str, Any] = {

@@ -25,7 +25,7 @@ from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.families.bert import Bert, bert_spec
 from trbert_deploy.modeling.families.registry import FAMILIES, register_family
-from trbert_deploy.modeling.layouts import RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
 from trbert_deploy.modeling.model import ReducedModel
 
 

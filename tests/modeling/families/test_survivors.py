@@ -25,7 +25,9 @@ from transformers import (
 )
 
 from trbert_deploy.config import Cut, ReductionConfig
-from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.gated import GatedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import FirstSegment, LaterSegment, segment_module
 from trbert_deploy.modeling.walk import TokenState

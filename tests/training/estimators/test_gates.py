@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from training.estimators.test_rollouts import LENGTHS, batch
 
 from trbert_deploy.modeling.heads.text_classification import LABEL_WEIGHT
-from trbert_deploy.modeling.layouts import GatedLayout, PackedLayout, PaddedLayout
+from trbert_deploy.modeling.layouts.gated import GatedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.walk import (
     choose_by_logits,
     choose_by_rule,

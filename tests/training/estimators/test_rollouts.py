@@ -12,7 +12,7 @@ from conftest import tiny_model
 from torch.nn.functional import cross_entropy
 
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import PaddedLayout
+from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.modeling.walk import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.modeling.layouts import Layout, ScoreBias
+from trbert_deploy.modeling.layouts.layout import Layout, ScoreBias
 
 
 class Attention(nn.Module):

@@ -2,7 +2,7 @@
 
 Every module works on the last dimension alone, so that the same weights run on padded
 tensors [B, S, H] (export, reference) and on packed tokens [T, H] (training). Only attention
-needs to know which tokens belong together: it asks a layout (see layouts.py).
+needs to know which tokens belong together: it asks a layout (see layouts/).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.blocks.embeddings import Embeddings
 from trbert_deploy.modeling.blocks.feed_forward import FeedForward
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 
 
 class EncoderLayer(nn.Module):

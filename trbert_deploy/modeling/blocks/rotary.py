@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 
 
 class Rotary(nn.Module):

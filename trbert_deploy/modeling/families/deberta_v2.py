@@ -16,7 +16,7 @@ from trbert_deploy.modeling.blocks.encoder import Encoder, EncoderLayer
 from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.families.bert import bert_config, bert_spec
 from trbert_deploy.modeling.families.family import BERT_LAYER, Family, require
-from trbert_deploy.modeling.layouts import RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
 
 #: What adds to a score: the query with the relative position, and the key with it.
 C2P, P2C = "c2p", "p2c"

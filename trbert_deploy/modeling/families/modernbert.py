@@ -16,7 +16,7 @@ from trbert_deploy.modeling.blocks.encoder import Encoder, EncoderLayer
 from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.blocks.rotary import Rotary
 from trbert_deploy.modeling.families.family import Family, State, require
-from trbert_deploy.modeling.layouts import Layout, RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.layout import Layout, RowGroup, ScoreBias
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 #: Their linear layers that are several of ours, one behind the other.

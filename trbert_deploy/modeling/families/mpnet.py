@@ -18,7 +18,7 @@ from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.families.bert import bert_config, bert_spec
 from trbert_deploy.modeling.families.family import BERT_LAYER, require
 from trbert_deploy.modeling.families.roberta import Roberta
-from trbert_deploy.modeling.layouts import RowGroup, ScoreBias
+from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
 
 #: Padding's id, from which positions count whatever the configuration says.
 PAD = 1

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from torch import Tensor, nn
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 
 #: Name -> values; per row [B, ...] or per token [..., X], as the task says. float32.
 Outputs = Mapping[str, Tensor]

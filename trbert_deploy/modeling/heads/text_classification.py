@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, log_softmax, one_hot, softmax
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.blocks.activations import ACTIVATIONS
 from trbert_deploy.modeling.heads.head import Head, Outputs
-from trbert_deploy.modeling.layouts import Layout
+from trbert_deploy.modeling.layouts.layout import Layout
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 
 TEMPERATURE = 2.0

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import GatedLayout
+from trbert_deploy.modeling.layouts.gated import GatedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import first_segment
 from trbert_deploy.training.batches import PackedBatch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts import PackedLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import (
     begin,
