@@ -26,7 +26,7 @@ quickstart: $(STAMP)
 
 test: lint
 	@echo "== pytest"
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@echo "== ruff check"

@@ -20,10 +20,10 @@ import click
 import numpy as np
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.token_state import TokenRow

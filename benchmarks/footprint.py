@@ -24,11 +24,11 @@ import numpy as np
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.autotune.fastest_backend import candidates
 from trbert_deploy.runtime.reading import read_texts

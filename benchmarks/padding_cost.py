@@ -21,10 +21,10 @@ import numpy as np
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, operating_point_options, precision_option
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading import read_texts
 from trbert_deploy.runtime.tokenizing import TruncationWarning

@@ -45,10 +45,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.commands.options import json_option, numbers, png_file
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import write_json
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -23,3 +24,15 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not everywhere; knows about pinned processes
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, the cores this process may use, and the versions of what ran."""
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "trbert-deploy": version("trbert-deploy"),
+        "numpy": version("numpy"),
+    }

@@ -55,7 +55,7 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def rows(pipeline: Pipeline) -> list[TokenRow]:
-    return tokenize(pipeline.tokenizer, TEXTS)
+    return tokenize(pipeline, TEXTS)
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,9 @@ def test_any_fine_tuned_model_can_teach(
         expected = reference(torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
     assert teacher.run([row], dense=True)[0].outputs["logits"] == pytest.approx(expected, abs=1e-5)
     headless = hf_checkpoint(BertModel, tokenizer_dir, tmp_path / "encoder")
-    with pytest.raises(CheckpointError, match="has Model: expected a head for answers"):
+    with pytest.raises(
+        CheckpointError, match="has no head that answers: expected one that is comput"
+    ):
         open_models(tiny_checkpoint, headless)
 
 

@@ -50,7 +50,7 @@ class Marking(Task):
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str) -> Example:
-        return Example(text_of(record, name), record.get("mark"))
+        return Example(text_of(record, name), record.get("mark"), name)
 
     @classmethod
     def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ class Marking(Task):
     def agreement(self, one: Any, other: Any) -> float:
         return float(abs(one["mark"][0] - other["mark"][0]) < 0.1)
 
-    def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[Any]:
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         return np.array([example.target for example in examples])
 
     def metrics(self, outputs: Sequence[Any], targets: NDArray[Any]) -> dict[str, float]:

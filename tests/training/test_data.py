@@ -93,8 +93,8 @@ def test_one_label_is_not_enough() -> None:
 
 def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
-    examples = [Example("the film", "good"), Example("the film", "ugly")]
-    message = r"row 2: the model does not know the label 'ugly' \(it knows bad, good\)"
+    examples = [Example("the film", "good"), Example("the film", "ugly", "line 2")]
+    message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
     with pytest.raises(DataError, match=message):
         tokenize(examples, tokenizer, TextClassification(LABELS))
 

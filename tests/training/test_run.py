@@ -380,6 +380,7 @@ def test_a_warm_start_must_fit(
 
     refused(StorageError, "nowhere", warm_start=str(tmp_path / "nowhere"))
     refused(CheckpointError, "no reduction.json", warm_start=str(workplace / "encoder"))
+    refused(CheckpointError, "drops no tokens", warm_start=str(workplace / "fine-tuned"))
     refused(ConfigError, r"drops tokens at 0\.5,2, not at 1,3: leave --cuts out", cuts="1,3")
     refused(
         CheckpointError, "max_positions 64, the teacher 100: .* same --max-length", max_length=100

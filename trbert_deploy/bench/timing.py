@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from trbert_deploy.bench.machine import describe_machine
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.flops import speedup
+from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline

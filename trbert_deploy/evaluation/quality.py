@@ -279,9 +279,9 @@ def true_targets(
     """
     if not texts:
         raise DataError("no texts to evaluate: expected labelled ones")
-    task, names = pipeline.task, [named.name for named in texts]
+    task = pipeline.task
     examples = [task.read(named.record, named.name) for named in texts]
-    targets = task.targets(examples, names)
+    targets = task.targets(examples)
     if teacher is not None:
         teacher.task.require_like(task, f"the teacher {teacher.path}")
     return targets

@@ -128,7 +128,7 @@ def spread_thresholds(
     savings = [saving(0.0), saving(1.0)]
     for probe in range(PROBES):
         gaps = np.diff(savings) * (np.diff(logits) > _CLOSEST)
-        place = int(np.argmax(gaps)) + 1
+        place = int(gaps.argmax()) + 1
         middle = (logits[place - 1] + logits[place]) / 2
         logits.insert(place, middle)
         savings.insert(place, saving(_probability(middle)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,25 +19,19 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from trbert_deploy.batching import group_by_length
+from trbert_deploy.modeling.memo import Memo, T
 
 
-@dataclass
-class RowGroup:
+class RowGroup(Memo):
     """Rows that attend together.
 
     Attributes:
         positions: [B or 1, S] int64, where their tokens stood in the rows as they were given.
     """
 
-    positions: Tensor
-    _known: dict[Hashable, Tensor] = field(default_factory=dict)
-
-    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """What depends on positions and weights alone, computed for the first layer that asks."""
-        key = (key, torch.is_grad_enabled())
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
+    def __init__(self, positions: Tensor) -> None:
+        super().__init__()
+        self.positions = positions
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,10 @@ class Layout(Protocol):
         Args:
             tokens: ids [...] or states [..., H] that lie as the layout says.
         """
+        ...
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What depends on positions and weights alone, computed for the first layer that asks."""
         ...
 
     def first(self, hidden: Tensor) -> Tensor:
@@ -106,7 +104,17 @@ def _attend(
     return context.transpose(1, 2).flatten(2)  # [B, S, H]
 
 
-class PaddedLayout:
+def _or_itself(seen: Tensor) -> Tensor:
+    """seen [B, 1, S, S] bool, and every token sees itself.
+
+    A padded token may be far from every real one: it would be no number, and spoil others' sums
+    though they give it no weight.
+    """
+    place = torch.arange(seen.shape[-1], device=seen.device)
+    return seen | (place[:, None] == place)
+
+
+class PaddedLayout(Memo):
     """Rows of one tensor [B, S, H], those shorter than S padded at the end.
 
     Args:
@@ -115,6 +123,7 @@ class PaddedLayout:
     """
 
     def __init__(self, mask: Tensor | None, positions: Tensor | None = None) -> None:
+        super().__init__()
         self.mask = mask
         self.positions = positions
         self._group: RowGroup | None = None
@@ -158,14 +167,11 @@ class PaddedLayout:
         if visible is None:
             return added
         if added.dtype == torch.bool:
-            # A padded token may be far from every real one: it sees itself, or it would be no
-            # number, and spoil others' sums though they give it no weight.
-            place = torch.arange(length, device=query.device)
-            return (added & visible) | (place[:, None] == place)
+            return self.once(added, lambda: _or_itself(added & visible))
         return torch.where(visible, added, -torch.inf)
 
 
-class PackedLayout:
+class PackedLayout(Memo):
     """Rows packed one behind the other in a tensor [T, H], without padding between them.
 
     Everything but attention runs on the packed tokens. Attention runs once for all rows of
@@ -193,6 +199,7 @@ class PackedLayout:
         device: torch.device | str = "cpu",
         positions: Tensor | None = None,
     ) -> None:
+        super().__init__()
         self.lengths = lengths
         groups = group_by_length(lengths, self.MAX_GROUP_TOKENS, max_padding=0.0)
         self._shapes = [(len(rows), int(lengths[rows[0]])) for rows in groups]
@@ -310,6 +317,9 @@ class GatedLayout:
     def positions_of(self, tokens: Tensor) -> Tensor:
         return self.layout.positions_of(tokens)
 
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        return self.layout.once(key, compute)
+
     def first(self, hidden: Tensor) -> Tensor:
         return self.layout.first(hidden)
 
@@ -339,7 +349,9 @@ class GatedLayout:
             query.flatten(-2), widen(key).flatten(-2), value.flatten(-2), num_heads, bias
         )
         context = states.unflatten(-1, (num_heads, wide))
-        return (context[..., :width] / context[..., width : width + 1]).flatten(-2)
+        total = context[..., width : width + 1]
+        # Where every token in sight of a closed one is closed, too, it sees nothing: 0 / 1.
+        return (context[..., :width] / torch.where(total > 0, total, 1.0)).flatten(-2)
 
 
 def _gather(states: Tensor, order: Tensor | None) -> Tensor:

@@ -57,11 +57,6 @@ class ReducedModel(nn.Module):
         """Embeddings of whole rows: int64 [...] each -> hidden [..., H]."""
         return self.encoder.embed(input_ids, token_type_ids, layout)
 
-    def run_segment(self, index: int, hidden: Tensor, layout: Layout) -> Tensor:
-        """The layers of segment ``index``: hidden [..., H] -> hidden [..., H]."""
-        segment = self.segments[index]
-        return self.encoder.run_steps(hidden, layout, segment.start, segment.stop)
-
     def keep_logit(self, index: int, hidden: Tensor) -> Tensor:
         """The policy's score at cut ``index``: hidden [..., H] -> keep logit [...] float32."""
         return self.policy(index)(hidden)

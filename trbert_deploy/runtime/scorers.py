@@ -41,22 +41,6 @@ class PolicyScorer:
         return outputs[KEEP_LOGIT]
 
 
-class RandomScorer:
-    """Chance.
-
-    Args:
-        seed: the same one gives the same scores, call by call.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self._generator = np.random.default_rng(seed)
-
-    def keep_logits(
-        self, cut: int, batch: Sequence[TokenState], outputs: Tensors
-    ) -> NDArray[np.float32]:
-        return self._generator.random((len(batch), max(map(len, batch))), np.float32)
-
-
 class ReplayedScorer:
     """Choices that were made beforehand, so that no time is charged for them.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -36,10 +36,16 @@ class Output:
 
 @dataclass(frozen=True)
 class Example:
-    """A record as a model takes it; ``target`` as the record has it, None where it has none."""
+    """A record as a model takes it.
+
+    Attributes:
+        target: as the record has it, None where it has none.
+        name: what errors call it.
+    """
 
     text: Text
     target: Any = None
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +164,7 @@ class Task(ABC):
         return outputs
 
     @abstractmethod
-    def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[Any]:
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         """The targets as the model counts them: [N, ...].
 
         Raises:

@@ -54,7 +54,7 @@ class TextClassification(Task):
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str) -> Example:
         label = record.get("label", record.get("labels"))
-        return Example(text_of(record, name), None if label in (None, "") else str(label))
+        return Example(text_of(record, name), None if label in (None, "") else str(label), name)
 
     @classmethod
     def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class TextClassification(Task):
         labels: tuple[str, ...] = getattr(other, "labels", ())
         return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
-    def targets(self, examples: Sequence[Example], names: Sequence[str]) -> NDArray[np.int64]:
+    def targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
         """The index of each text's label, [N].
 
         Where a model has no names for its labels (``LABEL_0``), their numbers do as well.
@@ -105,12 +105,12 @@ class TextClassification(Task):
         index = {label: place for place, label in enumerate(self.labels)}
         if all(label == f"LABEL_{place}" for label, place in index.items()):
             index |= {str(place): place for place in index.values()}
-        for name, example in zip(names, examples, strict=True):
+        for example in examples:
             if example.target is None:
-                raise DataError(f'{name}: expected a field "label" beside the text')
+                raise DataError(f'{example.name}: expected a field "label" beside the text')
             if example.target not in index:
                 raise DataError(
-                    f"{name}: the model does not know the label {example.target!r} "
+                    f"{example.name}: the model does not know the label {example.target!r} "
                     f"(it knows {', '.join(self.labels)})"
                 )
         return np.array([index[str(example.target)] for example in examples], np.int64)

@@ -129,7 +129,6 @@ def tokenize(
     Raises:
         DataError: a target that the model does not know.
     """
-    names = [f"row {number}" for number in range(1, len(examples) + 1)]
-    targets = task.targets(examples, names).tolist()
+    targets = task.targets(examples).tolist()
     rows = rows_of(tokenizer.encode([example.text for example in examples]), task.protected)
     return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]

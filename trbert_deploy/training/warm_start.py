@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import REDUCTION_FILE, load_checkpoint
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -24,10 +24,20 @@ def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> Reduce
         cuts: those that were asked for, if any.
 
     Raises:
-        StorageError, CheckpointError: no usable checkpoint, or of another shape than the teacher.
+        StorageError, CheckpointError: no usable checkpoint, one without cuts, or of another
+            shape than the teacher.
         ConfigError: its cuts are not those that were asked for.
     """
-    model = load_checkpoint(Path(path)).model
+    directory = Path(path)
+    if directory.is_dir() and not (directory / REDUCTION_FILE).is_file():
+        raise CheckpointError(
+            f"{path} has no {REDUCTION_FILE}: expected a checkpoint that trbert-deploy train wrote"
+        )
+    model = load_checkpoint(directory).model
+    if not model.reduction.cuts:
+        raise CheckpointError(
+            f"{path} drops no tokens: warm-start from a model that was trained with cuts"
+        )
     own, wanted = asdict(model.spec), asdict(teacher)
     for name, value in wanted.items():
         if own[name] != value:

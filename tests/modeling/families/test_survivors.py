@@ -19,6 +19,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
 )
@@ -36,6 +37,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
     "intermediate_size": 48, "max_position_embeddings": 152,
 }  # fmt: skip
+SPECIAL = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "cls", "sep")}
 #: One small configuration per family, more where variants differ in what they need of positions.
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(**SHAPE),
@@ -44,6 +46,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
     "electra": ElectraConfig(**SHAPE, embedding_size=12),
     "mpnet": MPNetConfig(**SHAPE),
+    "modernbert": ModernBertConfig(**SHAPE, local_attention=4, **SPECIAL),
     "deberta-v2": DebertaV2Config(
         **SHAPE,
         relative_attention=True,

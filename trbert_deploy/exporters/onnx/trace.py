@@ -103,6 +103,7 @@ def _export(module: SegmentModule, model: ReducedModel) -> onnx.ModelProto:
     inputs = _example_inputs(module, model)
     answers = [output.name for output in task_of(model.spec).outputs]
     outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
+    # A bias that wants a gradient would be traced with other strides than it runs with.
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
@@ -140,17 +141,15 @@ def _example_inputs(module: SegmentModule, model: ReducedModel) -> dict[str, Ten
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Silence notes that torch's exporter addresses to its own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 def _describe(

@@ -84,6 +84,8 @@ def _remove_mask(graph: onnx.GraphProto) -> None:
                 name = instead[name]
             node.input[place] = name
     _fill_mask(graph)
+    for value in [value for value in graph.input if value.name == ATTENTION_MASK]:
+        graph.input.remove(value)
 
 
 #: What changes the shape of a mask, and not what it says.
@@ -178,13 +180,9 @@ def _expect(operator: str, node: onnx.NodeProto | None) -> onnx.NodeProto:
 
 
 def remove_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes and initializers that no output needs, and the mask.
-
-    Positions stay: they are carried to segments that have no attention to ask for them, too.
-    """
+    """Remove nodes and initializers that no output needs; inputs are what the manifest lists."""
     needed = set[str]().union(*(needed_for(graph, value.name) for value in graph.output))
-    needed.update(value.name for value in graph.input if value.name != ATTENTION_MASK)
-    for entries in (graph.input, graph.initializer, graph.value_info):
+    for entries in (graph.initializer, graph.value_info):
         for entry in [entry for entry in entries if entry.name not in needed]:
             entries.remove(entry)
     for node in [node for node in graph.node if not needed.intersection(node.output)]:

@@ -25,20 +25,18 @@ from trbert_deploy.files import (
 )
 from trbert_deploy.modeling.checkpoints.hf_source import (
     CONFIG_FILE,
-    HEAD_TASKS,
     open_source,
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
+from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
 
 WEIGHTS_FILE = "model.safetensors"
 REDUCTION_FILE = "reduction.json"
 CHECKPOINT_VERSION = 1
-#: Task -> what transformers calls a model with its head, behind the family's prefix.
-HEADS_BY_TASK = {task: head for head, task in HEAD_TASKS.items()}
 
 
 @dataclass
@@ -94,7 +92,7 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "model_type": family.name,
         "attention_probs_dropout_prob": 0.0,
         **kept,
-        "architectures": [f"{family.class_prefix}{HEADS_BY_TASK[spec.task]}"],
+        "architectures": [f"{family.class_prefix}{architecture_of(spec.task)}"],
         "dtype": "float32",
         **family.hf_config(spec),
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},

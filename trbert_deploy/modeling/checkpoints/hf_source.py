@@ -21,16 +21,12 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     read_modules,
 )
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
+from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.text_classification import TextClassification
 
 CONFIG_FILE = "config.json"
-
-#: Behind a family's prefix in the name of an architecture -> the task of its head.
-HEAD_TASKS = {"ForSequenceClassification": TextClassification.name}
-#: The same for architectures without a head that answers anything.
-BARE = ("Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")
 
 SUPPORTED = "supported is text classification with one label of two or more, by softmax"
 
@@ -59,6 +55,11 @@ class HfSource:
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
         return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
+
+    @property
+    def told_head(self) -> str:
+        """What a person is told of the head."""
+        return "no head that answers" if self.head in BARE else f"the head {self.head}"
 
     @property
     def is_bare(self) -> bool:
@@ -106,10 +107,8 @@ class HfSource:
                 f"computed yet: {advice}"
             )
         if self.is_bare:
-            found = self.head or "no head"
-            what = "a head for answers" if self.head in ("", *BARE) else "a head of this kind"
             raise CheckpointError(
-                f"{self.where} has {found}: expected {what} that is computed here: {advice}"
+                f"{self.where} has {self.told_head}: expected one that is computed here: {advice}"
             )
         kind = getattr(self.config, "problem_type", None)
         local = Path(self.model)

@@ -62,7 +62,7 @@ def load_pretrained(
     note = None
     if source.is_bare:
         entries.pop("problem_type", None)
-        note = f"{where} has {source.head or 'no head'}: a new head is trained for the labels"
+        note = f"{where} has {source.told_head}: a new one is trained for the labels"
     return Pretrained(model.eval(), not source.is_bare, entries, note)
 
 

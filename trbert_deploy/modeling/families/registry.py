@@ -8,6 +8,7 @@ from trbert_deploy.modeling.families.deberta_v2 import DebertaV2
 from trbert_deploy.modeling.families.distilbert import DistilBert
 from trbert_deploy.modeling.families.electra import Electra
 from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.modernbert import ModernBert
 from trbert_deploy.modeling.families.mpnet import MPNet
 from trbert_deploy.modeling.families.roberta import Camembert, Roberta, XlmRoberta
 
@@ -30,6 +31,7 @@ for known in (
     DistilBert(),
     Electra(),
     MPNet(),
+    ModernBert(),
     DebertaV2(),
 ):
     register_family(known)

@@ -65,6 +65,11 @@ class Profile:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
 
 
+def _renamed(parity: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a manifest, older ones too, by their names today."""
+    return {_RENAMED.get(name, name): value for name, value in parity.items()}
+
+
 def engine_file(name: str) -> str:
     """File name of the engine of the graph called ``name``."""
     return f"{name}.engine"
@@ -170,9 +175,7 @@ class EngineManifest:
             return cls(
                 key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
                 engines=tuple(EngineFile(**engine) for engine in data["engines"]),
-                parity={
-                    _RENAMED.get(name, name): value for name, value in dict(data["parity"]).items()
-                },
+                parity=_renamed(dict(data["parity"])),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise EngineError(

@@ -1,0 +1,124 @@
+"""Each family through the whole product: a random folder is trained, exported, served, built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import LABELS, make_texts
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from trbert_deploy import load
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+from trbert_deploy.bench.timing import Rounds
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.evaluation.models import open_models
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+from trbert_deploy.modeling.families.registry import FAMILIES
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.run import train
+
+pytestmark = pytest.mark.slow
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 220, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48, "max_position_embeddings": 66,
+}  # fmt: skip
+#: Family -> its configuration's entries; the tokenizer's padding token is 0.
+SMALL: dict[str, dict[str, Any]] = {
+    "bert": _COMMON,
+    "roberta": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
+    "xlm-roberta": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
+    "camembert": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
+    "distilbert": {
+        "vocab_size": 220, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
+        "max_position_embeddings": 64,
+    },
+    "electra": {**_COMMON, "embedding_size": 16},
+    "mpnet": {**_COMMON, "pad_token_id": 1},
+    "modernbert": {
+        **_COMMON, "num_hidden_layers": 3, "local_attention": 8, "pad_token_id": 0,
+        "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3,
+    },
+    "deberta-v2": {
+        **_COMMON, "relative_attention": True, "position_buckets": 8, "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "type_vocab_size": 0,
+        "position_biased_input": False, "max_relative_positions": -1, "pad_token_id": 0,
+    },
+}  # fmt: skip
+
+
+def test_every_family_is_tried() -> None:
+    assert {FAMILIES[model_type].name for model_type in FAMILIES} == set(SMALL)
+
+
+@pytest.fixture(params=sorted(SMALL))
+def folder(request: pytest.FixtureRequest, tokenizer_dir: Path, tmp_path: Path) -> Path:
+    """A fine-tuned folder of transformers, with random weights."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        request.param, **SMALL[request.param],
+        id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
+    )  # fmt: skip
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path / "folder")
+    shutil.copytree(tokenizer_dir, tmp_path / "folder", dirs_exist_ok=True)
+    return tmp_path / "folder"
+
+
+def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(60)))
+    texts = [row["text"] for row in make_texts(12, seed=9)]
+    # As it came: the dense model of transformers.
+    export_bundle(folder, tmp_path / "dense")
+    reference = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    served = load(tmp_path / "dense", threads=1)
+    for row, result in zip(served.tokenize(texts), served.run(served.tokenize(texts)), strict=True):
+        with torch.no_grad():
+            expected = reference(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
+        assert np.allclose(result.outputs["logits"], expected, atol=1e-4)
+    # Trained: policies drop tokens.
+    options = TrainOptions(
+        model=str(folder), train=str(data), target_speedup=1.5, averaged_runs=1, max_length=64,
+        batch_tokens=512, joint_epochs=1, hard_epochs=0.5, validations=1,
+    )  # fmt: skip
+    report = train(options, tmp_path / "ckpt")
+    assert report.stages["hard"].flops_speedup > 1.2
+    export_bundle(tmp_path / "ckpt", tmp_path / "bundle", int8=True, least_int8_agreement=0.0)
+    expected = open_models(tmp_path / "ckpt")[0](texts, return_kept=True)
+    for backend in ("onnxruntime", "openvino", "torch"):
+        predictions = load(tmp_path / "bundle", backend, threads=1, precision="fp32")(
+            texts, return_kept=True
+        )
+        for one, other in zip(predictions, expected, strict=True):
+            assert one.kept == other.kept
+            assert one.scores == pytest.approx(other.scores, abs=1e-4)
+    assert load(tmp_path / "bundle", threads=1, precision="int8")(texts)
+    bench = bench_bundle(
+        tmp_path / "bundle",
+        BenchOptions(lengths=(16,), backend="onnxruntime", rounds=Rounds.exactly(1), threads=1),
+    )
+    assert bench.backends[0].points[0].flops_speedup > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engines = build_engines(
+            tmp_path / "bundle", EngineOptions(lengths=(32,), batches=(1, 2, 4))
+        )
+    assert len(engines.engine_set.manifest.engines) == len(
+        Bundle.open(tmp_path / "bundle").manifest.graphs
+    )
+    # And back: transformers loads what was trained as the dense model.
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ckpt").eval()
+    row = served.tokenize(texts)[0]
+    dense = open_models(tmp_path / "ckpt")[0].run([row], dense=True)[0].outputs["logits"]
+    with torch.no_grad():
+        logits = again(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
+    assert np.allclose(logits, dense, atol=1e-4)
