@@ -40,7 +40,7 @@ def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
             graph,
             path,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=list(_score_products(graph.graph)),
+            nodes_to_exclude=[*_score_products(graph.graph), *_constant_products(graph.graph)],
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
@@ -58,8 +58,11 @@ def dequantized(unmasked: onnx.ModelProto, rounded: onnx.ModelProto) -> onnx.Mod
     graph.CopyFrom(unmasked)
     stored = {initializer.name: initializer for initializer in rounded.graph.initializer}
     nodes: dict[str, onnx.NodeProto] = {}
+    constant = set(_constant_products(graph.graph))
     for node in graph.graph.node:
         if node.op_type != "MatMul" or node.input[1] + _WEIGHT not in stored:
+            continue
+        if node.name in constant:
             continue
         weight = node.input[1]
         node.input[1] = f"{weight}.dequantized"
@@ -82,6 +85,18 @@ def _score_products(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         if of_states.isdisjoint(node.output):
             yield from (node.name, node.name + _FROM_GEMM)
+
+
+def _constant_products(graph: onnx.GraphProto) -> Iterator[str]:
+    """Names of the products of weights alone: runtimes compute them once, when they load a graph.
+
+    In 8 bits they would be no faster, and less exact.
+    """
+    constants = {initializer.name for initializer in graph.initializer}
+    for node in graph.node:  # in topological order
+        if constants.issuperset(name for name in node.input if name):
+            constants.update(node.output)
+            yield node.name
 
 
 @contextmanager
