@@ -220,7 +220,9 @@ def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
         list(read_texts(path))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-12], b"no gzip"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-12], b"no gzip"]
+)
 def test_a_damaged_gzip_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "texts.jsonl.gz"
     path.write_bytes(content)
