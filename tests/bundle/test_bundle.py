@@ -108,7 +108,7 @@ def set_version(version: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_version(3), "format version 4: this release reads 2 to 3; upgrade trbert-deploy"),
+        (set_version(4), "format version 4: this release reads 2 to 3; upgrade trbert-deploy"),
         (set_version(1), "format version 1: .* export the checkpoint again"),
         (set_version("2"), "format version 2"),
         (lambda data: data.pop("format_version"), "format version None"),
