@@ -50,7 +50,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "electra": {**_COMMON, "embedding_size": 128},
     "mpnet": _COMMON,
-    "modernbert": {**_COMMON, "num_hidden_layers": 6, "pad_token_id": 0},
+    "modernbert": {
+        **_COMMON, "num_hidden_layers": 6, "pad_token_id": 0, "bos_token_id": 101,
+        "eos_token_id": 102, "cls_token_id": 101, "sep_token_id": 102,
+    },
     "deberta-v2": {
         **_COMMON, "relative_attention": True, "position_buckets": 256, "share_att_key": True,
         "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "type_vocab_size": 0,
