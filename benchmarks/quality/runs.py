@@ -13,11 +13,11 @@ from students import Student
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoints.checkpoint import (
-    WEIGHTS_FILE,
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.training.averaging import (
@@ -102,7 +102,7 @@ class Run:
     def load(self, stage: str, model: ReducedModel) -> bool:
         """Load what a stage came to, if it is done."""
         directory = self.directory / stage
-        if not (directory / WEIGHTS_FILE).exists():
+        if not (directory / SAFETENSORS_FILE).exists():
             return False
         model.take_over(load_checkpoint(directory).model)
         return True

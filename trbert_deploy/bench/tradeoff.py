@@ -1,4 +1,4 @@
-"""Quality against measured latency: the chain at several thresholds, and simpler ways to save it.
+"""Quality against measured latency: the chain at several thresholds, and its baselines.
 
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
@@ -45,7 +45,7 @@ class TradeoffPoint:
     """A model at one operating point.
 
     Attributes:
-        model: ``dense``, ``reduced``, or an baseline.
+        model: ``dense``, ``reduced``, or a baseline.
         kind: what sets the operating point: ``threshold``, ``ratio``, ``tokens``, or ``all``.
         value: to what; for the rules in force the first cut's.
         latency_ms: mean of a text.

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 
 from trbert_deploy.errors import CheckpointError, StorageError
 from trbert_deploy.modeling.checkpoints import sources
-from trbert_deploy.modeling.checkpoints.sources import open_source, require_inside
+from trbert_deploy.modeling.checkpoints.sources import files_of, require_inside
 
 UNREACHABLE = LocalEntryNotFoundError("An error happened while trying to locate the file.\nMore.")
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
@@ -48,7 +48,7 @@ def test_a_directory_gives_its_files(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     for name in ("config.json", "onnx/model.onnx"):
         (tmp_path / name).touch()
-    source = open_source(str(tmp_path))
+    source = files_of(str(tmp_path))
     assert source.where == str(tmp_path)
     assert source.file("config.json") == tmp_path / "config.json"
     assert source.file("model.safetensors") is None
@@ -59,7 +59,7 @@ def test_a_directory_gives_its_files(tmp_path: Path) -> None:
 def test_a_file_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(StorageError, match="is a file: expected a directory"):
-        open_source(str(tmp_path / "model.safetensors"))
+        files_of(str(tmp_path / "model.safetensors"))
 
 
 def test_a_hub_name_gives_the_files_of_the_cache(
@@ -68,7 +68,7 @@ def test_a_hub_name_gives_the_files_of_the_cache(
     absent = RemoteEntryNotFoundError("404", response=RESPONSE)
     hub = use(monkeypatch, Hub({"config.json": tmp_path / "config.json"}, absent))
     monkeypatch.setattr(HfApi, "list_repo_files", lambda api, name: ["b.h5", "a.json"])
-    source = open_source("someone/model")
+    source = files_of("someone/model")
     assert source.file("model.safetensors") is None
     assert source.file("config.json") == tmp_path / "config.json"
     assert source.names() == ["a.json", "b.h5"]
@@ -79,7 +79,7 @@ def test_an_unreachable_hub_is_asked_once_and_then_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = use(monkeypatch, Hub({"pytorch_model.bin": tmp_path / "bin"}, UNREACHABLE))
-    source = open_source("someone/model")
+    source = files_of("someone/model")
     assert source.file("model.safetensors") is None
     assert source.file("pytorch_model.bin") == tmp_path / "bin"
     assert hub.calls == [("model.safetensors", False), ("pytorch_model.bin", True)]
@@ -101,7 +101,7 @@ def test_a_name_that_the_hub_refuses_is_one_line(
 ) -> None:
     use(monkeypatch, Hub({}, problem))
     with pytest.raises(CheckpointError, match="from the hub it cannot be loaded: ") as caught:
-        open_source("someone/model").file("model.safetensors")
+        files_of("someone/model").file("model.safetensors")
     assert "\n" not in str(caught.value)
 
 
@@ -110,7 +110,7 @@ def test_a_hub_that_does_not_list_its_files_names_none(monkeypatch: pytest.Monke
         raise ConnectionError("reset")
 
     monkeypatch.setattr(HfApi, "list_repo_files", refuse)
-    assert open_source("someone/model").names() == []
+    assert files_of("someone/model").names() == []
 
 
 @pytest.mark.parametrize("name", ["a.bin", "shards/a.bin", "0_Transformer", "", ".", "a..b"])

@@ -24,17 +24,17 @@ from trbert_deploy.files import (
     write_json_lines,
 )
 from trbert_deploy.modeling.checkpoints.hf_source import (
-    CONFIG_FILE,
+    HfSource,
     open_source,
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
-from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.pretrained import load_with_head
+from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
-from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
+from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
 
-WEIGHTS_FILE = "model.safetensors"
 REDUCTION_FILE = "reduction.json"
 CHECKPOINT_VERSION = 1
 
@@ -68,7 +68,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         for name, tensor in model.family.save(model.state_dict(), model.spec).items()
     }
     with staged_files(path) as staging:
-        write_safetensors(staging / WEIGHTS_FILE, tensors, {"format": "pt"})
+        write_safetensors(staging / SAFETENSORS_FILE, tensors, {"format": "pt"})
         write_json(staging / CONFIG_FILE, _hf_config(checkpoint))
         write_json(
             staging / REDUCTION_FILE,
@@ -109,9 +109,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no checkpoint, an unsupported family or head, missing or damaged files.
     """
     require_directory(path, "checkpoint", "trbert-deploy train")
-    if not (path / REDUCTION_FILE).is_file():
-        return _load_dense(path)
     source = open_source(str(path))
+    if not (path / REDUCTION_FILE).is_file():
+        return _load_dense(source, path)
     described = read_json(path / REDUCTION_FILE, CheckpointError)
     if described.get("version") != CHECKPOINT_VERSION:
         raise CheckpointError(
@@ -130,9 +130,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model.eval(), path, max_length, training, samples, source.entries)
 
 
-def _load_dense(path: Path) -> Checkpoint:
+def _load_dense(source: HfSource, path: Path) -> Checkpoint:
     """A fine-tuned checkpoint that drops nothing."""
-    open_source(str(path)).require_answers()
-    loaded = load_pretrained(str(path), (), ReductionConfig())
-    model = loaded.model
-    return Checkpoint(model, path, model.spec.max_positions, hf_config=loaded.hf_config)
+    source.require_answers()
+    model = load_with_head(source, ReductionConfig())
+    return Checkpoint(model, path, model.spec.max_positions, hf_config=source.entries)

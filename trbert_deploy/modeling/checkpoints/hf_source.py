@@ -20,13 +20,12 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     read_cross_encoder_activation,
     read_modules,
 )
+from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
 from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.text_classification import TextClassification
-
-CONFIG_FILE = "config.json"
 
 SUPPORTED = "supported is text classification with one label of two or more, by softmax"
 

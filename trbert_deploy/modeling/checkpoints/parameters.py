@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.errors import CheckpointError
+from trbert_deploy.modeling.families.family import their_name
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -24,13 +25,10 @@ def load_parameters(
         CheckpointError: a tensor is missing or has another shape; it is called by its name in the
             source.
     """
-    theirs = model.family.save(model.state_dict(), model.spec)
-    # A family that joins tensors has other names for some: then ours has to do.
-    own = model.state_dict()
-    names = dict(zip(own, theirs, strict=True)) if len(own) == len(theirs) else {}
+    modules = model.family.modules(model.spec)
     for ours, parameter in model.state_dict().items():
         tensor = tensors.get(ours)
-        name = names.get(ours, ours)
+        name = their_name(ours, modules)
         if tensor is None:
             if ours.startswith(tuple(fresh)):
                 continue

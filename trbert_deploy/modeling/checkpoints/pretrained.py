@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from trbert_deploy.config import ReductionConfig
+from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
+from trbert_deploy.modeling.families.family import OWN
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -48,22 +49,40 @@ def load_pretrained(
         ConfigError: a cut out of range.
     """
     source = open_source(where)
-    if not source.is_bare:
-        source.require_answers()
-        _require_known(labels, source)
-    spec = source.spec(None if not source.is_bare else tuple(labels))
-    reduction = reduction if reduction is not None else ReductionConfig.default_for(spec.num_layers)
-    model = ReducedModel(spec, reduction)
-    tensors = source.tensors(spec)
     if source.is_bare:
-        tensors = _without_head(tensors, source, model)
-    load_parameters(model, tensors, where, fresh=("policies.", *(("head.",) * source.is_bare)))
-    entries = dict(source.entries)
-    note = None
-    if source.is_bare:
-        entries.pop("problem_type", None)
-        note = f"{where} has {source.told_head}: a new one is trained for the labels"
-    return Pretrained(model.eval(), not source.is_bare, entries, note)
+        return _with_new_head(source, tuple(labels), reduction)
+    source.require_answers()
+    _require_known(labels, source)
+    model = load_with_head(source, reduction)
+    return Pretrained(model, True, source.entries)
+
+
+def load_with_head(source: HfSource, reduction: ReductionConfig | None) -> ReducedModel:
+    """The model of a source whose answers are computed here, with new policies.
+
+    Raises:
+        CheckpointError, ConfigError: as ``load_pretrained``.
+    """
+    model = _new_model(source.spec(), reduction)
+    load_parameters(model, source.tensors(model.spec), source.where, fresh=OWN)
+    return model.eval()
+
+
+def _with_new_head(
+    source: HfSource, labels: tuple[str, ...], reduction: ReductionConfig | None
+) -> Pretrained:
+    """The encoder of a source without a head that is computed here."""
+    model = _new_model(source.spec(labels), reduction)
+    tensors = _without_head(source.tensors(model.spec), source, model)
+    load_parameters(model, tensors, source.where, fresh=(*OWN, "head."))
+    entries = {key: value for key, value in source.entries.items() if key != "problem_type"}
+    note = f"{source.where} has {source.told_head}: a new one is trained for the labels"
+    return Pretrained(model.eval(), False, entries, note)
+
+
+def _new_model(spec: EncoderSpec, reduction: ReductionConfig | None) -> ReducedModel:
+    default = ReductionConfig.default_for(spec.num_layers)
+    return ReducedModel(spec, default if reduction is None else reduction)
 
 
 def _require_known(labels: Sequence[str], source: HfSource) -> None:

@@ -9,8 +9,11 @@ from typing import Protocol
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from trbert_deploy.errors import CheckpointError
+from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import require_directory
+
+#: What describes a model of transformers.
+CONFIG_FILE = "config.json"
 
 #: What a broken download raises: of the HTTP library that this version of the hub's client uses.
 TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -32,7 +35,7 @@ class Source(Protocol):
         """The files that it has, sorted, for error messages; empty if they cannot be listed."""
 
 
-def open_source(source: str) -> Source:
+def files_of(source: str) -> Source:
     """The directory or hub name ``source``; a directory here has precedence.
 
     Raises:
@@ -103,9 +106,9 @@ class HubSource:
             return []
 
     def _error(self, problem: Exception) -> CheckpointError:
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         return CheckpointError(
-            f"{self.where} is no directory here, and from the hub it cannot be loaded: {reason}"
+            f"{self.where} is no directory here, and from the hub it cannot be loaded: "
+            f"{first_line(problem)}"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
 from trbert_deploy.modeling.checkpoints.shards import Part, find_parts
-from trbert_deploy.modeling.checkpoints.sources import open_source
+from trbert_deploy.modeling.checkpoints.sources import files_of
 from trbert_deploy.modeling.checkpoints.weight_files import read_pickle, read_safetensors
 
 _SAFETENSORS = ".safetensors"
@@ -36,7 +36,7 @@ def read_tensors(source: str) -> dict[str, Tensor]:
             shards that are not what the index says, code in a pickle, quantized weights, or a
             weight that is no finite number; the hub is out of reach.
     """
-    origin = open_source(source)
+    origin = files_of(source)
     if Path(source).is_dir():
         refuse_adapter(Path(source))  # even beside a whole model, which is not what was tuned
     tensors: dict[str, Tensor] = {}

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 
 from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import read_json, write_json
+from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer_files import (
-    MODEL_CONFIG_FILE,
     SETTINGS_FILES,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -80,7 +80,7 @@ def remove_other_tokenizer(source: Path, target: Path) -> None:
 def _download(model: str) -> Path:
     """The hub's files, as far as they belong to the tokenizer or choose its class."""
     try:
-        return Path(snapshot_download(model, allow_patterns=[*TOKENIZER_FILES, MODEL_CONFIG_FILE]))
+        return Path(snapshot_download(model, allow_patterns=[*TOKENIZER_FILES, CONFIG_FILE]))
     except Exception as problem:  # noqa: BLE001 - the hub's, and those of its HTTP library
         raise CheckpointError(
             f"{model} is no directory here, and its tokenizer cannot be had from the hub: "
@@ -111,7 +111,7 @@ def _behaviour(tokenizer: Tokenizer, truncation_side: str) -> dict[str, Any]:
 def _class_in_model_config(source: Path) -> str | None:
     """The tokenizer's class where config.json alone names it, which does not travel."""
     names: list[str | None] = []
-    for name in (SETTINGS_FILES[0], MODEL_CONFIG_FILE):
+    for name in (SETTINGS_FILES[0], CONFIG_FILE):
         path = source / name
         described = read_json(path, CheckpointError) if path.is_file() else {}
         names.append(described.get("tokenizer_class"))
@@ -125,7 +125,7 @@ def _convert(tokenizer: Any, model: str, source: Path, scratch: Path) -> None:
         CheckpointError: it cannot be written so.
     """
     expected = _behaviour_of(tokenizer)
-    for name in (*TOKENIZER_FILES, MODEL_CONFIG_FILE):  # the configuration may choose the class
+    for name in (*TOKENIZER_FILES, CONFIG_FILE):  # the configuration may choose the class
         if (source / name).is_file():
             shutil.copyfile(source / name, scratch / name)
     if (class_name := _class_in_model_config(source)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 TOKENIZER_FILE = "tokenizer.json"
-MODEL_CONFIG_FILE = "config.json"
 
 #: What stands for a vocabulary where there is no tokenizer.json; sentencepiece reads the models.
 SENTENCEPIECE_FILES = (

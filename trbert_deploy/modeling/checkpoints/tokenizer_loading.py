@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, TokenizersBackend
 
 from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import read_json
+from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer_files import (
-    MODEL_CONFIG_FILE,
     SENTENCEPIECE_FILES,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -99,7 +99,7 @@ def load_tokenizer(source: Path, model: str) -> Any:
 
 def _require_known_tokens(source: Path, model: str, tokenizer: Any) -> None:
     """Refuse special tokens around every text that the encoder has no embedding of."""
-    path = source / MODEL_CONFIG_FILE
+    path = source / CONFIG_FILE
     known = read_json(path, CheckpointError).get("vocab_size") if path.is_file() else None
     largest = max(tokenizer.backend_tokenizer.encode("", "").ids, default=-1)
     if isinstance(known, int) and largest >= known:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trbert_deploy.errors import CheckpointError, StorageError
+from trbert_deploy.errors import CheckpointError, StorageError, first_line
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -110,7 +110,7 @@ def _reason(problem: BaseException) -> str:
         return f"it asks for {asked[1]}"
     if isinstance(problem, pickle.UnpicklingError):
         return "refused by torch.load(weights_only=True)"
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    return first_line(problem)
 
 
 def _conversion(path: Path) -> str:

@@ -127,11 +127,17 @@ class Family(ABC):
     def save(self, state: State, spec: EncoderSpec) -> dict[str, Tensor]:
         """Our tensors under their names; what they do not know (policies) keeps its own."""
         modules = self.modules(spec)
-        saved = {}
-        for name, tensor in state.items():
-            module, _, kind = name.rpartition(".")
-            saved[f"{modules[module]}.{kind}" if module in modules else name] = tensor
-        return saved
+        return {their_name(name, modules): tensor for name, tensor in state.items()}
+
+
+def their_name(name: str, modules: Mapping[str, str]) -> str:
+    """Their name of one of our tensors; its own where they have none.
+
+    Args:
+        modules: as ``Family.modules`` gives them.
+    """
+    module, _, kind = name.rpartition(".")
+    return f"{modules[module]}.{kind}" if module in modules else name
 
 
 def with_prefix(state: State, prefix: str) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 
 TEMPERATURE = 2.0
 LABEL_WEIGHT = 0.1
+_NO_TARGET = -100
 
 
 class TextClassificationHead(Head):
@@ -25,7 +26,7 @@ class TextClassificationHead(Head):
     """
 
     task = TextClassification.name
-    no_target = -100
+    no_target = _NO_TARGET
 
     def __init__(
         self,
@@ -98,4 +99,4 @@ class TextClassificationHead(Head):
 
 def _label_loss(logits: Tensor, target: Tensor | None) -> Tensor:
     assert target is not None  # a loss without labels needs a teacher
-    return cross_entropy(logits, target, reduction="none", ignore_index=-100)
+    return cross_entropy(logits, target, reduction="none", ignore_index=_NO_TARGET)

@@ -119,8 +119,7 @@ def choose_salient(saliency: Sequence[Tensor]) -> Chooser:
         expected = layout.row_sums(logit.sigmoid()).round().long()
         lengths = torch.from_numpy(layout.lengths).to(logit.device)
         scores = layout.pad(saliency[index][tokens.token])
-        return layout.unpad(keep_best(scores, lengths, expected, layout.pad(tokens.protected)))[
-            None
-        ]
+        protected = layout.pad(tokens.protected)
+        return layout.unpad(keep_best(scores, lengths, expected, protected))[None]
 
     return choose

@@ -158,8 +158,9 @@ def _note(
 ) -> None:
     """Put a batch's outputs into their places among those of ``count`` rows."""
     for name, values in outputs.items():
-        everything = found.setdefault(name, np.zeros((count, *values.shape[1:]), np.float32))
-        everything[batch.rows] = values.detach().float().cpu().numpy()
+        if name not in found:
+            found[name] = np.zeros((count, *values.shape[1:]), np.float32)
+        found[name][batch.rows] = values.detach().float().cpu().numpy()
 
 
 def _all(found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
