@@ -46,6 +46,9 @@ class EncoderSpec:
         relative_keys: relative positions that every token's query, and key, is multiplied with.
         options: what the family alone reads (JSON values).
         head: what the head alone reads (JSON values).
+
+    Raises:
+        ConfigError: the heads do not divide the width.
     """
 
     family: str
@@ -71,6 +74,11 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         if not self.embedding_size:
             object.__setattr__(self, "embedding_size", self.hidden_size)
+        if self.num_heads < 1 or self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"{self.num_heads} heads in a width of {self.hidden_size}: expected a number that "
+                "divides it"
+            )
 
     @property
     def num_steps(self) -> int:

@@ -221,3 +221,34 @@ def test_an_unknown_tensor_of_the_encoder_is_refused(tmp_path: Path, tokenizer_d
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"layer\.0\.adapter\.weight, which bert does not"):
         load_checkpoint(path)
+
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 90, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 40,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model_type": "bert", "hidden_size": "wide"}, "cannot be loaded: .*hidden_size"),
+        ({"model_type": "bert", "num_hidden_layers": None}, "cannot be loaded: .*num_hidden_lay"),
+        ({"model_type": "bert", "num_attention_heads": 3}, "3 heads in a width of 16: expected a"),
+        (
+            {"model_type": "deberta-v2", "relative_attention": True, "position_buckets": None},
+            "lacks an entry of deberta-v2, or has one of a wrong kind",
+        ),
+        (
+            {"model_type": "modernbert", "rope_parameters": {}, "global_rope_theta": None},
+            "lacks an entry of modernbert, or has one of a wrong kind",
+        ),
+    ],
+)
+def test_an_entry_of_a_wrong_kind_is_refused_in_one_line(
+    tmp_path: Path, entries: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**_SMALL, **entries}))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_source(str(tmp_path)).spec()
+    assert "\n" not in str(caught.value)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import CheckpointError, first_line
+from trbert_deploy.errors import CheckpointError, ConfigError, first_line
 from trbert_deploy.files import read_json
 from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
 from trbert_deploy.modeling.checkpoints.names import mend_names
@@ -77,8 +78,14 @@ class HfSource:
         task = HEAD_TASKS.get(self.head, TextClassification.name)
         try:
             return self.family.spec(self.config, task, self.labels if labels is None else labels)
-        except CheckpointError as problem:
+        except (CheckpointError, ConfigError) as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as problem:
+            raise CheckpointError(
+                f"{self.where}: {CONFIG_FILE} lacks an entry of {self.family.name}, or has one of "
+                f"a wrong kind ({type(problem).__name__}: {first_line(problem)}); expected what "
+                "transformers writes for this family"
+            ) from None
 
     def tensors(self, spec: EncoderSpec) -> dict[str, Tensor]:
         """Its tensors under our names, float32.
@@ -164,6 +171,10 @@ def load_hf_config(model: str, where: str) -> Any:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the error below says it all
     try:
         return AutoConfig.from_pretrained(model, local_files_only=local)
+    except StrictDataclassError as problem:  # an entry's kind, told on a second line
+        raise CheckpointError(
+            f"{where} cannot be loaded: {' '.join(str(problem).split())}"
+        ) from None
     except (OSError, ValueError, KeyError) as problem:
         if local:
             described = read_json(Path(model) / CONFIG_FILE, CheckpointError)
