@@ -116,7 +116,14 @@ class Bundle:
         return self.path / ENGINES
 
     def samples(self) -> list[str]:
-        """Sample texts for benchmarking; none when exported with ``--no-samples``."""
+        """Sample texts for benchmarking; none when exported with ``--no-samples``.
+
+        Raises:
+            BundleError: a line holds no text.
+        """
         if SAMPLES not in self.manifest.files:
             return []
-        return [row["text"] for row in read_json_lines(self.path / SAMPLES, BundleError)]
+        rows = read_json_lines(self.path / SAMPLES, BundleError)
+        if not all(isinstance(row.get("text"), str) for row in rows):
+            raise BundleError(f'{self.path / SAMPLES}: expected a string "text" in every line')
+        return [row["text"] for row in rows]

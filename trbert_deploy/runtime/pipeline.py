@@ -12,7 +12,7 @@ from tokenizers import Encoding
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import ConfigError
+from trbert_deploy.errors import ConfigError, FileFormatError
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -128,8 +128,20 @@ class Pipeline:
         return predictions
 
     def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
-        """Encodings as rows of tokens, with those marked that the task protects."""
-        return rows_of(encodings, self.task.protected)
+        """Encodings as rows of tokens, with those marked that the task protects.
+
+        Raises:
+            FileFormatError: the tokenizer gives tokens that the model does not have.
+        """
+        rows = rows_of(encodings, self.task.protected)
+        tokens, types = self.encoder.vocab_size, self.encoder.token_types
+        for row in rows:  # what a graph reads behind the end of a table depends on the backend
+            if row.input_ids.max() >= tokens or (types > 1 and row.token_type_ids.max() >= types):
+                raise FileFormatError(
+                    f"the tokenizer of {self.path} gives tokens that the model does not have: it "
+                    f"has {tokens}, of {types} types; export the checkpoint again"
+                )
+        return rows
 
     def tokenize(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[TokenRow]:
         """Texts as rows of tokens.
