@@ -126,7 +126,9 @@ def keep_of(
 ) -> list[int]:
     array = np.array([logits], np.float32)
     marks = first_token(len(logits))[None] if protected is None else protected
-    return np.flatnonzero(select(array, np.array([len(logits)]), rule, marks)[0]).tolist()
+    keep = select(array, np.array([len(logits)]), rule, marks)
+    assert np.array_equal(select(array, None, rule, marks), keep)  # a whole row needs no length
+    return np.flatnonzero(keep[0]).tolist()
 
 
 @given(batches(), RULES, st.booleans())
@@ -166,6 +168,19 @@ def test_ties_go_to_the_earlier_token() -> None:
     assert keep_of([0, 1, 1, 1, 1], SelectionRule("budget", 3)) == [0, 1, 2]
 
 
+def test_what_is_no_number_comes_last() -> None:
+    assert keep_of([0, math.nan, -math.inf], SelectionRule("budget", 2)) == [0, 2]
+    assert keep_of([0, math.nan, -math.inf, math.inf], SelectionRule("budget", 2)) == [0, 3]
+
+
+def test_no_row_is_too_short_for_a_rule() -> None:
+    """Numbers that are far over a row's length, and over an array's arithmetic."""
+    most = 2**31 - 1
+    assert keep_of([0, -1], SelectionRule("budget", most)) == [0, 1]
+    assert keep_of([0, -1], SelectionRule("threshold", 0.5, most)) == [0, 1]
+    assert keep_of([0, -1], SelectionRule("ratio", 0.5, most)) == [0, 1]
+
+
 def test_protected_tokens_come_before_any_logit() -> None:
     protected = np.array([[True, False, False, True]])
     rule = SelectionRule("budget", 2)
@@ -174,6 +189,10 @@ def test_protected_tokens_come_before_any_logit() -> None:
 
 def test_round_to_fills_with_the_next_best() -> None:
     logits = [5, -1, -3, 4, -2, -4]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=1)) == [0, 3]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=2)) == [0, 3]
+    assert keep_of(logits, SelectionRule("threshold", 0.2, round_to=2)) == [0, 1, 3, 4]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=3)) == [0, 1, 3]
     assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=4)) == [0, 1, 3, 4]
     assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=16)) == list(range(6))
 
@@ -201,6 +220,8 @@ def test_arguments_stay_as_they_are(
         (("budget", 2.5), "budget is 2.5"),
         (("budget", math.inf), "budget is inf"),
         (("budget", math.nan), "budget is nan"),
+        (("budget", 2.0**31), "budget is 2147483648"),
+        (("threshold", 0.5, 2**31), "round_to is 2147483648"),
         (("budget", 10.0, 16), "budget is 10.0: expected a multiple of round_to, 16"),
         (("threshold", 0.5, 0), "round_to is 0"),
         (("threshold", 0.5, 1.5), "round_to is 1.5"),

@@ -76,10 +76,9 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule, protected: Any) -> An
     keep = (keep_logit >= _logit(rule.value)) | protected
     if rule.round_to > 1:
         xp = _array_library(keep_logit)
-        length = keep_logit.shape[1]
         for logits, row, always in zip(keep_logit, keep, protected, strict=True):
             passing = int(row.sum())
-            missing = min(-passing % rule.round_to, length - passing)
+            missing = -passing % rule.round_to
             if missing:
                 (free,) = xp.where(~always)
                 order = xp.argsort(-logits[free], stable=True)  # what is no number comes last
@@ -103,7 +102,7 @@ def keep_best(score: Any, lengths: Any, wanted: Any, protected: Any) -> Any:
     valid = _valid(score, lengths)
     protected = protected & valid
     # Finite, so that no score (NaN comes last) ranks with protected tokens or with padding.
-    score = xp.nan_to_num(score, nan=-_LARGEST, posinf=_LARGEST, neginf=_SECOND_LEAST)
+    score = xp.nan_to_num(score, nan=-_LARGEST, neginf=_SECOND_LEAST)
     priority = xp.where(protected, math.inf, xp.where(valid, score, -math.inf))
     rank = xp.argsort(xp.argsort(-priority, stable=True), stable=True)
     wanted = xp.minimum(xp.maximum(wanted, protected.sum(axis=1)), lengths)
