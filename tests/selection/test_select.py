@@ -145,6 +145,13 @@ def test_whole_rows_need_no_lengths(
     assert np.array_equal(theirs, expected)
 
 
+def test_whole_rows_are_not_ranked_by_a_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("trbert_deploy.selection.select.keep_best")
+    array, marks = np.array([[5, -1, -3, 4]], np.float32), first_token(4)[None]
+    keep = select(array, None, SelectionRule("threshold", 0.5, 3), marks)
+    assert keep.tolist() == [[True, True, False, True]]
+
+
 def test_threshold_is_a_probability_and_inclusive() -> None:
     assert keep_of([-9, -0.001, 0.0, 0.001], SelectionRule("threshold", 0.5)) == [0, 2, 3]
 
