@@ -33,6 +33,7 @@ class Case:
         may: what may come of it.
         manifest_only: whether the files beside the manifest are not even looked at.
         engines: whether the engine set is read instead.
+        backend: what opens it.
     """
 
     number: int
@@ -42,6 +43,7 @@ class Case:
     may: str
     manifest_only: bool = False
     engines: bool = False
+    backend: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -179,15 +181,25 @@ def _samples(original: Original, rng: random.Random) -> dict[str, Any]:
 
 
 def _graph(original: Original, rng: random.Random) -> dict[str, Any]:
-    names = [name for name in original.plain if name.endswith("fused.onnx")]
-    name = rng.choice(names)
+    backend, variant = rng.choice((*[("onnxruntime", "fused")] * 4, ("openvino", "unmasked")))
+    name = rng.choice([name for name in original.plain if name.endswith(f"{variant}.onnx")])
     change = rng.choice((damaged, damaged, renumbered))
-    return {"files": resigned(original, {name: change(original.contents[name], rng)}), "may": ANY}
+    files = resigned(original, {name: change(original.contents[name], rng)})
+    return {"files": files, "may": ANY, "backend": backend}
+
+
+def _other_graph(original: Original, rng: random.Random) -> dict[str, Any]:
+    """The graph of another segment, of another variant or of another bundle's shape."""
+    graphs = sorted(name for name in original.plain if name.endswith(".onnx"))
+    name, other = rng.sample(graphs, 2)
+    files = resigned(original, {name: original.contents[other]})
+    return {"files": files, "may": ANY, "backend": rng.choice(("onnxruntime", "openvino"))}
 
 
 def _weights(original: Original, rng: random.Random) -> dict[str, Any]:
     changed = damaged(original.contents[WEIGHTS], rng)
-    return {"files": resigned(original, {WEIGHTS: changed}), "may": ANY}
+    backend = rng.choice(("onnxruntime", "onnxruntime", "openvino"))
+    return {"files": resigned(original, {WEIGHTS: changed}), "may": ANY, "backend": backend}
 
 
 def _engine_manifest(original: Original, rng: random.Random) -> dict[str, Any]:
@@ -216,18 +228,19 @@ def _engine_file(original: Original, rng: random.Random) -> dict[str, Any]:
 
 #: What is done -> its share.
 KINDS: dict[Callable[[Original, random.Random], dict[str, Any]], int] = {
-    _signed_manifest: 280,
-    _manifest_alone: 330,
+    _signed_manifest: 260,
+    _manifest_alone: 270,
     _unsigned_manifest: 60,
     _damaged_manifest: 60,
     _damaged_file: 60,
-    _swapped_files: 10,
+    _swapped_files: 15,
     _other_kind: 20,
     _extra_file: 5,
-    _tokenizer: 30,
+    _tokenizer: 50,
     _samples: 20,
-    _graph: 25,
-    _weights: 5,
+    _graph: 60,
+    _other_graph: 10,
+    _weights: 15,
     _engine_manifest: 80,
     _engine_file: 15,
 }

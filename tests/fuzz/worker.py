@@ -101,7 +101,7 @@ class Judge:
             raise Wrong("opened with another manifest")
         if not all(isinstance(text, str) for text in bundle.samples()):
             raise Wrong("a sample text is no string")
-        pipeline = load(path, threads=1)
+        pipeline = load(path, case.backend, threads=1)
         answers = pipeline(TEXTS, return_kept=True)
         if case.may == ANY:
             for answer in answers:
