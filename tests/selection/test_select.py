@@ -171,6 +171,18 @@ def test_ratio_rounds_up_and_no_further(ratio: float, length: int, kept: int) ->
     assert len(keep_of([0.0] * length, SelectionRule("ratio", ratio))) == kept
 
 
+@pytest.mark.parametrize("ratio", [0.07, 0.1, 0.3, 0.55, 0.7, 1 / 3])
+def test_torch_rounds_as_numpy_does(ratio: float) -> None:
+    lengths = np.arange(1, 601)
+    logits, protected = np.zeros((600, 600), np.float32), np.arange(600) == np.zeros((600, 1))
+    rule = SelectionRule("ratio", ratio)
+    kept = select(logits, lengths, rule, protected).sum(axis=1)
+    assert kept.tolist() == [math.ceil(ratio * length - 1e-9) for length in lengths.tolist()]
+    parameter = torch.nn.Parameter(torch.from_numpy(logits), requires_grad=False)
+    theirs = select(parameter, torch.from_numpy(lengths), rule, torch.from_numpy(protected))
+    assert theirs.sum(axis=1).tolist() == kept.tolist()
+
+
 def test_ties_go_to_the_earlier_token() -> None:
     assert keep_of([0, 1, 1, 1, 1], SelectionRule("budget", 3)) == [0, 1, 2]
 
@@ -218,7 +230,7 @@ def test_arguments_stay_as_they_are(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("best", 0.5), "unknown selection rule 'best'"),
+        (("best", 0.5), "rule 'best': expected one of threshold, ratio, budget$"),
         (("threshold", 1.5), "threshold is 1.5"),
         (("threshold", math.nan), "threshold is nan"),
         (("ratio", 0.0), "ratio is 0.0"),
@@ -229,7 +241,7 @@ def test_arguments_stay_as_they_are(
         (("budget", math.nan), "budget is nan"),
         (("budget", 2.0**31), "budget is 2147483648"),
         (("threshold", 0.5, 2**31), "round_to is 2147483648"),
-        (("budget", 10.0, 16), "budget is 10.0: expected a multiple of round_to, 16"),
+        (("budget", 10.0, 16), "a multiple of round_to, 16, since rounding up would exceed it$"),
         (("threshold", 0.5, 0), "round_to is 0"),
         (("threshold", 0.5, 1.5), "round_to is 1.5"),
     ],
