@@ -52,12 +52,12 @@ class Verdicts:
 class Worker:
     """A process of ``fuzz.worker``, at one case at a time."""
 
-    def __init__(self, originals: Mapping[str, Path], scratch: Path) -> None:
+    def __init__(self, originals: Mapping[str, Path], scratch: Path, program: str) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         bundles = Path(tempfile.mkdtemp(dir=scratch)) / "bundles"
         named = [f"{name}={path}" for name, path in originals.items()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.worker", str(bundles), *named],
+            [sys.executable, "-m", program, str(bundles), *named],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -114,8 +114,13 @@ def judge_all(
     scratch: Path,
     workers: int,
     progress: Callable[[Verdicts], None] = lambda verdicts: None,
+    program: str = "fuzz.worker",
 ) -> Verdicts:
-    """Judge cases in so many processes; one that ends or hangs fails its case, and is replaced."""
+    """Judge cases in so many processes; one that ends or hangs fails its case, and is replaced.
+
+    Args:
+        program: the module that they run.
+    """
     verdicts, waiting = Verdicts(), iter(cases)
     busy: list[Worker] = []
 
@@ -123,7 +128,7 @@ def judge_all(
         """Another process at the next case, if there is one."""
         case = next(waiting, None)
         if case is not None:
-            busy.append(Worker(originals, scratch))
+            busy.append(Worker(originals, scratch, program))
             busy[-1].judge(case)
 
     try:
