@@ -127,7 +127,7 @@ def main(
     try:
         Bundle.open(bundle)
         corpus = [str(text.text) for text in islice(read_texts(data), texts)]
-        common = {"path": str(bundle), "threads": threads, **asdict(point)}
+        common = {"bundle": str(bundle), "threads": threads, **asdict(point)}
         loads = {
             str(each): {**common, "backend": each.backend, "precision": each.precision}
             for each in candidates()

@@ -74,7 +74,7 @@ def begin_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 def test_memory_is_the_most_that_the_process_itself_held(
     tiny_bundle: Path, begin_with: Callable[[str], None]
 ) -> None:
-    load = {"path": str(tiny_bundle), "threads": 1}
+    load = {"bundle": str(tiny_bundle), "threads": 1}
     _, alone = footprint.start_once(load, False, ["a film"])
     begin_with("b'x' * (300 << 20)")  # and given back at once
     held_here = b"x" * (700 << 20)  # in this process, which is not measured
@@ -87,7 +87,7 @@ def test_time_runs_from_the_start_of_the_process(
     tiny_bundle: Path, begin_with: Callable[[str], None]
 ) -> None:
     begin_with("import time; time.sleep(0.7)")
-    seconds, _ = footprint.start_once({"path": str(tiny_bundle)}, True, ["a film"])
+    seconds, _ = footprint.start_once({"bundle": str(tiny_bundle)}, True, ["a film"])
     assert seconds > 0.7
 
 
@@ -102,7 +102,7 @@ def test_the_process_answers_what_it_is_told(
         return lambda texts, dense: asked.append((texts, dense))
 
     monkeypatch.setattr(trbert_deploy, "load", load)
-    job = {"load": {"path": "here", "threads": 2}, "dense": dense, "texts": ["one", "two"]}
+    job = {"load": {"bundle": "here", "threads": 2}, "dense": dense, "texts": ["one", "two"]}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(job)))
     exec(footprint.PROGRAM, {})
     assert asked == [job["load"], (["one"], dense), (["two"], dense)]

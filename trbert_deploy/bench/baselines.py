@@ -56,7 +56,7 @@ def replay(pipeline: Pipeline, rows: Sequence[TokenRow], survivals: Sequence[Sur
     """The model with what survives of each of ``rows`` decided."""
     chain = pipeline.chain.at(OperatingPoint(threshold=0.5, round_to=1))
     chain = chain.scored_by(ReplayedScorer.of(rows, survivals))
-    return Pipeline(pipeline.path, pipeline.encoder, pipeline.tokenizer, chain)
+    return Pipeline(pipeline.path, pipeline.encoder, pipeline.tokenizer, chain, pipeline.bundle)
 
 
 # How much to keep for the wanted computation: a matter of lengths alone

@@ -74,7 +74,7 @@ def bench_bundle(
     """
     bundle = Bundle.open(path)
     notes: list[str] = []
-    pipeline = _open(path, options, notes.append)
+    pipeline = _open(bundle, options, notes.append)
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
     if texts == [ANY_TEXT]:
@@ -109,10 +109,11 @@ def trace_bundle(
     Raises:
         As ``bench_bundle``.
     """
-    pipeline = _open(path, options)
+    bundle = Bundle.open(path)
+    pipeline = _open(bundle, options)
     if not pipeline.reduction.cuts:
         return []
-    texts = _texts(options.data, Bundle.open(path, verify=False))
+    texts = _texts(options.data, bundle)
     named = [NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1)]
     return trace_texts(pipeline, named, progress=progress)
 
@@ -132,19 +133,18 @@ def sweep_bundle(
             "a sweep needs labelled texts: give --data FILE with text and label on each line"
         )
     texts = list(read_texts(options.data))
-    return measure_tradeoff(_open(path, options), texts, progress=progress)
+    return measure_tradeoff(_open(Bundle.open(path), options), texts, progress=progress)
 
 
 def _open(
-    path: Path, options: BenchOptions, note: Callable[[str], None] = lambda message: None
+    bundle: Bundle, options: BenchOptions, note: Callable[[str], None] = lambda message: None
 ) -> Pipeline:
     """The bundle as ``options`` have it run, on the backend that is always measured."""
     return load(
-        path,
+        bundle,
         options.backend or DEFAULT_BACKEND,
         threads=options.threads,
         precision=options.precision,
-        verify=False,
         note=note,
         **asdict(options.point),
     )
@@ -156,7 +156,7 @@ def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | Non
     if not sets:
         return None, None
     try:
-        return load(bundle.path, "tensorrt", verify=False, **asdict(options.point)), None
+        return load(bundle, "tensorrt", **asdict(options.point)), None
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

@@ -22,7 +22,6 @@ from trbert_deploy.bench.baselines import (
     select_by_chance,
     with_ratio,
 )
-from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_runs, tokenize
@@ -232,7 +231,7 @@ def _by_attention(pipeline: Pipeline) -> Chooser:
     from trbert_deploy.modeling.torch_backend import load_model
 
     attending_layers(pipeline.reduction)
-    model = load_model(Bundle.open(pipeline.path, verify=False))
+    model = load_model(pipeline.require_bundle())
     return lambda row, reduction: select_by_attention(model, row, reduction)
 
 

@@ -12,7 +12,11 @@ bundle/
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from trbert_deploy.bundle.manifest import (
@@ -28,15 +32,23 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
 )
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256
+from trbert_deploy.files import read_json, read_json_lines, require_directory
+
+#: Tells one state of a file from another: device, inode, size, times of content and of status.
+_Identity = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its directory and its manifest."""
+    """An opened bundle: its directory, its manifest, and which files those were.
+
+    A bundle may be replaced while it is open. What is read of it later goes through ``reading``,
+    so that nothing is answered from files that were not verified, nor from two bundles.
+    """
 
     path: Path
     manifest: Manifest
+    _identities: Mapping[str, _Identity] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -56,25 +68,56 @@ class Bundle:
             raise BundleError(
                 f"{path} is not a bundle: it has no {MANIFEST}; make one with trbert-deploy export"
             )
-        bundle = cls(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)))
+        return cls.of(path, Manifest.from_json(read_json(path / MANIFEST, BundleError)), verify)
+
+    @classmethod
+    def of(cls, path: Path, manifest: Manifest, verify: bool = True) -> Bundle:
+        """The bundle that a manifest describes, which need not be written yet.
+
+        Raises:
+            BundleError: as ``open``.
+        """
         required = {WEIGHTS, TOKENIZER} | {
-            graph.file_of(variant) for graph in bundle.manifest.graphs for variant in graph.variants
+            graph.file_of(variant) for graph in manifest.graphs for variant in graph.variants
         }
-        undeclared = sorted(required - set(bundle.manifest.files))
+        undeclared = sorted(required - set(manifest.files))
         if undeclared:
             raise BundleError(f"{path / MANIFEST} lists no digest of {', '.join(undeclared)}")
-        for name, digest in bundle.manifest.files.items():
-            file = path / name
-            if Path(name).name != name:
-                raise BundleError(f"{path / MANIFEST} names {name!r}: expected a plain file name")
-            if not file.is_file():
-                raise BundleError(f"{file} is missing; export the checkpoint again")
-            if verify and sha256(file) != digest:
+        identities = {}
+        for name, digest in manifest.files.items():
+            if not (path / name).is_file():
+                raise BundleError(f"{path / name} is missing; export the checkpoint again")
+            identities[name], found = _identify(path / name, digest if not verify else None)
+            if found != digest:
                 raise BundleError(
-                    f"{file} was altered or truncated: its SHA-256 is not the one in {MANIFEST}; "
-                    "export the checkpoint again"
+                    f"{path / name} was altered or truncated: its SHA-256 is not the one in "
+                    f"{MANIFEST}; export the checkpoint again"
                 )
-        return bundle
+        return cls(path, manifest, identities)
+
+    @contextmanager
+    def reading(self, *names: str) -> Iterator[Path]:
+        """The path of the first of some of the bundle's files, while they are read.
+
+        Raises:
+            BundleError: when they have been read, one is another than when the bundle was opened.
+        """
+        try:
+            yield self.path / names[0]
+        finally:
+            for name in names:
+                self._require_unchanged(name)
+
+    def _require_unchanged(self, name: str) -> None:
+        path = self.path / name
+        try:
+            if _identity(path.stat()) == self._identities[name]:
+                return
+            if _identify(path)[1] == self.manifest.files[name]:  # touched, copied back, linked
+                return
+        except FileNotFoundError:
+            pass
+        raise BundleError(f"{path} was replaced since the bundle was opened: load it again")
 
     def has_variant(self, variant: str) -> bool:
         """Whether all graphs are there in this variant."""
@@ -123,7 +166,25 @@ class Bundle:
         """
         if SAMPLES not in self.manifest.files:
             return []
-        rows = read_json_lines(self.path / SAMPLES, BundleError)
+        with self.reading(SAMPLES) as path:
+            rows = read_json_lines(path, BundleError)
         if not all(isinstance(row.get("text"), str) for row in rows):
-            raise BundleError(f'{self.path / SAMPLES}: expected a string "text" in every line')
+            raise BundleError(f'{path}: expected a string "text" in every line')
         return [row["text"] for row in rows]
+
+
+def _identify(path: Path, known_digest: str | None = None) -> tuple[_Identity, str]:
+    """A file's identity, and the SHA-256 of just that content (unless it is taken as known)."""
+    with path.open("rb") as file:
+        identity = _identity(os.fstat(file.fileno()))
+        return identity, known_digest or hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(status: os.stat_result) -> _Identity:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )

@@ -145,7 +145,7 @@ def export_bundle(
             },
         )
         reference = TorchBackend(model)
-        bundle = Bundle(staging, manifest)
+        bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
         rows_of = row_maker(

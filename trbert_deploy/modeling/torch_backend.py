@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import torch
 
@@ -14,12 +12,14 @@ from trbert_deploy.bundle.manifest import (
     KEEP_LOGIT,
     QUANTIZED,
     TRANSPOSED,
+    WEIGHTS,
     segment_name,
 )
 from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.once import OncePerKey
 from trbert_deploy.tasks.registry import task_of
 
 
@@ -46,7 +46,7 @@ class TorchBackend:
         self._model = model.eval()
         self._segments = {segment_name(segment.index): segment for segment in model.segments}
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
-        self.graph = cache(self._open)
+        self.graph = OncePerKey(self._open)
         self.max_padding = 0.0
         self.description = {
             "backend": "torch",
@@ -74,7 +74,8 @@ def load_model(bundle: Bundle) -> ReducedModel:
     """The model that a bundle was made of, from the weights that its graphs share."""
     manifest = bundle.manifest
     model = ReducedModel(manifest.encoder, manifest.reduction)
-    stored = read_safetensors(bundle.weights_path)
+    with bundle.reading(WEIGHTS) as path:
+        stored = read_safetensors(path)
     model.load_state_dict(
         {
             name.removesuffix(TRANSPOSED): tensor.T if name.endswith(TRANSPOSED) else tensor

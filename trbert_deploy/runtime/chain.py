@@ -80,6 +80,14 @@ class Chain:
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
 
+    def open(self) -> None:
+        """Open the graphs that rows will pass now, not when the first of them does."""
+        for segment in self.segments[:-1]:
+            self.backend.graph(segment_name(segment.index))
+        self.backend.graph(_last_graph(self.segments))
+        if self.dense_below:
+            self.backend.graph(DENSE)
+
     def at(self, point: OperatingPoint) -> Chain:
         """The same chain at another operating point, on the same graphs.
 
@@ -136,7 +144,7 @@ class Chain:
                 # many tokens go on together.
                 for batch in self._batches(waiting):
                     self._select(segment, batch, timing)
-            last = DENSE if len(segments) < 2 else segment_name(segments[-1].index)
+            last = _last_graph(segments)
             for batch in self._batches(waiting):
                 outputs = self._call(last, batch, timing)
                 for place, row in enumerate(batch):
@@ -178,6 +186,11 @@ class Chain:
         elapsed = time.perf_counter() - start
         timing.graph_seconds[name] = timing.graph_seconds.get(name, 0.0) + elapsed
         return outputs
+
+
+def _last_graph(segments: Sequence[Segment]) -> str:
+    """Name of the graph that answers; the dense one where nothing is cut."""
+    return DENSE if len(segments) < 2 else segment_name(segments[-1].index)
 
 
 def _inputs(graph: Graph, batch: Sequence[TokenState]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from tokenizers import Encoding
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import ConfigError, FileFormatError
+from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -25,7 +25,7 @@ from trbert_deploy.runtime.backends.registry import (
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, rows_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, rows_of, tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import KeptTokens, Prediction, Text
@@ -40,16 +40,33 @@ class Pipeline:
         task: what it answers.
         tokenizer: counts truncated texts.
         chain: for callers that have tokens already.
+        bundle: that it runs, if it is one.
     """
 
     def __init__(
-        self, path: Path, encoder: EncoderSpec, tokenizer: TextTokenizer, chain: Chain
+        self,
+        path: Path,
+        encoder: EncoderSpec,
+        tokenizer: TextTokenizer,
+        chain: Chain,
+        bundle: Bundle | None = None,
     ) -> None:
         self.path = path
         self.encoder = encoder
         self.task = task_of(encoder)
         self.tokenizer = tokenizer
         self.chain = chain
+        self.bundle = bundle
+
+    def require_bundle(self) -> Bundle:
+        """The bundle that it runs.
+
+        Raises:
+            BundleError: it runs a checkpoint.
+        """
+        if self.bundle is None:
+            raise BundleError(f"{self.path} is not a bundle: make one with trbert-deploy export")
+        return self.bundle
 
     @property
     def reduction(self) -> ReductionConfig:
@@ -74,14 +91,14 @@ class Pipeline:
         """
         chain = self.chain.at(point)
         if point.latency_budget_ms is not None:
-            bundle = Bundle.open(self.path, verify=False)
+            bundle = self.require_bundle()
             threshold = threshold_within(bundle, chain, point.latency_budget_ms, note)
             chain = chain.at(OperatingPoint(threshold))
         if point.dense_below == "auto":
-            bundle = Bundle.open(self.path, verify=False)
+            bundle = self.require_bundle()
             below = break_even(bundle, chain.at(OperatingPoint(dense_below=0)), note)
             chain = chain.at(OperatingPoint(dense_below=below))
-        return Pipeline(self.path, self.encoder, self.tokenizer, chain)
+        return Pipeline(self.path, self.encoder, self.tokenizer, chain, self.bundle)
 
     def at_threshold(self, threshold: float) -> Pipeline:
         """The same model at another keep probability.
@@ -193,7 +210,7 @@ class Pipeline:
 
 
 def load(
-    path: str | Path = "bundle",
+    bundle: str | Path | Bundle = "bundle",
     backend: str = DEFAULT_BACKEND,
     *,
     threads: int = 0,
@@ -212,8 +229,11 @@ def load(
 ) -> Pipeline:
     """Open a bundle.
 
+    Its graphs are opened before this returns, and it goes on with them when the directory is
+    replaced.
+
     Args:
-        path: the bundle directory.
+        bundle: its directory, or an opened one.
         backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest of those
             that are installed here and answer as float32 does. It is measured once, in some
             seconds, and remembered in the user's cache directory.
@@ -245,12 +265,14 @@ def load(
             the processor lacks.
         MissingDependencyError: the backend's package is not installed.
     """
-    bundle = Bundle.open(path, verify=verify)
+    if not isinstance(bundle, Bundle):
+        bundle = Bundle.open(bundle, verify=verify)
     manifest = bundle.manifest
     limit = manifest.max_length if max_length is None else max_length
     if not 1 <= limit <= manifest.max_length:
         raise ConfigError(
-            f"maximum length is {limit}: the bundle {path} takes 1 to {manifest.max_length} tokens"
+            f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
+            f"{manifest.max_length} tokens"
         )
     if max_batch_tokens < 1:
         raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
@@ -265,6 +287,7 @@ def load(
             point = replace(point, dense_below="auto")
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
-    tokenizer = TextTokenizer(bundle.tokenizer_path, limit, truncate)
-    pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain)
-    return pipeline.at(point, note)
+    tokenizer = tokenizer_of(bundle, limit, truncate)
+    pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle).at(point, note)
+    pipeline.chain.open()
+    return pipeline

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import TOKENIZER
 from trbert_deploy.errors import (
     ConfigError,
     DataError,
@@ -39,6 +41,20 @@ def rows_of(
         )
         for encoding in encodings
     ]
+
+
+def tokenizer_of(
+    bundle: Bundle, max_length: int | None = None, truncate: bool = True
+) -> TextTokenizer:
+    """A bundle's tokenizer; ``max_length`` is the bundle's own by default.
+
+    Raises:
+        BundleError: the bundle was replaced since it was opened.
+        FileFormatError, ConfigError: as ``TextTokenizer``.
+    """
+    limit = bundle.manifest.max_length if max_length is None else max_length
+    with bundle.reading(TOKENIZER) as path:
+        return TextTokenizer(path, limit, truncate)
 
 
 class TruncationWarning(UserWarning):

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 
 import onnxruntime
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import ATTENTION_MASK, FUSED, INT8, MASKED, GraphDescription
-from trbert_deploy.errors import BundleError
-from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Tensors
+from trbert_deploy.bundle.manifest import (
+    ATTENTION_MASK,
+    FUSED,
+    INT8,
+    MASKED,
+    WEIGHTS,
+    GraphDescription,
+)
+from trbert_deploy.errors import BundleError, first_line
+from trbert_deploy.runtime.backends.backend import (
+    PADDING_ON_GPUS,
+    BackendOptions,
+    Tensors,
+    require_signature,
+)
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
+from trbert_deploy.runtime.once import OncePerKey
 
 
 class OnnxGraph:
-    """A session for batches without padding, and one for those with it, opened when needed.
+    """A session for batches without padding, and one for those with it, opened when first needed.
 
     Args:
         graph: what the manifest says of it.
@@ -27,14 +40,21 @@ class OnnxGraph:
         graph: GraphDescription,
         open_session: Callable[[bool], onnxruntime.InferenceSession],
     ) -> None:
+        self._name = graph.name
         self.inputs = graph.token_inputs
         self._answers = graph.answers
-        self._opened = cache(open_session)
+        self._session = OncePerKey(open_session)
+        self._session(False)
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        session = self._opened(ATTENTION_MASK in inputs)
-        with denormals_as_zero():
-            values = session.run(self._answers, dict(inputs))
+        session = self._session(ATTENTION_MASK in inputs)
+        try:
+            with denormals_as_zero():
+                values = session.run(self._answers, dict(inputs))
+        except Exception as problem:  # as when a session is opened
+            raise BundleError(
+                f"ONNX Runtime cannot run {self._name}: {first_line(problem)}"
+            ) from problem
         return dict(zip(self._answers, values, strict=True))
 
 
@@ -61,6 +81,9 @@ class OnnxRuntimeBackend:
         # A chain owns several sessions: threads that spin after one graph would take the
         # cores from the next.
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # An arena would keep what the largest batch took, in every session, for good; the system's
+        # allocator is as fast here.
+        self._options.enable_cpu_mem_arena = False
         # For the sessions' own threads; the caller's is told at every call.
         self._options.add_session_config_entry("session.set_denormal_as_zero", "1")
         available = onnxruntime.get_available_providers()
@@ -71,7 +94,7 @@ class OnnxRuntimeBackend:
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
         self._disabled = ["SkipLayerNormFusion"] if on_cpu else []
         self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
-        self.graph = cache(
+        self.graph: OncePerKey[str, OnnxGraph] = OncePerKey(
             lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name))
         )
         self.description: Mapping[str, str] = {
@@ -83,17 +106,24 @@ class OnnxRuntimeBackend:
         }
 
     def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
-        path = self._bundle.graph_path(name, MASKED if masked else self._without_mask)
-        try:
-            with denormals_as_zero():  # a process' first session would change the caller's thread
-                return onnxruntime.InferenceSession(
+        graph = self._bundle.manifest.graph(name)
+        file = graph.file_of(MASKED if masked else self._without_mask)
+        # A process' first session would change how the caller's thread computes.
+        with self._bundle.reading(file, WEIGHTS) as path, denormals_as_zero():
+            try:
+                session = onnxruntime.InferenceSession(
                     str(path),
                     self._options,
                     providers=self._providers,
                     disabled_optimizers=self._disabled,
+                    enable_fallback=0,  # which prints, and tries the same again
                 )
-        except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
-            raise BundleError(f"ONNX Runtime cannot load {path}: {problem}") from problem
+            except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
+                reason = first_line(problem)
+                raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from problem
+        tensors = (session.get_inputs(), session.get_outputs())
+        require_signature(path, graph, *([tensor.name for tensor in each] for each in tensors))
+        return session
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:
