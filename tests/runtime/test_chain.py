@@ -220,6 +220,28 @@ def test_rows_go_on_with_those_that_kept_as_many() -> None:
     ]
 
 
+def test_two_rows_are_not_padded_either() -> None:
+    backend = Watching(torch_backend("none"))
+    Chain(backend, ReductionConfig(), 4).run(rows_of(6, 3))
+    assert backend.calls == [("dense", (1, 3)), ("dense", (1, 6))]
+
+
+def test_a_backend_that_loses_rows_is_found() -> None:
+    class Losing(Watching):
+        def graph(self, name: str) -> Graph:
+            graph = self._backend.graph(name)
+
+            def call(inputs: Tensors) -> Tensors:
+                outputs = graph(inputs)
+                return {**outputs, "hidden_out": outputs["hidden_out"][:1]}
+
+            call.inputs = graph.inputs  # type: ignore[attr-defined]
+            return call  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match="is shorter than"):
+        Chain(Losing(torch_backend("1,2")), ReductionConfig.parse("1,2"), 4).run(rows_of(6, 6))
+
+
 def test_so_many_tokens_are_on_their_way_at_a_time() -> None:
     backend = Watching(torch_backend("1,2"))
     rows = rows_of(10, 30, 10, 20, 50)
