@@ -10,6 +10,7 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
+    engines_option,
     json_option,
     needs,
     numbers,
@@ -42,6 +43,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
     help="[default: onnxruntime, and tensorrt where the bundle has engines]",
 )
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option(
@@ -80,6 +82,7 @@ def bench(
     batches: tuple[int, ...],
     backend: str | None,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     rounds: int | None,
@@ -107,7 +110,9 @@ def bench(
     if html_path is not None:
         from trbert_deploy.reports.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, precision, threads, point, effort, data)
+    options = BenchOptions(
+        lengths, batches, backend, precision, threads, point, effort, data, engines
+    )
     with console.progress() as progress:
         swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)

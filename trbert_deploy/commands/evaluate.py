@@ -10,6 +10,7 @@ import click
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
+    engines_option,
     json_option,
     needs,
     operating_point_options,
@@ -46,6 +47,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
     help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
 )
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
@@ -68,6 +70,7 @@ def evaluate(
     teacher: Path | None,
     backend: str | None,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     sweep: bool,
@@ -93,6 +96,7 @@ def evaluate(
         backend,
         threads=threads,
         precision=precision,
+        engines=engines,
         point=point,
         note=console.notes.print,
     )

@@ -88,7 +88,13 @@ precision_option = click.option(
     "--precision",
     type=click.Choice(sorted({each for info in BACKENDS.values() for each in info.precisions})),
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
-    "fp32 elsewhere; engines keep their own].",
+    "fp32 elsewhere; for tensorrt the first of fp16, bf16 and fp32 that engines are there for].",
+)
+engines_option = click.option(
+    "--engines/--no-engines",
+    default=True,
+    help="Run the bundle's TensorRT engines if asked to (the default), or ignore them. Engines are "
+    "code: load none from people you do not trust.",
 )
 
 

@@ -11,6 +11,7 @@ from trbert_deploy import console
 from trbert_deploy.commands.options import (
     backend_choice,
     bundle_argument,
+    engines_option,
     needs,
     operating_point_options,
     precision_option,
@@ -37,6 +38,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 )
 @click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
@@ -71,6 +73,7 @@ def predict(
     output: Path | None,
     backend: str,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     dense: bool,
@@ -93,6 +96,7 @@ def predict(
         backend,
         threads=threads,
         precision=precision,
+        engines=engines,
         truncate=truncate,
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,

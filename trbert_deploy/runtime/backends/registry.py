@@ -25,6 +25,7 @@ class BackendInfo:
         precisions: what it can be asked to compute in; none where it decides for itself.
         auto: whether ``auto`` considers it.
         concurrent: whether calls may come from several threads at once.
+        engines: whether it runs compiled code that lies in the bundle, instead of its graphs.
     """
 
     module: str
@@ -33,6 +34,7 @@ class BackendInfo:
     precisions: tuple[str, ...] = ()
     auto: bool = False
     concurrent: bool = True
+    engines: bool = False
 
 
 _HERE = "trbert_deploy.runtime.backends"
@@ -49,7 +51,9 @@ BACKENDS: dict[str, BackendInfo] = {
         f"{_HERE}.tensorrt.backend",
         ("tensorrt", "tensorrt_rtx", "cuda"),
         "tensorrt",
+        ("fp16", "bf16", "fp32"),
         concurrent=False,
+        engines=True,
     ),
     "torch": BackendInfo(
         "trbert_deploy.modeling.torch_backend",
@@ -100,4 +104,17 @@ def require_precision(name: str, precision: str | None) -> None:
         raise ConfigError(
             f"backend {name} cannot be asked for {precision}: expected "
             f"{' or '.join(offered) or 'none, it chooses'}"
+        )
+
+
+def require_no_engines(name: str) -> None:
+    """Refuse the backend called ``name`` where engines are to be ignored.
+
+    Raises:
+        ConfigError: it runs nothing else.
+    """
+    if name in BACKENDS and BACKENDS[name].engines:
+        raise ConfigError(
+            f"backend {name} runs the bundle's engines, which are to be ignored (--no-engines): "
+            "choose another backend"
         )
