@@ -72,9 +72,7 @@ def _open(
     note: Callable[[str], None],
 ) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(
-            path, backend, threads=threads, precision=precision, engines=engines, note=note
-        )
+        return load(path, backend, threads=threads, precision=precision, engines=engines, note=note)
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
     return load_checkpoint_pipeline(path, threads=threads)

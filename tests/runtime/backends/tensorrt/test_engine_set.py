@@ -167,7 +167,7 @@ def test_graph_that_the_bundle_has_not(bundle: Bundle, engine_set: EngineSet) ->
 @pytest.mark.parametrize(
     ("change", "listed"),
     [
-        (lambda engines: engines.append({**engines[0], "name": "extra"}), "dense, extra, segment_0"),
+        (lambda engines: engines.append({**engines[0], "name": "extra"}), "dense, extra, segment"),
         (lambda engines: engines.append(dict(engines[0])), "dense, segment_0, segment_0"),
         (lambda engines: engines.pop(0), "dense, segment_1, segment_2: expected"),
     ],

@@ -13,6 +13,7 @@ nowhere else. Digests show damage, not who made a file: an engine is code, and r
 from __future__ import annotations
 
 import hashlib
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -288,6 +289,11 @@ class EngineSet:
         """
         for engine in self.manifest.engines:
             self.read(engine.name)
+
+    def remove(self) -> None:
+        """Delete the set; the manifest goes first, without which it is none."""
+        (self.path / ENGINE_MANIFEST).unlink()
+        shutil.rmtree(self.path)
 
     def require_fit(self, flavour: str, version: str, compute_capability: str) -> None:
         """Refuse engines that cannot run on this GPU with this TensorRT.
