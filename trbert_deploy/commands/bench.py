@@ -8,6 +8,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
     bundle_argument,
     engines_option,
@@ -40,7 +41,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 @click.option(
     "--backend",
     type=backend_choice,
-    help="[default: onnxruntime, and tensorrt where the bundle has engines]",
+    help=f"{AUTO_HELP} [default: onnxruntime, and tensorrt where the bundle has engines]",
 )
 @precision_option
 @engines_option

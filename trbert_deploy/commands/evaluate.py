@@ -9,6 +9,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
     engines_option,
     json_option,
@@ -44,7 +45,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 @click.option(
     "--backend",
     type=backend_choice,
-    help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
+    help=f"{AUTO_HELP} [default: torch if there is a checkpoint, and onnxruntime otherwise]",
 )
 @precision_option
 @engines_option

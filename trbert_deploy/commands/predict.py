@@ -9,6 +9,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
     bundle_argument,
     engines_option,
@@ -36,7 +37,9 @@ from trbert_deploy.selection.operating_point import OperatingPoint
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file, whole or not at all, instead of stdout.",
 )
-@click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
+@click.option(
+    "--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True, help=AUTO_HELP
+)
 @precision_option
 @engines_option
 @threads_option

@@ -204,9 +204,10 @@ def load(
 
     Args:
         path: the bundle directory.
-        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest of those
-            that are installed here and answer as float32 does. It is measured once, in some
-            seconds, and remembered in the user's cache directory.
+        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest that answers
+            as float32 does of onnxruntime, openvino and, where the bundle has engines for the GPU
+            here, tensorrt. It is measured once, in some seconds, and remembered in the user's
+            cache directory.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``BACKENDS``); None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
@@ -226,8 +227,8 @@ def load(
             machine, and remembered. 0 by default; ``auto`` with the backend auto.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
-        engines: allow a backend that runs the bundle's engines. They are code: load none from
-            people you do not trust.
+        engines: allow a backend that runs the bundle's engines, and auto to try them. They are
+            code: load none from people you do not trust.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
 
@@ -250,8 +251,7 @@ def load(
     reduction = manifest.reduction.at(point)
     if backend == AUTO:
         require_precision(backend, precision)
-        choice = choose_backend(bundle, reduction, threads)
-        note(str(choice))
+        choice = choose_backend(bundle, reduction, threads, note, engines=engines)
         backend, precision = choice.backend, choice.precision
         if dense_below is None:
             point = replace(point, dense_below="auto")

@@ -12,8 +12,10 @@ import pytest
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.cli import main
+from trbert_deploy.cli import cli, main
 from trbert_deploy.errors import ConfigError, EngineError, MissingDependencyError
+from trbert_deploy.runtime import pipeline
+from trbert_deploy.runtime.autotune.fastest_backend import Choice
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import (
@@ -38,7 +40,7 @@ def own_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     module = ModuleType("a_backend_of_mine")
     module.open_backend = open_mine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    register_backend("mine", BackendInfo(module.__name__, ("mine",), "mine", ("fp32", "fp8")))
+    register_backend("mine", BackendInfo(module.__name__, ("mine",), ("mine",), ("fp32", "fp8")))
     yield opened
     del BACKENDS["mine"]
 
@@ -88,10 +90,26 @@ def test_engines_can_be_ignored(tiny_bundle: Path) -> None:
     assert load(tiny_bundle, engines=False)(TEXTS) == load(tiny_bundle)(TEXTS)
 
 
-def test_engines_are_never_chosen_unasked() -> None:
-    """So that ``auto`` needs not be told to ignore them."""
+def test_auto_tries_engines_unless_they_are_ignored(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def choose(*_: object, engines: bool) -> Choice:
+        told.append(engines)
+        return Choice("onnxruntime", "fp32", {}, {}, {})
+
+    monkeypatch.setattr(pipeline, "choose_backend", choose)
+    for engines in (True, False):
+        load(tiny_bundle, "auto", threads=1, dense_below=0, engines=engines)
+    assert told == [True, False]
     assert [name for name, info in BACKENDS.items() if info.engines] == ["tensorrt"]
-    assert not any(info.auto for info in BACKENDS.values() if info.engines)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "bench"])
+def test_help_names_what_auto_tries(command: str) -> None:
+    (option,) = [each for each in cli.commands[command].params if each.name == "backend"]
+    assert "auto measures onnxruntime, openvino, tensorrt once" in str(vars(option)["help"])
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "bench"])
