@@ -127,6 +127,19 @@ def test_a_disturbance_decides_nothing(tiny_bundle: Path, disturbed: bool) -> No
     assert compare(seconds, tiny_bundle) is disturbed
 
 
+def test_all_rows_count(tiny_bundle: Path) -> None:
+    """The chain is slow on the first of four rows alone."""
+
+    def seconds(dense: bool, call: int, length: int) -> float:
+        return 2.0 if dense else 9.0 if length == 17 else 1.0
+
+    chain = Clocked(seconds)
+    rows = sample_rows(Bundle.open(tiny_bundle), [16], break_even.ROWS)
+    (slow,) = sample_rows(Bundle.open(tiny_bundle), [17], 1)
+    found = break_even.is_dense_faster(chain, [slow, *rows[1:]], chain.clock)  # type: ignore[arg-type]
+    assert found is False
+
+
 def test_the_first_pass_of_a_turn_does_not_count(tiny_bundle: Path) -> None:
     """With it the dense model's median would be 2, less than the chain's."""
 

@@ -6,7 +6,10 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnxruntime
@@ -105,15 +108,26 @@ def test_without_any_both_extras_are_named(install: Install) -> None:
     )
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "auto"])
-def test_a_command_says_so_before_it_runs(tiny_bundle: Path, tmp_path: Path, backend: str) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "BUNDLE", "--text", "a"),
+        ("predict", "BUNDLE", "--text", "a", "--backend", "auto"),
+        ("export", "CHECKPOINT"),
+    ],
+)
+def test_a_command_says_so_before_it_runs(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     directory = tmp_path / "onnxruntime_gpu-1.23.0.dist-info"
     directory.mkdir()
     (directory / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 1.23.0\n")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     code = "import sys; sys.modules['openvino'] = None; from trbert_deploy.cli import main; main()"
+    places = {"BUNDLE": str(tiny_bundle), "CHECKPOINT": str(tiny_checkpoint)}
     done = subprocess.run(
-        [sys.executable, "-c", code, "predict", tiny_bundle, "--text", "a", "--backend", backend],
+        [sys.executable, "-c", code, *(places.get(each, each) for each in arguments)],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -127,9 +141,9 @@ def test_a_command_says_so_before_it_runs(tiny_bundle: Path, tmp_path: Path, bac
 @pytest.fixture
 def forget() -> Iterator[None]:
     """What was found out of CUDA is found out anew."""
-    why_no_cuda.cache_clear()
+    package._why_no_cuda.cache_clear()
     yield
-    why_no_cuda.cache_clear()
+    package._why_no_cuda.cache_clear()
 
 
 @pytest.fixture
@@ -166,6 +180,22 @@ def test_without_cuda_it_runs_on_the_cpu_and_says_why(
     assert load(tiny_bundle, threads=1).chain.backend.description == description  # told once
     assert capfd.readouterr() == ("", "")
     assert not hasattr(onnxruntime, "print")
+
+
+@pytest.mark.usefixtures("built_for_cuda")
+def test_threads_find_it_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[int] = []
+
+    def preload() -> None:
+        loaded.append(threading.get_ident())
+        time.sleep(0.05)  # so that the others come meanwhile
+        assert onnxruntime.print("Failed to load libcublas.so.13") is None
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    with pytest.warns(DeviceWarning) as said, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: providers(), range(4)))
+    assert found == [[CPU]] * 4
+    assert len(loaded) == len(said) == 1
 
 
 @pytest.mark.usefixtures("built_for_cuda")

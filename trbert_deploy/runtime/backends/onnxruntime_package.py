@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ DISTRIBUTIONS = (
 EXTRAS = ("cpu", "gpu")
 #: Levels of ONNX Runtime's log: none of it, and what it has by default.
 _FATAL, _WARNING = 4, 2
+#: The first calls may come from several threads.
+_finding_out = threading.Lock()
 
 
 class DeviceWarning(UserWarning):
@@ -87,7 +90,6 @@ def providers() -> list[str]:
     return [CUDA, CPU] if CUDA in built_for and why_no_cuda() is None else [CPU]
 
 
-@cache
 def why_no_cuda() -> str | None:
     """Why sessions cannot run on CUDA though ONNX Runtime was built for it.
 
@@ -97,6 +99,12 @@ def why_no_cuda() -> str | None:
     Warns:
         DeviceWarning: they cannot.
     """
+    with _finding_out:
+        return _why_no_cuda()
+
+
+@cache
+def _why_no_cuda() -> str | None:
     import onnxruntime
 
     if CUDA not in onnxruntime.get_available_providers():
@@ -107,7 +115,7 @@ def why_no_cuda() -> str | None:
             f"ONNX Runtime is installed for NVIDIA GPUs and runs on the CPU: {reason}; it needs "
             "NVIDIA's driver, and CUDA's libraries, which trbert-deploy[gpu] brings",
             DeviceWarning,
-            stacklevel=4,  # who opened the backend
+            stacklevel=5,  # who opened the backend
         )
     return reason
 
