@@ -9,7 +9,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,dev
+EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,dev
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

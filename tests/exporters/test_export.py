@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,16 +17,18 @@ from conftest import CheckpointMaker, tiny_model
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, ParityError, StorageError
 from trbert_deploy.exporters import export
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import (
     check_shapes,
     compare_chains,
     compare_graphs,
-    row_maker,
 )
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.samples import row_maker
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 
@@ -113,8 +116,9 @@ def test_a_failed_check_leaves_the_older_bundle(
     dense_checkpoint: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(own_bundle)
+    exact = replace(LIMITS["fp32"], tolerance=0.0)
     monkeypatch.setattr(
-        export, "compare_graphs", lambda *args, **rest: compare_graphs(*args, tolerance=0.0)
+        export, "compare_graphs", lambda *args, **rest: compare_graphs(*args, exact)
     )
     with pytest.raises(ParityError, match="more than the tolerance 0"):
         export_bundle(dense_checkpoint, own_bundle)
@@ -152,7 +156,9 @@ def test_something_else_than_a_bundle_is_not_replaced(
 def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
     model, other = checkpoint.model, tiny_model(seed=3)
-    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    rows_of = row_maker(
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+    )
     shapes = check_shapes(8, 64)
     sides = TorchBackend(model), TorchBackend(other)
     with pytest.raises(ParityError, match="segment_0, batch 1, length 1: hidden_out differs"):
@@ -168,7 +174,9 @@ def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:
     broken = load_checkpoint(tiny_checkpoint).model
     with torch.no_grad():
         broken.encoder.layers[0].feed_forward.norm.bias[3] = np.nan
-    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    rows_of = row_maker(
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+    )
     sides = TorchBackend(model), TorchBackend(broken)
     with pytest.raises(ParityError, match="differs from PyTorch by nan"):
         list(compare_graphs(*sides, model.spec, model.reduction, rows_of, [(1, 5)]))

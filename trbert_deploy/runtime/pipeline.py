@@ -21,6 +21,7 @@ from trbert_deploy.runtime.backends.registry import (
     AUTO,
     DEFAULT_BACKEND,
     open_backend,
+    require_no_engines,
     require_precision,
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
@@ -212,6 +213,7 @@ def load(
     latency_budget_ms: float | None = None,
     dense_below: int | Literal["auto"] | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    engines: bool = True,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
@@ -222,9 +224,10 @@ def load(
 
     Args:
         bundle: its directory, or an opened one.
-        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest of those
-            that are installed here and answer as float32 does. It is measured once, in some
-            seconds, and remembered in the user's cache directory.
+        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest that answers
+            as float32 does of onnxruntime, openvino and, where the bundle has engines for the GPU
+            here, tensorrt. It is measured once, in some seconds, and remembered in the user's
+            cache directory.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``BACKENDS``); None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
@@ -244,13 +247,15 @@ def load(
             machine, and remembered. 0 by default; ``auto`` with the backend auto.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
+        engines: allow a backend that runs the bundle's engines, and auto to try them. They are
+            code: load none from people you do not trust.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
 
     Raises:
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
-        ConfigError: unknown backend, an option out of range, or a precision that the backend or
-            the processor lacks.
+        ConfigError: unknown backend, an option out of range, a precision that the backend or
+            the processor lacks, or a backend that needs the engines that are to be ignored.
         MissingDependencyError: the backend's package is not installed.
     """
     if not isinstance(bundle, Bundle):
@@ -268,11 +273,12 @@ def load(
     reduction = manifest.reduction.at(point)
     if backend == AUTO:
         require_precision(backend, precision)
-        choice = choose_backend(bundle, reduction, threads)
-        note(str(choice))
+        choice = choose_backend(bundle, reduction, threads, note, engines=engines)
         backend, precision = choice.backend, choice.precision
         if dense_below is None:
             point = replace(point, dense_below="auto")
+    if not engines:
+        require_no_engines(backend)
     runner = open_backend(backend, bundle, BackendOptions(threads, precision))
     chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = tokenizer_of(bundle, limit, truncate)
