@@ -117,8 +117,9 @@ def test_too_little_agreement_refuses_the_export(
     make_checkpoint: CheckpointMaker, own_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
-    with pytest.raises(ParityError, match=r"8-bit weights only .* expected at least 200%; export"):
-        export_bundle(make_checkpoint(), own_bundle, int8=True, least_int8_agreement=2.0)
+    never = replace(LOOSE, answer_agreement=2.0)
+    with pytest.raises(ParityError, match=r"8-bit weights: only .* expected at least 200%; export"):
+        export_bundle(make_checkpoint(), own_bundle, int8=True, int8_limits=never)
     assert {path.name: path.read_bytes() for path in own_bundle.iterdir()} == before
 
 

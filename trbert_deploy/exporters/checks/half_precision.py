@@ -81,7 +81,7 @@ def compare_precision(
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
     candidate = RoundedBackend(bundle, models, precision)
     rows_of = bundle_rows(bundle)
-    lengths = [length for length in _LENGTHS if length <= manifest.max_length]
+    lengths = sorted({min(length, manifest.max_length) for length in _LENGTHS})
     graphs = tuple(
         compare_graphs(
             reference,

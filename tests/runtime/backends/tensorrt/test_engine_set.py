@@ -111,6 +111,7 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["key"]["profiles"][0].update(min_batch=1.5),
         lambda data: data["key"].update(compute_capability=8.6),
         lambda data: data["key"]["graphs"].update(dense=None),
+        lambda data: data["key"]["graphs"].update({"two\nlines": "0" * 64}),
         lambda data: data["engines"][0].update(name=["segment_0"]),
         lambda data: data["engines"][0].update(size_bytes="many"),
         lambda data: data["engines"][0].update(build_seconds=None),

@@ -111,7 +111,7 @@ class EngineFile:
             raise TypeError(f"size of the engine {self.name}: expected a whole number of bytes")
         if type(self.build_seconds) not in (int, float):
             raise TypeError(f"build time of the engine {self.name}: expected a number")
-        if not self.name or any(part in self.name for part in ("/", "\\", "\0", "..")):
+        if not self.name or any(part in self.name for part in ("/", "\\", "..")):
             raise ValueError(f"engine {self.name!r}: expected a plain file name")
 
     @property
@@ -155,8 +155,8 @@ class EngineKey:
 
 def _require_strings(*values: object) -> None:
     for value in values:
-        if not isinstance(value, str):
-            raise TypeError(f"{value!r}: expected a string")
+        if not isinstance(value, str) or not value.isprintable():  # errors name it in one line
+            raise TypeError(f"{value!r}: expected a plain string")
 
 
 def set_directory(flavour: str, precision: str, compute_capability: str) -> str:
