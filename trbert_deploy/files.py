@@ -12,12 +12,12 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from trbert_deploy.errors import FileFormatError, StorageError
+from trbert_deploy.errors import FileFormatError, StorageError, TrbertError
 from trbert_deploy.replacing import (
     put_back,
     replace_directory,
@@ -28,6 +28,8 @@ from trbert_deploy.replacing import (
 )
 
 _MOST_LINKS = 40  # as many as Linux follows
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -86,6 +88,38 @@ def staged_directory(target: Path) -> Iterator[Path]:
             take_on(staging, target.stat())
         replace_directory(staging, target)
         sync(target.parent)
+
+
+def read_directory(directory: Path, read: Callable[[], Result]) -> Result:
+    """What ``read`` makes of a directory's files, all of one that ``staged_directory`` put there.
+
+    Args:
+        read: reads by the directory's name; called again if it was replaced meanwhile.
+    """
+    while True:
+        with _held_open(directory) as is_same:
+            try:
+                result = read()
+            except (TrbertError, OSError):
+                if is_same():
+                    raise
+            else:
+                if is_same():
+                    return result
+
+
+@contextmanager
+def _held_open(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Tells whether a directory is still the one that it is now; its number is not used again."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:  # missing, no directory, or one that only ``read`` can say something of
+        yield lambda: True
+        return
+    try:
+        yield lambda: directory.exists() and os.path.samestat(os.fstat(handle), directory.stat())
+    finally:
+        os.close(handle)
 
 
 def _followed(path: Path) -> Path:

@@ -28,7 +28,13 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
 )
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.files import read_json, read_json_lines, require_directory, sha256
+from trbert_deploy.files import (
+    read_directory,
+    read_json,
+    read_json_lines,
+    require_directory,
+    sha256,
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
-        """Open a bundle directory.
+        """Open a bundle directory: the old or the new one while an export replaces it.
 
         Args:
             path: the directory.
@@ -50,7 +56,10 @@ class Bundle:
             StorageError: no such directory.
             BundleError: not a bundle, or a file is missing, altered, truncated or unknown.
         """
-        path = Path(path)
+        return read_directory(Path(path), lambda: cls._read(Path(path), verify))
+
+    @classmethod
+    def _read(cls, path: Path, verify: bool) -> Bundle:
         require_directory(path, "bundle", "trbert-deploy export CHECKPOINT")
         if not (path / MANIFEST).is_file():
             raise BundleError(
