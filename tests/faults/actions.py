@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +30,9 @@ from trbert_deploy.files import write_json, write_text
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.runtime.autotune import cache
 from trbert_deploy.training import loop
+from trbert_deploy.training import run as running
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.run import RUN_FILE, train
+from trbert_deploy.training.prepare import prepare as prepared
 
 _PR_SET_PTRACER = 0x59616D61
 _ANYBODY = ctypes.c_ulong(-1)
@@ -103,11 +105,14 @@ class _NoBoard:
 def training(**options: Any) -> Action:
     """Trains into place/ckpt, from where an earlier run left off."""
     loop.SummaryWriter = _NoBoard
+    scratch = Path(tempfile.mkdtemp())  # which the fork's tokenizer stays in
+    running.prepare = remembering(lambda options, _, *rest: prepared(options, scratch, *rest))
     chosen = TrainOptions(**{**options, "stages": tuple(options["stages"])})
 
     def act(place: Path) -> None:
         torch.manual_seed(0)
-        train(chosen, place / "ckpt", resume=(place / "ckpt" / RUN_FILE).exists())
+        resume = (place / "ckpt" / running.RUN_FILE).exists()
+        running.train(chosen, place / "ckpt", resume=resume)
 
     return act
 
