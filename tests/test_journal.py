@@ -62,6 +62,13 @@ def test_permissions_and_links_stay(directory: Path, tmp_path: Path) -> None:
     assert (directory / "b").is_symlink() and (tmp_path / "b").read_text() == "new"
 
 
+def test_a_link_to_a_directory_that_is_not_there_yet(tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(Path("runs", "v1"))
+    write(tmp_path / "current", a="new")
+    assert (tmp_path / "current").is_symlink()
+    assert contents(tmp_path / "runs" / "v1") == {"a": "new"}
+
+
 def test_a_disk_without_hard_links_gets_copies(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

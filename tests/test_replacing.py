@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,35 @@ def test_a_refused_exchange_leaves_the_old(
     with pytest.raises(OSError, match=os.strerror(number)):
         make(target, "new")
     assert names(target) == ["old"] and names(tmp_path) == ["d"]
+
+
+def test_a_writer_whose_directory_was_taken_for_a_dead_one_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer may come between its making and its locking."""
+    hold, removed = replacing.hold, []
+
+    def late(directory: Path, **options: bool) -> AbstractContextManager[bool]:
+        if not removed:
+            removed.append(directory)
+            directory.rmdir()
+        return hold(directory, **options)
+
+    monkeypatch.setattr(replacing, "hold", late)
+    make(tmp_path / "d", "new")
+    assert removed and names(tmp_path) == ["d"]
+
+
+def test_many_writers_do_not_hinder_each_other(tmp_path: Path) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            with staged_file(tmp_path / f"{number % 2}") as staging:
+                staging.write_text("whole")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert names(tmp_path) == ["0", "1"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"whole"}
 
 
 KILLED = """

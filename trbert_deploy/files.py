@@ -41,7 +41,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: it is a directory, or links that lead nowhere.
     """
-    path = _followed(path)
+    path = followed(path)
     state = path.stat() if path.exists() else None
     if state is not None and stat.S_ISDIR(state.st_mode):
         raise StorageError(f"{path} is a directory: expected a file")
@@ -76,7 +76,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
     Raises:
         StorageError: it is a file, or links that lead nowhere.
     """
-    target = Path(os.path.realpath(_followed(target)))
+    target = Path(os.path.realpath(followed(target)))
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target} is a file: expected a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _held_open(directory: Path) -> Iterator[Callable[[], bool]]:
         os.close(handle)
 
 
-def _followed(path: Path) -> Path:
+def followed(path: Path) -> Path:
     """Where a path leads, through links, to something that need not be there yet.
 
     Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from trbert_deploy.errors import TrbertError
-from trbert_deploy.files import staged_file
+from trbert_deploy.files import followed, staged_file
 from trbert_deploy.locks import hold
 from trbert_deploy.replacing import staging_in, staging_name, sync, sync_tree
 
@@ -35,6 +35,7 @@ def staged_files(directory: Path, names: Collection[str]) -> Iterator[Path]:
         names: of the files that belong together: such as are not made anew are removed. All
             others stay.
     """
+    directory = followed(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with staging_in(directory) as staging:
         yield staging

@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from trbert_deploy.locks import hold
@@ -43,13 +43,18 @@ def staging_in(parent: Path, mode: int = 0o777) -> Iterator[Path]:
         mode: permissions, of which the umask takes some away.
     """
     _remove_dead(parent)
-    staging = parent / staging_name()
-    staging.mkdir(mode)
-    try:
-        with hold(staging, wait=True):
-            yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as stack:
+        yield _new_staging(parent, mode, stack)
+
+
+def _new_staging(parent: Path, mode: int, stack: ExitStack) -> Path:
+    while True:
+        staging = parent / staging_name()
+        stack.callback(shutil.rmtree, staging, ignore_errors=True)
+        staging.mkdir(mode)
+        with suppress(FileNotFoundError):  # another writer took it for one that was left
+            stack.enter_context(hold(staging, wait=True))
+            return staging
 
 
 def _remove_dead(parent: Path) -> None:
@@ -153,7 +158,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as problem:
-        if problem.errno != errno.EINVAL:  # a file system that cannot
+        if problem.errno not in (errno.EINVAL, errno.EBADF):  # a file system that cannot
             raise
     finally:
         os.close(handle)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.files import read_json, write_json
+from trbert_deploy.files import followed, read_json, write_json
 from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
@@ -99,7 +99,7 @@ def train(
         processes.wait()  # until all have seen the directory as it was
         if not locked:
             if processes.is_main():
-                output.mkdir(parents=True, exist_ok=True)
+                followed(output).mkdir(parents=True, exist_ok=True)
             _lock(output, stack)
             record = _open_record(options, output, resume)  # another run may have come first
             processes.wait()
