@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ CHANGING = (
     *("chown", "fchown", "lchown", "fchownat", "utimensat", "msync"),
 )
 _CALL = re.compile(r"^(\d+)\s+(\w+)\(")
-_DIRECTORY = re.compile(r"rename\w*\(.*\.trbert-staging-\w+\"")
+_HIDDEN = re.compile(r"\.trbert-staging-\w+/")
 _WRITES = ("O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC")
 
 
@@ -51,6 +51,12 @@ class Point:
     call: str
     number: int
     line: str
+
+    @property
+    def shows(self) -> bool:
+        """Whether it renames something to a place outside of what is being made."""
+        places = re.findall(r'"([^"]*)"', self.line)
+        return self.call.startswith("rename") and not _HIDDEN.search(places[-1])
 
 
 class Victim:
@@ -80,9 +86,8 @@ class Victim:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._log.close()
+        with self._process, self._log:
+            self._process.stdin.close()
 
     def prepare(self, key: str, action: str, arguments: dict[str, Any]) -> None:
         """Call an action with these arguments ``key``, and do it once, in a place of its own."""
@@ -162,8 +167,14 @@ def _changes(lines: list[str], place: Path) -> Iterator[Point]:
 
 
 def some(points: list[Point], count: int) -> list[Point]:
-    """Both sides of every rename of a whole directory, and others spread over the rest."""
-    renamed = [index for index, point in enumerate(points) if _DIRECTORY.search(point.line)]
-    chosen = {index + side for index in renamed for side in (0, 1)}
-    chosen |= {round(index * (len(points) - 1) / (count - 1)) for index in range(count)}
+    """Both sides of so many renames, and so many others, spread over all."""
+    renames = [index for index, point in enumerate(points) if point.shows]
+    chosen = {index + side for index in spread(renames, count) for side in (0, 1)}
+    chosen |= {*spread(range(len(points)), count)}
     return [points[index] for index in sorted(chosen) if index < len(points)]
+
+
+def spread(items: Sequence[int], count: int) -> list[int]:
+    """Some of the items, evenly, the first and the last among them."""
+    last = len(items) - 1
+    return sorted({items[round(part * last / (count - 1))] for part in range(count)})

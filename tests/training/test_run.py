@@ -506,15 +506,18 @@ def test_a_resumed_run_clears_what_a_killed_one_left(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run that was killed between its record and its clearing."""
-    options = replace(options, averaged_runs=2, teacher_epochs=0.2, policy_epochs=0.2)
-    options = replace(options, stages=("teacher", "guide", "policy"))
+    options = replace(options, averaged_runs=2, stages=("teacher", "guide", "policy"))
+    options = replace(options, teacher_epochs=0.2, policy_epochs=0.2, joint_epochs=0.2)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "clear_progress", lambda *_, **__: None)
-        train(options, tmp_path / "ckpt")
-    assert list((tmp_path / "ckpt").rglob("result.safetensors"))
-    train(replace(options, stages=("joint",), joint_epochs=0.2), tmp_path / "ckpt", resume=True)
-    left = {path.name for path in (tmp_path / "ckpt").rglob("*.safetensors")}
-    assert left == {"model.safetensors", "guide.safetensors"}
+        train(options, tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("result.safetensors"))
+    train(options, tmp_path / "whole")
+    for name in ("killed", "whole"):
+        train(replace(options, stages=("joint",)), tmp_path / name, resume=True)
+        left = {path.name for path in (tmp_path / name).rglob("*.safetensors")}
+        assert left == {"model.safetensors", "guide.safetensors"}
+    assert same(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_validation_labels_must_be_known(
