@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+FAULTS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,12 +14,13 @@ EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,de
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint faults clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
 	@echo "make test        style, types, import rules and tests"
 	@echo "make lint        style, types and import rules only"
+	@echo "make faults      kill every kind of writer at its system calls (needs strace); FAULTS=9: each ninth"
 	@echo "make clean       remove .venv, caches and build outputs"
 
 quickstart: $(STAMP)
@@ -37,6 +39,9 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@echo "== import rules"
 	@$(BIN)/lint-imports
+
+faults: $(STAMP)
+	@FAULTS=$(FAULTS) $(BIN)/pytest -n 0 -q -s tests/faults $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(TOOL_CACHES) build dist *.egg-info

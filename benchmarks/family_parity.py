@@ -28,6 +28,7 @@ from trbert_deploy.errors import MissingDependencyError, TrbertError
 from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+from trbert_deploy.files import write_text
 from trbert_deploy.modeling.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -160,7 +161,7 @@ def main(families: str | None, markdown: Path | None) -> None:
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     if markdown is not None:
-        markdown.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+        write_text(markdown, "".join("| " + " | ".join(line) + " |\n" for line in lines))
 
 
 if __name__ == "__main__":
