@@ -14,13 +14,16 @@ EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,de
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint faults clean
+.PHONY: help quickstart test lint faults fuzz soak mutants clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
 	@echo "make test        style, types, import rules and tests"
 	@echo "make lint        style, types and import rules only"
 	@echo "make faults      kill every kind of writer at its system calls (needs strace); FAULTS=9: each ninth"
+	@echo "make fuzz        100,000 damaged bundles (half an hour); ARGS=--fuzz-case=N repeats one"
+	@echo "make soak        memory and answers over many texts; ARGS='BUNDLE --backend openvino'"
+	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
 	@echo "make clean       remove .venv, caches and build outputs"
 
 quickstart: $(STAMP)
@@ -42,9 +45,19 @@ lint: $(STAMP)
 
 faults: $(STAMP)
 	@FAULTS=$(FAULTS) $(BIN)/pytest -n 0 -q -s tests/faults $(ARGS)
+fuzz: ARGS = --fuzz-cases=100000
+fuzz: $(STAMP)
+	@$(BIN)/pytest -n 0 -q -s tests/fuzz $(ARGS)
+
+soak: $(STAMP)
+	@$(BIN)/python benchmarks/soak.py $(ARGS)
+
+mutants: $(STAMP)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check "mutmut>=3.8"
+	@$(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
 
 clean:
-	rm -rf $(VENV) $(TOOL_CACHES) build dist *.egg-info
+	rm -rf $(VENV) $(TOOL_CACHES) mutants build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip shows its progress to a person and keeps quiet in a log.

@@ -36,7 +36,8 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 
 #: What the processes run.
 PROGRAM = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 from trbert_deploy import load
 from trbert_deploy.errors import TrbertError
 
@@ -48,7 +49,9 @@ except TrbertError as problem:
 for text in job["texts"]:
     pipeline([text], dense=job["dense"])
     print("answered", flush=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not what getrusage says: that is never less than the process which started this one held.
+status = Path("/proc/self/status").read_text()
+print(status.partition("VmHWM:")[2].split()[0])
 """
 
 
@@ -124,7 +127,7 @@ def main(
     try:
         Bundle.open(bundle)
         corpus = [str(text.text) for text in islice(read_texts(data), texts)]
-        common = {"path": str(bundle), "threads": threads, **asdict(point)}
+        common = {"bundle": str(bundle), "threads": threads, **asdict(point)}
         loads = {
             str(each): {**common, "backend": each.backend, "precision": each.precision}
             for each in candidates()

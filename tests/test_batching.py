@@ -35,6 +35,25 @@ def test_equal_rows_fill_one_group_in_their_order() -> None:
     assert [len(group) for group in group_by_length([7] * 5, 34, 0.0)] == [4, 1]
 
 
+def test_many_equal_rows_keep_their_order() -> None:
+    lengths = [5, 3] * 30  # more than a sort that is not stable leaves in order by chance
+    for groups in (group_by_length(lengths, 10**6, 0.0), split_by_tokens(lengths, 3 * 30)):
+        found = np.concatenate(groups)
+        assert found.tolist() == [*range(1, 60, 2), *range(0, 60, 2)]
+
+
+def test_padding_up_to_the_limit_is_taken() -> None:
+    assert [group.tolist() for group in group_by_length([8, 10], 100, 0.1)] == [[0, 1]]
+    assert [group.tolist() for group in group_by_length([7, 10], 100, 0.1)] == [[0], [1]]
+
+
+def test_a_part_is_filled_to_the_last_token() -> None:
+    assert [part.tolist() for part in split_by_tokens([10, 20, 10], 40)] == [[0, 2, 1]]
+    assert [part.tolist() for part in split_by_tokens([10, 20, 10], 39)] == [[0, 2], [1]]
+    (part,) = split_by_tokens([7], 3)
+    assert part.tolist() == [0] and part.dtype == np.int64
+
+
 def test_a_row_above_the_limit_runs_alone() -> None:
     groups = group_by_length([100, 3], max_tokens=10, max_padding=1.0)
     assert [group.tolist() for group in groups] == [[1], [0]]

@@ -26,7 +26,7 @@ def group_by_length(
     Returns:
         Row indices of each group, int64; together each row exactly once.
     """
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = np.asarray(lengths)
     groups: list[NDArray[np.int64]] = []
     members: list[int] = []
     used = 0
@@ -34,12 +34,12 @@ def group_by_length(
         slots = (len(members) + 1) * int(lengths[row])
         full = slots > max_tokens or used + lengths[row] < (1.0 - max_padding) * slots
         if members and full:
-            groups.append(np.array(members, dtype=np.int64))
+            groups.append(np.array(members))
             members, used = [], 0
         members.append(int(row))
         used += int(lengths[row])
     if members:
-        groups.append(np.array(members, dtype=np.int64))
+        groups.append(np.array(members))
     return groups
 
 
@@ -57,7 +57,7 @@ def split_by_tokens(
     """
     if len(lengths) == 1:
         return [np.zeros(1, np.int64)]
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = np.asarray(lengths)
     parts: list[NDArray[np.int64]] = []
     order = np.argsort(lengths, kind="stable")
     while len(order):

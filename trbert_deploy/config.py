@@ -10,12 +10,14 @@ feed-forward.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.fields import known_fields
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.rules import SelectionRule
 
@@ -48,7 +50,7 @@ class EncoderSpec:
         head: what the head alone reads (JSON values).
 
     Raises:
-        ConfigError: the heads do not divide the width.
+        ConfigError: the heads do not divide the width, or a label is there twice.
     """
 
     family: str
@@ -79,6 +81,8 @@ class EncoderSpec:
                 f"{self.num_heads} heads in a width of {self.hidden_size}: expected a number that "
                 "divides it"
             )
+        if len({*self.labels}) < len(self.labels):
+            raise ConfigError(f"the labels are {', '.join(self.labels)}: expected each once")
 
     @property
     def num_steps(self) -> int:
@@ -94,7 +98,7 @@ class EncoderSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EncoderSpec:
-        values = _known_fields(cls, data, "encoder", defaults=True)
+        values = known_fields(cls, data, "encoder", defaults=True)
         return cls(**{**values, "labels": tuple(values["labels"])})
 
 
@@ -253,38 +257,20 @@ class ReductionConfig:
         version = data.get("version")
         if version != CONFIG_VERSION:
             raise ConfigError(
-                f"reduction configuration has version {version}: this release reads version "
+                f"reduction configuration has version {version!r}: this release reads version "
                 f"{CONFIG_VERSION}; upgrade trbert-deploy or make the file again"
             )
         entries = data.get("cuts")
         if not isinstance(entries, list):
-            raise ConfigError(f"reduction configuration has the cuts {entries}: expected a list")
+            raise ConfigError(
+                f"reduction configuration has the cuts {reprlib.repr(entries)}: expected a list"
+            )
         cuts = []
         for entry in entries:
-            values = _known_fields(Cut, entry, "cut")
-            rule = SelectionRule(**_known_fields(SelectionRule, values["rule"], "selection rule"))
+            values = known_fields(Cut, entry, "cut")
+            rule = SelectionRule(**known_fields(SelectionRule, values["rule"], "selection rule"))
             cuts.append(Cut(values["position"], rule))
         return cls(tuple(cuts))
-
-
-def _known_fields(
-    cls: type, data: Mapping[str, Any], what: str, defaults: bool = False
-) -> dict[str, Any]:
-    """``data`` as a dict, provided that it has the fields of dataclass ``cls`` and no others.
-
-    Args:
-        defaults: a field with one may be absent, since an older release did not know it.
-    """
-    known = {entry.name: entry for entry in fields(cls)}
-    required = {
-        name
-        for name, entry in known.items()
-        if not defaults or (entry.default is MISSING and entry.default_factory is MISSING)
-    }
-    if not isinstance(data, Mapping) or not required <= set(data) <= set(known):
-        received = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ConfigError(f"{what} has the fields {received}: expected {sorted(known)}")
-    return dict(data)
 
 
 def _join(positions: list[float]) -> str:

@@ -87,5 +87,12 @@ class MissingDependencyError(TrbertError, ImportError):
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of another library's message."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+    """The first line of another library's message, as a terminal can show it."""
+    return printable((str(problem).strip() or type(problem).__name__).splitlines()[0])
+
+
+def printable(line: str) -> str:
+    """A line with a mark in the place of each letter that is none, as damaged files have them."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
+    )

@@ -201,7 +201,7 @@ def read_json_lines(
                     raise error(f"{path}, line {number}: expected a JSON object")
     except FileNotFoundError:
         raise error(f"{path} is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise error(f"{path} cannot be read as JSON lines: {problem}") from None
     return rows
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import padding_cost
 import pytest
 from click.testing import CliRunner
+
+import trbert_deploy
+from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
+from trbert_deploy.runtime.pipeline import Pipeline
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -15,15 +21,86 @@ def run(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_limits_are_timed_and_written_down(tiny_bundle: Path, labelled: Path) -> None:
-    figures = labelled.with_name("padding.json")
-    arguments = ["--batch", 5, "--batches", 2, "--rounds", 1, "--paddings", "0,0.5"]
-    code, output = run(tiny_bundle, "--data", labelled, *arguments, "--json", figures)
+class Watched:
+    """A backend that notes its calls; the clock of the benchmark moves in them alone."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.description, self.max_padding = backend.description, backend.max_padding
+        #: Graph, tokens, and places of the batch.
+        self.calls: list[tuple[str, int, int]] = []
+        self.clock = 0.0
+
+    def perf_counter(self) -> float:
+        return self.clock
+
+    def graph(self, name: str) -> Graph:
+        graph = self._backend.graph(name)
+
+        def call(inputs: Tensors) -> Tensors:
+            places = next(iter(inputs.values())).shape[:2]
+            mask = inputs.get("attention_mask", np.ones(places, np.bool_))
+            self.calls.append((name, int(mask.sum()), mask.size))
+            self.clock += 7.0 if name == "dense" else 1.0
+            return graph(inputs)
+
+        call.inputs = graph.inputs  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
+    """The backends that the benchmark opens, watched."""
+    opened: list[Watched] = []
+
+    def load(*arguments: Any, **options: Any) -> Pipeline:
+        pipeline = trbert_deploy.load(*arguments, **options)
+        opened.append(Watched(pipeline.chain.backend))
+        pipeline.chain.backend = opened[-1]
+        monkeypatch.setattr(padding_cost, "time", opened[-1])
+        return pipeline
+
+    monkeypatch.setattr(padding_cost, "load", load)
+    return opened
+
+
+def figures_at(bundle: Path, data: Path, paddings: str) -> list[dict[str, float]]:
+    figures = data.with_name("padding.json")
+    code, output = run(
+        bundle, "--data", data, "--batch", 12, "--batches", 1, "--rounds", 1,
+        "--paddings", paddings, "--json", figures,
+    )  # fmt: skip
     assert code == 0, output
-    assert "50%" in output
-    written = json.loads(figures.read_text())["batch"]
-    assert [each["max_padding"] for each in written] == [0.0, 0.5]
-    assert all(each["dense_ms"] > 0 and each["reduced_ms"] > 0 for each in written)
+    return json.loads(figures.read_text())["batch"]
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.2, 0.5])
+def test_no_batch_is_padded_over_its_limit(
+    tiny_bundle: Path, labelled: Path, watched: list[Watched], limit: float
+) -> None:
+    figures_at(tiny_bundle, labelled, str(limit))
+    calls = watched[0].calls
+    padding = [1 - tokens / places for _, tokens, places in calls]
+    assert max(padding) <= limit + 1e-9
+    assert any(padding) == (limit > 0)
+    # Every graph is given every text in both rounds, and behind the cuts fewer tokens of it.
+    tokens = {name: sum(size for each, size, _ in calls if each == name) for name, _, _ in calls}
+    assert tokens["dense"] == tokens["segment_0"] > tokens["segment_1"] > tokens["segment_2"] > 0
+
+
+def test_what_each_limit_takes_is_written_down(
+    tiny_bundle: Path, labelled: Path, watched: list[Watched]
+) -> None:
+    alone = [figures_at(tiny_bundle, labelled, limit)[0] for limit in ("0", "0.5")]
+    assert figures_at(tiny_bundle, labelled, "0,0.5") == alone
+    for backend, each, limit in zip(watched, alone, (0.0, 0.5), strict=False):
+        dense = sum(name == "dense" for name, _, _ in backend.calls) / 2  # of two rounds
+        reduced = len(backend.calls) / 2 - dense
+        assert each == {
+            "max_padding": limit, "dense_ms": 7000 * dense, "reduced_ms": 1000 * reduced,
+        }  # fmt: skip
+    assert alone[1]["dense_ms"] < alone[0]["dense_ms"]  # fewer calls
+    assert alone[1]["reduced_ms"] < alone[0]["reduced_ms"]
 
 
 @pytest.mark.parametrize("wrong", ["2", "-0.1", "little", "0,"])

@@ -16,6 +16,7 @@ import trbert_deploy
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DIGEST, MANIFEST, Manifest, _digest
 from trbert_deploy.errors import BundleError, StorageError
+from trbert_deploy.files import sha256
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -105,19 +106,69 @@ def set_version(version: object) -> Change:
     return lambda data: data.update(format_version=version)
 
 
+def rule(**values: object) -> Change:
+    return lambda data: data["reduction"]["cuts"][0]["rule"].update(values)
+
+
+def graph(place: int, **values: object) -> Change:
+    return lambda data: data["graphs"][place].update(values)
+
+
+def inputs(place: int, *names: str) -> Change:
+    return graph(place, inputs=[{"name": n, "dtype": "int64", "shape": ["B", "S"]} for n in names])
+
+
+def outputs(place: int, *names: str) -> Change:
+    return graph(place, outputs=[{"name": n, "dtype": "float32", "shape": ["B"]} for n in names])
+
+
+def nested(levels: int) -> Change:
+    return lambda data: data.update(training=json.loads('{"a":' * levels + "1" + "}" * levels))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (set_version(4), "format version 4: this release reads 2 to 3; upgrade trbert-deploy"),
         (set_version(1), "format version 1: .* export the checkpoint again"),
-        (set_version("2"), "format version 2"),
+        (set_version("2"), "format version '2': .* export the checkpoint again"),
+        (set_version([2]), r"format version \[2\]: "),
+        (set_version(True), "format version True: "),
+        (set_version("two\nlines"), r"format version 'two\\nlines': "),
         (lambda data: data.pop("format_version"), "format version None"),
         (lambda data: data.pop("graphs"), "manifest is damaged .*graphs"),
         (lambda data: data.update(max_length=1e999), "manifest is damaged"),
         (lambda data: data["reduction"].update(version=9), "manifest is damaged .*version 9"),
         (lambda data: data["reduction"]["cuts"][1].update(position=9), "cut 9 is out of range"),
         (lambda data: data["encoder"].pop("num_heads"), "manifest is damaged"),
-        (lambda data: data["graphs"].pop(1), "graphs segment_0, segment_2, dense: expected"),
+        (lambda data: data["graphs"].pop(1), "graphs are segment_0, segment_2, dense: expected"),
+        (lambda data: data.update(max_length=0), "max_length is 0: expected 1 to 64"),
+        (lambda data: data.update(max_length=65), "max_length is 65: expected 1 to 64"),
+        (lambda data: data.update(max_length="64"), "max_length of manifest is '64': expected int"),
+        (lambda data: data["encoder"].update(labels="good"), "labels of encoder is 'good'"),
+        (lambda data: data["encoder"].update(labels=["a", "a"]), "labels are a, a: expected each"),
+        (lambda data: data["encoder"].update(num_layers=True), "num_layers of encoder is True"),
+        (lambda data: data["reduction"].update(cuts="a\nb"), r"has the cuts 'a\\nb': expected a"),
+        (rule(round_to=4.0), "round_to of selection rule is 4.0: expected int"),
+        (rule(kind="budget", value=1e300), "budget is 1e.300: expected a whole number"),
+        (graph(0, name=["a"]), "name of graph is .* expected str"),
+        (graph(0, variants=["masked", "quick"]), "segment_0 has the variants masked, quick"),
+        (graph(0, variants=["fused"]), "segment_0 has the variants fused: expected masked"),
+        (graph(0, variants=["masked"] * 2), "segment_0 has the variants masked, masked"),
+        (inputs(0, "hidden", "attention_mask"), "segment_0 takes hidden, .*: expected input_ids"),
+        (inputs(0, "input_ids", "words"), "segment_0 takes input_ids, words: expected input_ids"),
+        (inputs(1, "input_ids"), "segment_1 takes input_ids: expected hidden"),
+        (inputs(1, "hidden", "hidden"), "segment_1 takes hidden, hidden: expected hidden"),
+        (outputs(0, "hidden_out", "logits"), "segment_0 gives hidden_out, logits: .* keep_logit"),
+        (outputs(0, "keep_logit"), "segment_0 gives keep_logit: expected hidden_out and"),
+        (
+            outputs(2, "hidden_out", "keep_logit"),
+            "segment_2 gives .*: expected hidden_out and what",
+        ),
+        (outputs(2, "hidden_out"), "segment_2 gives hidden_out: expected hidden_out and what"),
+        (outputs(3, "hidden_out", "logits", "logits"), "dense gives hidden_out, logits, logits"),
+        (nested(40), "nests more than 32 levels"),
+        (nested(900), "nests more than 32 levels"),
         (lambda data: data["files"].pop("tokenizer.json"), r"no digest of tokenizer\.json"),
     ],
 )
@@ -129,12 +180,18 @@ def test_a_manifest_that_cannot_be_right_is_refused(
         Bundle.open(own_bundle)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "..", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "/etc/hostname", "a/b", "a\\b", "..", ".", "", "a\0b", "two\nlines", "x" * 300],
+)
 def test_files_outside_the_bundle_are_refused(own_bundle: Path, name: str) -> None:
     (own_bundle.parent / "secret").write_text("x")
     rewrite(own_bundle, lambda data: data["files"].update({name: "0" * 64}))
-    with pytest.raises(BundleError, match=r"expected a plain file name|is missing"):
+    with pytest.raises(
+        BundleError, match=r"expected a plain name|a name in files of manifest is .* expected str"
+    ) as caught:
         Bundle.open(own_bundle)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_graph_outside_the_bundle_is_refused(own_bundle: Path) -> None:
@@ -156,3 +213,12 @@ def test_other_directories_are_refused(tmp_path: Path) -> None:
 def test_without_samples_there_are_none(own_bundle: Path) -> None:
     rewrite(own_bundle, lambda data: data["files"].pop("samples.jsonl"))
     assert Bundle.open(own_bundle).samples() == []
+
+
+@pytest.mark.parametrize("line", ['{"texts": "a"}', '{"text": 3}', "[]", "3" * 5000, "[" * 10**5])
+def test_samples_are_texts(own_bundle: Path, line: str) -> None:
+    samples = own_bundle / "samples.jsonl"
+    samples.write_text(f"{samples.read_text()}{line}\n")
+    rewrite(own_bundle, lambda data: data["files"].update({samples.name: sha256(samples)}))
+    with pytest.raises(BundleError, match=r"samples\.jsonl"):
+        Bundle.open(own_bundle).samples()

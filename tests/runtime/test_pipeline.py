@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import LABELS, make_texts
@@ -12,10 +15,17 @@ from tokenizers import Tokenizer
 
 import trbert_deploy
 from trbert_deploy.bundle.manifest import TOKENIZER
-from trbert_deploy.errors import ConfigError, DataError, LengthError
+from trbert_deploy.errors import (
+    ConfigError,
+    DataError,
+    FileFormatError,
+    LengthError,
+    OutputError,
+)
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.text_classification import TextClassification
 
 TEXTS = [row["text"] for row in make_texts(9, seed=5)]
 LONG = "the film " * 100
@@ -214,3 +224,70 @@ def test_rows_of_length_need_a_token_and_a_length_in_range(pipeline: Pipeline) -
 
 def test_load_is_the_front_door(tiny_bundle: Path) -> None:
     assert trbert_deploy.load(str(tiny_bundle))("a wonderful film")[0].label in LABELS
+
+
+def other_tokenizer(bundle: Path, change: Callable[[dict[str, Any]], object]) -> Pipeline:
+    """The pipeline of a bundle whose tokenizer was changed."""
+    data = json.loads((bundle / TOKENIZER).read_text())
+    change(data)
+    (bundle / TOKENIZER).write_text(json.dumps(data))
+    return load(bundle, threads=1, verify=False)
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(own_bundle: Path) -> None:
+    def renumber(data: dict[str, Any]) -> None:
+        data["model"]["vocab"]["film"] = 256
+
+    changed = other_tokenizer(own_bundle, renumber)
+    assert changed(["the sailor"])
+    with pytest.raises(FileFormatError, match="gives tokens that the model does not have"):
+        changed(["the film"])
+
+
+def test_types_that_the_model_does_not_have_are_refused(own_bundle: Path) -> None:
+    def retype(data: dict[str, Any]) -> None:
+        for part in data["post_processor"]["pair"][3:]:
+            next(iter(part.values()))["type_id"] = 2
+
+    changed = other_tokenizer(own_bundle, retype)
+    assert changed(["the sailor"])
+    with pytest.raises(FileFormatError, match="does not have: it has 256, of 2 types"):
+        changed([("the sailor", "the film")])
+
+
+def test_a_tokenizer_that_fails_at_a_text_is_one_line(own_bundle: Path) -> None:
+    changed = other_tokenizer(own_bundle, lambda data: data["model"].update(unk_token="[NONE]"))
+    assert changed(["the film"])
+    with pytest.raises(FileFormatError, match=r"^the tokenizer cannot split text 1 or one behind"):
+        changed(["\u20ac"])
+
+
+class PanicException(BaseException):
+    """As the tokenizers' library raises them."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(PanicException("no\nentry"), FileFormatError), (KeyboardInterrupt(), KeyboardInterrupt)],
+)
+def test_a_panic_is_an_error_and_an_interrupt_none(
+    tiny_bundle: Path, raised: BaseException, expected: type[BaseException]
+) -> None:
+    class Panicking:
+        def encode_batch(self, texts: object) -> None:
+            raise raised
+
+    own = load(tiny_bundle, threads=1)
+    own.tokenizer._tokenizer = Panicking()
+    with pytest.raises(expected) as caught:
+        own(["the film"])
+    assert len(str(caught.value).splitlines()) == (expected is FileFormatError)
+
+
+def test_as_many_logits_as_labels_are_needed(tiny_bundle: Path) -> None:
+    own = load(tiny_bundle, threads=1)
+    own.task = TextClassification(("a", "b", "c"))
+    with pytest.raises(
+        OutputError, match=r"logits have the shape \[2\]: expected one for each of 3"
+    ):
+        own(["the film"])

@@ -126,7 +126,9 @@ def keep_of(
 ) -> list[int]:
     array = np.array([logits], np.float32)
     marks = first_token(len(logits))[None] if protected is None else protected
-    return np.flatnonzero(select(array, np.array([len(logits)]), rule, marks)[0]).tolist()
+    keep = select(array, np.array([len(logits)]), rule, marks)
+    assert np.array_equal(select(array, None, rule, marks), keep)  # a whole row needs no length
+    return np.flatnonzero(keep[0]).tolist()
 
 
 @given(batches(), RULES, st.booleans())
@@ -141,6 +143,13 @@ def test_whole_rows_need_no_lengths(
     assert np.array_equal(select(logits, None, rule, protected), expected)
     theirs = select(torch.from_numpy(logits), None, rule, torch.from_numpy(protected))
     assert np.array_equal(theirs, expected)
+
+
+def test_whole_rows_are_not_ranked_by_a_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("trbert_deploy.selection.select.keep_best")
+    array, marks = np.array([[5, -1, -3, 4]], np.float32), first_token(4)[None]
+    keep = select(array, None, SelectionRule("threshold", 0.5, 3), marks)
+    assert keep.tolist() == [[True, True, False, True]]
 
 
 def test_threshold_is_a_probability_and_inclusive() -> None:
@@ -162,8 +171,33 @@ def test_ratio_rounds_up_and_no_further(ratio: float, length: int, kept: int) ->
     assert len(keep_of([0.0] * length, SelectionRule("ratio", ratio))) == kept
 
 
+@pytest.mark.parametrize("ratio", [0.07, 0.1, 0.3, 0.55, 0.7, 1 / 3])
+def test_torch_rounds_as_numpy_does(ratio: float) -> None:
+    lengths = np.arange(1, 601)
+    logits, protected = np.zeros((600, 600), np.float32), np.arange(600) == np.zeros((600, 1))
+    rule = SelectionRule("ratio", ratio)
+    kept = select(logits, lengths, rule, protected).sum(axis=1)
+    assert kept.tolist() == [math.ceil(ratio * length - 1e-9) for length in lengths.tolist()]
+    parameter = torch.nn.Parameter(torch.from_numpy(logits), requires_grad=False)
+    theirs = select(parameter, torch.from_numpy(lengths), rule, torch.from_numpy(protected))
+    assert theirs.sum(axis=1).tolist() == kept.tolist()
+
+
 def test_ties_go_to_the_earlier_token() -> None:
     assert keep_of([0, 1, 1, 1, 1], SelectionRule("budget", 3)) == [0, 1, 2]
+
+
+def test_what_is_no_number_comes_last() -> None:
+    assert keep_of([0, math.nan, -math.inf], SelectionRule("budget", 2)) == [0, 2]
+    assert keep_of([0, math.nan, -math.inf, math.inf], SelectionRule("budget", 2)) == [0, 3]
+
+
+def test_no_row_is_too_short_for_a_rule() -> None:
+    """Numbers that are far over a row's length, and over an array's arithmetic."""
+    most = 2**31 - 1
+    assert keep_of([0, -1], SelectionRule("budget", most)) == [0, 1]
+    assert keep_of([0, -1], SelectionRule("threshold", 0.5, most)) == [0, 1]
+    assert keep_of([0, -1], SelectionRule("ratio", 0.5, most)) == [0, 1]
 
 
 def test_protected_tokens_come_before_any_logit() -> None:
@@ -174,6 +208,10 @@ def test_protected_tokens_come_before_any_logit() -> None:
 
 def test_round_to_fills_with_the_next_best() -> None:
     logits = [5, -1, -3, 4, -2, -4]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=1)) == [0, 3]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=2)) == [0, 3]
+    assert keep_of(logits, SelectionRule("threshold", 0.2, round_to=2)) == [0, 1, 3, 4]
+    assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=3)) == [0, 1, 3]
     assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=4)) == [0, 1, 3, 4]
     assert keep_of(logits, SelectionRule("threshold", 0.5, round_to=16)) == list(range(6))
 
@@ -192,7 +230,7 @@ def test_arguments_stay_as_they_are(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (("best", 0.5), "unknown selection rule 'best'"),
+        (("best", 0.5), "rule 'best': expected one of threshold, ratio, budget$"),
         (("threshold", 1.5), "threshold is 1.5"),
         (("threshold", math.nan), "threshold is nan"),
         (("ratio", 0.0), "ratio is 0.0"),
@@ -201,7 +239,9 @@ def test_arguments_stay_as_they_are(
         (("budget", 2.5), "budget is 2.5"),
         (("budget", math.inf), "budget is inf"),
         (("budget", math.nan), "budget is nan"),
-        (("budget", 10.0, 16), "budget is 10.0: expected a multiple of round_to, 16"),
+        (("budget", 2.0**31), "budget is 2147483648"),
+        (("threshold", 0.5, 2**31), "round_to is 2147483648"),
+        (("budget", 10.0, 16), "a multiple of round_to, 16, since rounding up would exceed it$"),
         (("threshold", 0.5, 0), "round_to is 0"),
         (("threshold", 0.5, 1.5), "round_to is 1.5"),
     ],

@@ -93,8 +93,6 @@ class Bundle:
             raise BundleError(f"{path / MANIFEST} lists no digest of {', '.join(undeclared)}")
         identities = {}
         for name, digest in manifest.files.items():
-            if Path(name).name != name:
-                raise BundleError(f"{path / MANIFEST} names {name!r}: expected a plain file name")
             if not (path / name).is_file():
                 raise BundleError(f"{path / name} is missing; export the checkpoint again")
             identities[name], found = _identify(path / name, digest if not verify else None)
@@ -169,11 +167,18 @@ class Bundle:
         return self.path / ENGINES
 
     def samples(self) -> list[str]:
-        """Sample texts for benchmarking; none when exported with ``--no-samples``."""
+        """Sample texts for benchmarking; none when exported with ``--no-samples``.
+
+        Raises:
+            BundleError: a line holds no text.
+        """
         if SAMPLES not in self.manifest.files:
             return []
         with self.reading(SAMPLES) as path:
-            return [row["text"] for row in read_json_lines(path, BundleError)]
+            rows = read_json_lines(path, BundleError)
+        if not all(isinstance(row.get("text"), str) for row in rows):
+            raise BundleError(f'{path}: expected a string "text" in every line')
+        return [row["text"] for row in rows]
 
 
 def _identify(path: Path, known_digest: str | None = None) -> tuple[_Identity, str]:

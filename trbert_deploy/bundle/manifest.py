@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from trbert_deploy.bundle.older_versions import UPGRADES, upgraded
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, LengthError
+from trbert_deploy.errors import BundleError, ConfigError, LengthError, first_line
+from trbert_deploy.fields import MOST_LEVELS, is_deep, known_fields
 from trbert_deploy.files import write_json
 
 FORMAT_VERSION = 3
@@ -49,6 +51,11 @@ ATTENTION_MASK = "attention_mask"
 HIDDEN = "hidden"  # into a later segment
 HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
 KEEP_LOGIT = "keep_logit"
+
+_KNOWN = {*VARIANTS, INT8, DEQUANTIZED}
+_FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
+_LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
+_LONGEST_NAME = 200  # letters: file systems take 255 bytes
 
 
 def segment_name(index: int) -> str:
@@ -100,6 +107,35 @@ class GraphDescription:
     def file(self) -> str:
         """The file of the masked variant."""
         return self.file_of(MASKED)
+
+    def require_sense(self, ends_in_cut: bool, is_first: bool) -> None:
+        """Refuse tensors and variants that a chain could not run.
+
+        Raises:
+            ConfigError: names that it does not know, or does not find.
+        """
+        inputs = [tensor.name for tensor in self.inputs]
+        outputs = [tensor.name for tensor in self.outputs]
+        known = _FIRST_INPUTS if is_first else _LATER_INPUTS
+        needed = INPUT_IDS if is_first else HIDDEN
+        if needed not in inputs or len({*inputs} & known) != len(inputs):
+            raise ConfigError(f"{self.name} takes {', '.join(inputs)}: expected {needed}")
+        answers = {*outputs} - {HIDDEN_OUT}
+        if (
+            len({*outputs}) != len(outputs)
+            or HIDDEN_OUT not in outputs
+            or not answers
+            or ends_in_cut != (answers == {KEEP_LOGIT})
+        ):
+            what = KEEP_LOGIT if ends_in_cut else "what its head says"
+            raise ConfigError(
+                f"{self.name} gives {', '.join(outputs)}: expected {HIDDEN_OUT} and {what}"
+            )
+        if MASKED not in self.variants or len({*self.variants} & _KNOWN) != len(self.variants):
+            raise ConfigError(
+                f"{self.name} has the variants {', '.join(self.variants)}: expected {MASKED} and "
+                f"others of {', '.join(sorted(_KNOWN))}"
+            )
 
     def file_of(self, variant: str) -> str:
         return f"{self.name}.onnx" if variant == MASKED else f"{self.name}.{variant}.onnx"
@@ -166,16 +202,20 @@ class Manifest:
         """Read what ``to_json`` wrote.
 
         Raises:
-            BundleError: another format version, altered, or entries that are missing or of a
-                wrong kind.
+            BundleError: another format version, altered, or entries that are missing, of a wrong
+                kind, or do not fit each other.
         """
         version = data.get("format_version")
-        if version != FORMAT_VERSION and version not in UPGRADES:
+        if not isinstance(version, int) or version not in (FORMAT_VERSION, *UPGRADES):
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "upgrade trbert-deploy" if newer else "export the checkpoint again"
             raise BundleError(
-                f"bundle has format version {version}: this release reads {min(UPGRADES)} to "
-                f"{FORMAT_VERSION}; {advice}"
+                f"bundle has format version {reprlib.repr(version)}: this release reads "
+                f"{min(UPGRADES)} to {FORMAT_VERSION}; {advice}"
+            )
+        if is_deep(data):
+            raise BundleError(
+                f"{MANIFEST} nests more than {MOST_LEVELS} levels; export the checkpoint again"
             )
         content = {key: value for key, value in data.items() if key != DIGEST}
         if data.get(DIGEST) != _digest(content):
@@ -184,31 +224,48 @@ class Manifest:
                 "checkpoint again"
             )
         try:
-            content = dict(upgraded(content))
+            entries = {entry.name for entry in fields(cls)}
+            content = {key: value for key, value in upgraded(content).items() if key in entries}
+            content = known_fields(cls, content, "manifest", defaults=True)
             manifest = cls(
-                encoder=EncoderSpec.from_json(content["encoder"]),
-                reduction=ReductionConfig.from_json(content["reduction"]),
-                max_length=int(content["max_length"]),
-                graphs=tuple(_graph(entry) for entry in content["graphs"]),
-                files={str(name): str(digest) for name, digest in content["files"].items()},
-                parity=dict(content.get("parity", {})),
-                training=dict(content.get("training", {})),
-                made_by=dict(content.get("made_by", {})),
+                **{
+                    **content,
+                    "encoder": EncoderSpec.from_json(content["encoder"]),
+                    "reduction": ReductionConfig.from_json(content["reduction"]),
+                    "graphs": tuple(map(_graph, content["graphs"])),
+                }
             )
-            segments = manifest.reduction.segments(manifest.encoder.num_layers)
+            manifest._require_sense()
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as problem:
             raise BundleError(
-                f"bundle manifest is damaged ({type(problem).__name__}: {problem}); "
+                f"bundle manifest is damaged ({type(problem).__name__}: {first_line(problem)}); "
                 "export the checkpoint again"
             ) from None
-        received = [graph.name for graph in manifest.graphs]
-        expected = [segment_name(segment.index) for segment in segments if len(segments) > 1]
-        if received != [*expected, DENSE]:
-            raise BundleError(
-                f"bundle manifest lists the graphs {', '.join(received)}: expected "
-                f"{', '.join([*expected, DENSE])}; export the checkpoint again"
-            )
         return manifest
+
+    def _require_sense(self) -> None:
+        """Refuse entries that do not fit each other.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if not 1 <= self.max_length <= self.encoder.max_positions:
+            raise ConfigError(
+                f"max_length is {self.max_length}: expected 1 to {self.encoder.max_positions}"
+            )
+        for name in self.files:
+            if name in ("", ".", "..") or len(name) > _LONGEST_NAME or set(name) & set("/\\"):
+                raise ConfigError(f"a file is called {reprlib.repr(name)}: expected a plain name")
+        segments = self.reduction.segments(self.encoder.num_layers)
+        received = [graph.name for graph in self.graphs]
+        cuts = {segment_name(segment.index): not segment.is_last for segment in segments}
+        expected = {**(cuts if len(cuts) > 1 else {}), DENSE: False}
+        if received != list(expected):
+            raise ConfigError(
+                f"the graphs are {', '.join(received)}: expected {', '.join(expected)}"
+            )
+        for graph in self.graphs:
+            graph.require_sense(expected[graph.name], graph.name in (segment_name(0), DENSE))
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -217,15 +274,17 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _graph(entry: Mapping[str, Any]) -> GraphDescription:
-    def tensors(key: str) -> tuple[TensorDescription, ...]:
-        return tuple(
-            TensorDescription(tensor["name"], tensor["dtype"], tuple(tensor["shape"]))
-            for tensor in entry[key]
+def _graph(entry: Any) -> GraphDescription:
+    values = known_fields(GraphDescription, entry, "graph", defaults=True)
+    tensors = {
+        key: tuple(
+            TensorDescription(**{**known, "shape": tuple(known["shape"])})
+            for known in (known_fields(TensorDescription, tensor, key) for tensor in values[key])
         )
-
-    variants = tuple(entry.get("variants", (MASKED,)))
-    return GraphDescription(entry["name"], tensors("inputs"), tensors("outputs"), variants)
+        for key in ("inputs", "outputs")
+    }
+    variants = tuple(values.get("variants", (MASKED,)))
+    return GraphDescription(values["name"], **tensors, variants=variants)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

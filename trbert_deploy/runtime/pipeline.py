@@ -12,7 +12,8 @@ from tokenizers import Encoding
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
+from trbert_deploy.files import read_directory
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -146,8 +147,20 @@ class Pipeline:
         return predictions
 
     def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
-        """Encodings as rows of tokens, with those marked that the task protects."""
-        return rows_of(encodings, self.task.protected)
+        """Encodings as rows of tokens, with those marked that the task protects.
+
+        Raises:
+            FileFormatError: the tokenizer gives tokens that the model does not have.
+        """
+        rows = rows_of(encodings, self.task.protected)
+        tokens, types = self.encoder.vocab_size, self.encoder.token_types
+        for row in rows:  # what a graph reads behind the end of a table depends on the backend
+            if row.input_ids.max() >= tokens or (types > 1 and row.token_type_ids.max() >= types):
+                raise FileFormatError(
+                    f"the tokenizer of {self.path} gives tokens that the model does not have: it "
+                    f"has {tokens}, of {types} types; export the checkpoint again"
+                )
+        return rows
 
     def tokenize(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[TokenRow]:
         """Texts as rows of tokens.
@@ -258,8 +271,41 @@ def load(
             the processor lacks, or a backend that needs the engines that are to be ignored.
         MissingDependencyError: the backend's package is not installed.
     """
-    if not isinstance(bundle, Bundle):
-        bundle = Bundle.open(bundle, verify=verify)
+    if max_batch_tokens < 1:
+        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
+    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
+
+    def start(bundle: Bundle) -> Pipeline:
+        return _start(
+            bundle,
+            backend,
+            BackendOptions(threads, precision),
+            point,
+            max_length,
+            truncate,
+            max_batch_tokens,
+            engines,
+            note,
+        )
+
+    if isinstance(bundle, Bundle):
+        return start(bundle)
+    path = Path(bundle)
+    # Replaced meanwhile, it is begun anew with what is there then.
+    return read_directory(path, lambda: start(Bundle.open(path, verify=verify)))
+
+
+def _start(
+    bundle: Bundle,
+    backend: str,
+    options: BackendOptions,
+    point: OperatingPoint,
+    max_length: int | None,
+    truncate: bool,
+    max_batch_tokens: int,
+    engines: bool,
+    note: Callable[[str], None],
+) -> Pipeline:
     manifest = bundle.manifest
     limit = manifest.max_length if max_length is None else max_length
     if not 1 <= limit <= manifest.max_length:
@@ -267,19 +313,16 @@ def load(
             f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
             f"{manifest.max_length} tokens"
         )
-    if max_batch_tokens < 1:
-        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
-    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
     reduction = manifest.reduction.at(point)
     if backend == AUTO:
-        require_precision(backend, precision)
-        choice = choose_backend(bundle, reduction, threads, note, engines=engines)
-        backend, precision = choice.backend, choice.precision
-        if dense_below is None:
+        require_precision(backend, options.precision)
+        choice = choose_backend(bundle, reduction, options.threads, note, engines=engines)
+        backend, options = choice.backend, replace(options, precision=choice.precision)
+        if point.dense_below is None:
             point = replace(point, dense_below="auto")
     if not engines:
         require_no_engines(backend)
-    runner = open_backend(backend, bundle, BackendOptions(threads, precision))
+    runner = open_backend(backend, bundle, options)
     chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = tokenizer_of(bundle, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle).at(point, note)

@@ -136,7 +136,15 @@ class TextTokenizer:
                     raise DataError(f"{name} is empty: expected at least one word")
                 if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
                     raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
-        encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+        try:
+            encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
+        except BaseException as problem:
+            if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+                raise
+            reason = first_line(problem)
+            raise FileFormatError(
+                f"the tokenizer cannot split {names[0]} or one behind it: {reason}"
+            ) from None
         return encodings
 
     def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:

@@ -49,7 +49,7 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any) -
             return _select_unpadded(keep_logit, rule, protected)
         lengths = [keep_logit.shape[1]] * len(keep_logit)
     xp = _array_library(keep_logit)
-    lengths = xp.asarray(lengths, dtype=xp.int64)
+    lengths = xp.asarray(lengths)
     valid = _valid(keep_logit, lengths)
     protected = protected & valid
     if rule.kind == "threshold":
@@ -76,10 +76,9 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule, protected: Any) -> An
     keep = (keep_logit >= _logit(rule.value)) | protected
     if rule.round_to > 1:
         xp = _array_library(keep_logit)
-        length = keep_logit.shape[1]
         for logits, row, always in zip(keep_logit, keep, protected, strict=True):
             passing = int(row.sum())
-            missing = min(-passing % rule.round_to, length - passing)
+            missing = -passing % rule.round_to
             if missing:
                 (free,) = xp.where(~always)
                 order = xp.argsort(-logits[free], stable=True)  # what is no number comes last
@@ -103,9 +102,9 @@ def keep_best(score: Any, lengths: Any, wanted: Any, protected: Any) -> Any:
     valid = _valid(score, lengths)
     protected = protected & valid
     # Finite, so that no score (NaN comes last) ranks with protected tokens or with padding.
-    score = xp.nan_to_num(score, nan=-_LARGEST, posinf=_LARGEST, neginf=_SECOND_LEAST)
+    score = xp.nan_to_num(score, nan=-_LARGEST, neginf=_SECOND_LEAST)
     priority = xp.where(protected, math.inf, xp.where(valid, score, -math.inf))
-    rank = xp.argsort(xp.argsort(-priority, stable=True), stable=True)
+    rank = xp.argsort(xp.argsort(-priority, stable=True))
     wanted = xp.minimum(xp.maximum(wanted, protected.sum(axis=1)), lengths)
     return rank < wanted[:, None]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import DataError
+from trbert_deploy.errors import DataError, OutputError
 from trbert_deploy.tasks.columns import text_of
 from trbert_deploy.tasks.task import Example, Output, Outputs, Prediction, Task, require_numbers
 
@@ -66,6 +66,11 @@ class TextClassification(Task):
 
     def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
         require_numbers(outputs)
+        if outputs[LOGITS].shape != (len(self.labels),):
+            raise OutputError(
+                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one "
+                f"for each of {len(self.labels)} labels"
+            )
         probabilities = _softmax(outputs[LOGITS])
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from trbert_deploy.bundle.manifest import ATTENTION_MASK
+from trbert_deploy.bundle.manifest import ATTENTION_MASK, GraphDescription
+from trbert_deploy.errors import BundleError
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -44,6 +46,26 @@ class Backend(Protocol):
     def graph(self, name: str) -> Graph:
         """The graph called ``name`` in the bundle, loaded on its first use."""
         ...
+
+
+def require_signature(
+    path: Path, graph: GraphDescription, inputs: Collection[str], outputs: Collection[str]
+) -> None:
+    """Refuse a graph that takes or gives other tensors than the manifest says.
+
+    Args:
+        path: its file.
+        inputs, outputs: names of its tensors; the mask is taken by one variant alone.
+
+    Raises:
+        BundleError: it does.
+    """
+    if {*inputs} - {ATTENTION_MASK} != {*graph.token_inputs} or not {*graph.answers} <= {*outputs}:
+        raise BundleError(
+            f"{path} takes {', '.join(inputs)} and gives {', '.join(outputs)}: expected "
+            f"{', '.join(graph.token_inputs)}, and {', '.join(graph.answers)}; export the "
+            "checkpoint again"
+        )
 
 
 def with_mask(inputs: Tensors) -> Tensors:

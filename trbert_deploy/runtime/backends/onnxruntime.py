@@ -14,8 +14,13 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     GraphDescription,
 )
-from trbert_deploy.errors import BundleError
-from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions, Tensors
+from trbert_deploy.errors import BundleError, first_line
+from trbert_deploy.runtime.backends.backend import (
+    PADDING_ON_GPUS,
+    BackendOptions,
+    Tensors,
+    require_signature,
+)
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
 from trbert_deploy.runtime.backends.onnxruntime_package import (
     CPU,
@@ -42,6 +47,7 @@ class OnnxGraph:
         graph: GraphDescription,
         open_session: Callable[[bool], onnxruntime.InferenceSession],
     ) -> None:
+        self._name = graph.name
         self.inputs = graph.token_inputs
         self._answers = graph.answers
         self._session = OncePerKey(open_session)
@@ -49,8 +55,13 @@ class OnnxGraph:
 
     def __call__(self, inputs: Tensors) -> Tensors:
         session = self._session(ATTENTION_MASK in inputs)
-        with denormals_as_zero():
-            values = session.run(self._answers, dict(inputs))
+        try:
+            with denormals_as_zero():
+                values = session.run(self._answers, dict(inputs))
+        except Exception as problem:  # as when a session is opened
+            raise BundleError(
+                f"ONNX Runtime cannot run {self._name}: {first_line(problem)}"
+            ) from problem
         return dict(zip(self._answers, values, strict=True))
 
 
@@ -100,18 +111,24 @@ class OnnxRuntimeBackend:
         }
 
     def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
-        file = self._bundle.manifest.graph(name).file_of(MASKED if masked else self._without_mask)
+        graph = self._bundle.manifest.graph(name)
+        file = graph.file_of(MASKED if masked else self._without_mask)
         # A process' first session would change how the caller's thread computes.
         with self._bundle.reading(file, WEIGHTS) as path, denormals_as_zero():
             try:
-                return onnxruntime.InferenceSession(
+                session = onnxruntime.InferenceSession(
                     str(path),
                     self._options,
                     providers=self._providers,
                     disabled_optimizers=self._disabled,
+                    enable_fallback=0,  # which prints, and tries the same again
                 )
             except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
-                raise BundleError(f"ONNX Runtime cannot load {path}: {problem}") from problem
+                reason = first_line(problem)
+                raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from problem
+        tensors = (session.get_inputs(), session.get_outputs())
+        require_signature(path, graph, *([tensor.name for tensor in each] for each in tensors))
+        return session
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:

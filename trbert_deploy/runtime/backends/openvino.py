@@ -20,9 +20,14 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     GraphDescription,
 )
-from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.errors import BundleError, ConfigError, printable
 from trbert_deploy.machine import cores
-from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors, with_mask
+from trbert_deploy.runtime.backends.backend import (
+    BackendOptions,
+    Tensors,
+    require_signature,
+    with_mask,
+)
 from trbert_deploy.runtime.once import OncePerKey
 
 _DEVICE = "CPU"
@@ -30,9 +35,9 @@ _DEVICE = "CPU"
 _COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 #: Kernels that a graph keeps for shapes that it met: without a bound every new length takes up to
 #: two megabytes for good. A shape that was forgotten costs what a new one does.
-_KEPT_KERNELS = 32
+_KEPT_KERNELS = 16
 #: The same of the matrix library below, for all graphs of the process, read at its first use.
-_KEPT_BY_LIBRARY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(2 * _KEPT_KERNELS))
+_KEPT_BY_LIBRARY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(4 * _KEPT_KERNELS))
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
 _RANGE_SIZE = 128
 
@@ -54,6 +59,7 @@ class OpenVinoGraph:
         compile_variant: Callable[[str], openvino.CompiledModel],
         without_mask: str,
     ) -> None:
+        self._name = graph.name
         self.inputs = graph.token_inputs
         self._answers = graph.answers
         self._without_mask = without_mask
@@ -67,10 +73,13 @@ class OpenVinoGraph:
             # eight and more ever after (OpenVINO 2026.4).
             inputs = with_mask(inputs)
         call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
-        for name, array in inputs.items():
-            tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
-            call.request.set_tensor(name, tensor)
-        call.request.infer(share_outputs=True)
+        try:
+            for name, array in inputs.items():
+                tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
+                call.request.set_tensor(name, tensor)
+            call.request.infer(share_outputs=True)
+        except RuntimeError as problem:
+            raise BundleError(f"OpenVINO cannot run {self._name}: {_reason(problem)}") from problem
         # Inputs and outputs are used where they lie; but the request overwrites its outputs at
         # the next call, so what is returned is a copy.
         return {
@@ -148,14 +157,24 @@ class OpenVinoBackend:
         return "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
 
     def _open(self, name: str, variant: str) -> openvino.CompiledModel:
-        file = self._bundle.manifest.graph(name).file_of(variant)
+        graph = self._bundle.manifest.graph(name)
+        file = graph.file_of(variant)
         with self._bundle.reading(file, WEIGHTS) as path:
             try:
                 model = self._core.read_model(path)
-                return self._core.compile_model(model, _DEVICE, self._settings)
+                compiled = self._core.compile_model(model, _DEVICE, self._settings)
             except RuntimeError as problem:
-                reason = str(problem).strip().splitlines()[-1]
-                raise BundleError(f"OpenVINO cannot load {path}: {reason}") from problem
+                raise BundleError(f"OpenVINO cannot load {path}: {_reason(problem)}") from problem
+        ports = (compiled.inputs, compiled.outputs)
+        require_signature(
+            path, graph, *([name for port in each for name in port.names] for each in ports)
+        )
+        return compiled
+
+
+def _reason(problem: RuntimeError) -> str:
+    """The line of OpenVINO's message that says what was wrong, behind those that say where."""
+    return printable((str(problem).strip() or type(problem).__name__).splitlines()[-1])
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OpenVinoBackend:

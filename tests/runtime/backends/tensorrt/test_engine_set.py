@@ -121,6 +121,12 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["engines"][0].update(name="..\\dense"),
         lambda data: data.update(engines=[{"name": "dense"}]),
         lambda data: data.update(parity=None),
+        lambda data: data["key"].update(compute_capability=8.6),
+        lambda data: data["key"].update(flavour="two\nlines"),
+        lambda data: data["engines"][0].update(name=["dense"]),
+        lambda data: data["engines"][0].update(scratch_bytes="1024"),
+        lambda data: data["engines"][0].update(size_bytes=float("inf")),
+        lambda data: data["key"]["profiles"][0].update(max_batch=4.0),
     ],
 )
 def test_damaged_manifest(

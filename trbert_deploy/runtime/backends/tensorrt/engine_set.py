@@ -23,6 +23,7 @@ from typing import Any
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
+from trbert_deploy.fields import known_fields, require_kind
 from trbert_deploy.files import read_json, write_json
 
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ class Profile:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
 
 
-def _renamed(parity: dict[str, Any]) -> dict[str, Any]:
+def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of a manifest, older ones too, by their names today."""
     return {_RENAMED.get(name, name): value for name, value in parity.items()}
 
@@ -197,18 +198,25 @@ class EngineManifest:
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "upgrade trbert-deploy" if newer else _REBUILD
             raise EngineError(
-                f"engines have format version {version}: this release reads {FORMAT_VERSION}; "
+                f"engines have format version {version!r}: this release reads {FORMAT_VERSION}; "
                 f"{advice}"
             )
         try:
-            key = dict(data["key"])
-            profiles = tuple(Profile(**profile) for profile in key.pop("profiles"))
+            key = known_fields(EngineKey, data["key"], "key")
+            profiles = tuple(
+                Profile(**known_fields(Profile, profile, "profile")) for profile in key["profiles"]
+            )
             if not profiles:
                 raise ValueError("no profiles")
+            engines = tuple(
+                EngineFile(**known_fields(EngineFile, engine, "engine"))
+                for engine in data["engines"]
+            )
+            require_kind(data["parity"], Mapping[str, Any], "parity")
             return cls(
-                key=EngineKey(profiles=profiles, graphs=dict(key.pop("graphs")), **key),
-                engines=tuple(EngineFile(**engine) for engine in data["engines"]),
-                parity=_renamed(dict(data["parity"])),
+                key=EngineKey(**{**key, "profiles": profiles}),
+                engines=engines,
+                parity=_renamed(data["parity"]),
             )
         except (KeyError, TypeError, ValueError) as problem:
             raise EngineError(
