@@ -6,19 +6,21 @@
 
 PYTHON ?= python3
 ARGS ?=
+FAULTS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,dev
+EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,dev
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint fuzz soak mutants clean
+.PHONY: help quickstart test lint faults fuzz soak mutants clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
 	@echo "make test        style, types, import rules and tests"
 	@echo "make lint        style, types and import rules only"
+	@echo "make faults      kill every kind of writer at its system calls (needs strace); FAULTS=9: each ninth"
 	@echo "make fuzz        100,000 damaged bundles (half an hour); ARGS=--fuzz-case=N repeats one"
 	@echo "make soak        memory and answers over many texts; ARGS='BUNDLE --backend openvino'"
 	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
@@ -41,6 +43,8 @@ lint: $(STAMP)
 	@echo "== import rules"
 	@$(BIN)/lint-imports
 
+faults: $(STAMP)
+	@FAULTS=$(FAULTS) $(BIN)/pytest -n 0 -q -s tests/faults $(ARGS)
 fuzz: ARGS = --fuzz-cases=100000
 fuzz: $(STAMP)
 	@$(BIN)/pytest -n 0 -q -s tests/fuzz $(ARGS)

@@ -11,7 +11,6 @@ nothing.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.demo.quickstart import packaged_encoder
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.exporters.onnx.trace import export_graphs
-from trbert_deploy.files import sha256
+from trbert_deploy.files import sha256, write_json, write_text
 from trbert_deploy.machine import describe_machine
 from trbert_deploy.modeling.families.registry import FAMILIES, family_of
 from trbert_deploy.modeling.model import ReducedModel
@@ -165,10 +164,10 @@ def main(
         lines = [
             "| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *cells)
         ]
-        markdown.write_text("\n".join(lines) + "\n")
+        write_text(markdown, "\n".join(lines) + "\n")
     if json_path is not None:
         figures = {"machine": describe_machine(), "rows": [row.to_json() for row in rows]}
-        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(json_path, figures)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from trbert_deploy import console
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.demo.quickstart import packaged_encoder
 from trbert_deploy.errors import MissingDependencyError, TrbertError
+from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+from trbert_deploy.files import write_text
 from trbert_deploy.modeling.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -122,9 +124,7 @@ def row_of(family: str, scratch: Path) -> list[str]:
         Checkpoint(model, scratch / "folder", made.max_length, hf_config=made.hf_config),
         scratch / "ckpt",
     )
-    report = export_bundle(
-        scratch / "ckpt", scratch / "bundle", int8=True, least_int8_agreement=0.0
-    )
+    report = export_bundle(scratch / "ckpt", scratch / "bundle", int8=True, int8_limits=NO_LIMITS)
     cells = [
         family, f"{states:.0e}", f"{logits:.0e}", f"{report.chain.max_output_difference:.0e}",
         f"{report.chain.survivor_agreement:.2%}",
@@ -161,7 +161,7 @@ def main(families: str | None, markdown: Path | None) -> None:
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     if markdown is not None:
-        markdown.write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+        write_text(markdown, "".join("| " + " | ".join(line) + " |\n" for line in lines))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
 from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.evaluation.models import open_models
+from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.families.registry import FAMILIES
@@ -92,7 +93,7 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
     )  # fmt: skip
     report = train(options, tmp_path / "ckpt")
     assert report.stages["hard"].flops_speedup > 1.2
-    export_bundle(tmp_path / "ckpt", tmp_path / "bundle", int8=True, least_int8_agreement=0.0)
+    export_bundle(tmp_path / "ckpt", tmp_path / "bundle", int8=True, int8_limits=NO_LIMITS)
     expected = open_models(tmp_path / "ckpt")[0](texts, return_kept=True)
     for backend in ("onnxruntime", "openvino", "torch"):
         predictions = load(tmp_path / "bundle", backend, threads=1, precision="fp32")(

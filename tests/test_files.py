@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,6 @@ from trbert_deploy.files import (
     sha256,
     staged_directory,
     staged_file,
-    staged_files,
     write_json,
     write_json_lines,
 )
@@ -64,6 +66,13 @@ def test_a_directory_takes_its_place_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["d"]
 
 
+def test_here_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path / "d")
+    replace(Path())
+    assert names(tmp_path / "d") == ["new"] and names(tmp_path) == ["d"]
+
+
 @pytest.mark.parametrize("problem", [Stop, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_directory(tmp_path: Path, problem: type[BaseException]) -> None:
     target = tmp_path / "d"
@@ -76,18 +85,153 @@ def test_a_failure_leaves_the_old_directory(tmp_path: Path, problem: type[BaseEx
     assert names(tmp_path) == ["d"]
 
 
-def test_staged_files_join_what_is_there(tmp_path: Path) -> None:
-    target = tmp_path / "d"
-    target.mkdir()
-    (target / "a").write_text("old")
-    (target / "b").write_text("old")
-    with staged_files(target) as staging:
-        (staging / "a").write_text("new")
-    assert [(target / name).read_text() for name in names(target)] == ["new", "old"]
-    with pytest.raises(Stop), staged_files(target) as staging:
-        (staging / "b").write_text("half")
-        raise Stop
-    assert [(target / name).read_text() for name in names(target)] == ["new", "old"]
+def write_through(path: Path) -> None:
+    with staged_file(path) as staging:
+        staging.write_text("new")
+
+
+def test_a_pipe_is_written_to(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    write_through(pipe)
+    assert reader.communicate(timeout=60)[0] == "new"
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_a_socket_is_refused_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # its path may have some 100 characters
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+        with pytest.raises(OSError, match="No such device"):
+            write_through(Path("socket"))
+    assert stat.S_ISSOCK(Path("socket").lstat().st_mode)
+
+
+def test_a_name_of_an_open_file_is_written_to(tmp_path: Path) -> None:
+    """As /dev/stdout is: what was written to it before stays."""
+    with (tmp_path / "log").open("a") as file:
+        file.write("before ")
+        file.flush()
+        inode = (tmp_path / "log").stat().st_ino
+        (tmp_path / "link").symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+        write_through(tmp_path / "link")
+    assert (tmp_path / "log").read_text() == "before new"
+    assert (tmp_path / "log").stat().st_ino == inode
+
+
+def test_a_directory_is_no_file_and_a_file_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is a directory: expected a file"):
+        write_through(tmp_path)
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(StorageError, match="is a file: expected a directory"):
+        replace(tmp_path / "a")
+    assert names(tmp_path) == ["a"]
+
+
+def chain_of_links(tmp_path: Path) -> Path:
+    """first -> elsewhere/second -> ../real/v1, which is not there yet."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "first").symlink_to(Path("elsewhere", "second"))
+    (tmp_path / "elsewhere" / "second").symlink_to(Path("..", "real", "v1"))
+    return tmp_path / "first"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_links_to_files_are_followed(tmp_path: Path, there: bool) -> None:
+    link, real = chain_of_links(tmp_path), tmp_path / "real" / "v1"
+    if there:
+        write_through(real)
+        real.write_text("old")
+    write_through(link)
+    assert link.is_symlink() and (tmp_path / "elsewhere" / "second").is_symlink()
+    assert not real.is_symlink() and real.read_text() == "new"
+    assert names(tmp_path / "real") == ["v1"]
+
+
+def replace(target: Path) -> None:
+    with staged_directory(target) as staging:
+        (staging / "new").touch()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_links_to_directories_are_followed(tmp_path: Path, there: bool) -> None:
+    link, real = chain_of_links(tmp_path), tmp_path / "real" / "v1"
+    if there:
+        real.mkdir(parents=True)
+        (real / "old").touch()
+    replace(link)
+    assert link.is_symlink() and not real.is_symlink()
+    assert names(real) == ["new"] and names(tmp_path / "real") == ["v1"]
+
+
+@pytest.mark.parametrize("write", [write_through, replace])
+def test_links_in_a_circle_are_refused(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(StorageError, match="a is a link that leads back to itself: remove it"):
+        write(tmp_path / "a")
+    assert names(tmp_path) == ["a", "b"]
+
+
+def write_weights(path: Path) -> None:
+    write_safetensors(path, {"a": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("write", [write_through, write_weights])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o200])
+def test_a_file_keeps_its_permissions(
+    tmp_path: Path, write: Callable[[Path], None], mode: int
+) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(mode)
+    write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_directory_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d").chmod(0o2750)
+    replace(tmp_path / "d")
+    assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o2750
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_the_owner_stays(tmp_path: Path) -> None:
+    write_through(tmp_path / "a")
+    replace(tmp_path / "d")
+    for name, write in (("a", write_through), ("d", replace)):
+        os.chown(tmp_path / name, 1234, 2345)
+        write(tmp_path / name)
+        state = (tmp_path / name).stat()
+        assert (state.st_uid, state.st_gid) == (1234, 2345)
+
+
+def test_the_umask_decides_what_is_new_and_is_never_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", None)
+            write_through(tmp_path / "a")
+            write_weights(tmp_path / "w")
+            replace(tmp_path / "d")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a", "w", "d", "d/new")]
+    assert modes == [0o640, 0o640, 0o750, 0o640]
+
+
+def test_what_is_not_ready_is_for_nobody_else(tmp_path: Path) -> None:
+    """A file that others may not read is not readable for them while it is made."""
+    with staged_file(tmp_path / "a") as staging:
+        assert stat.S_IMODE(staging.parent.stat().st_mode) == 0o700
+    (tmp_path / "d").mkdir(0o700)
+    with staged_directory(tmp_path / "d") as staging:
+        assert stat.S_IMODE(staging.stat().st_mode) == 0o700
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -167,11 +311,6 @@ def test_a_full_disk_is_one_line_and_leaves_the_old(tiny_bundle: Path, tmp_path:
     assert "Traceback" not in done.stderr
     assert answers.read_text() == "old"
     assert names(tmp_path) == ["answers.jsonl", "texts.jsonl"]
-
-
-def test_weights_that_cannot_be_written_are_a_storage_error(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="weights cannot be written"):
-        write_safetensors(tmp_path / "missing" / "weights", {"a": torch.zeros(3)})
 
 
 def test_json_text_is_readable(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_bundle_runs_without_optional_packages(tiny_bundle: Path) -> None:
             "trbert-deploy bench --sweep needs the package matplotlib, which is not installed: "
             "run pip install 'trbert-deploy[plots]'",
         ),
-        (("quickstart",), "run pip install 'trbert-deploy[train,export,tensorrt-rtx,demo]'"),
+        (("quickstart",), "run pip install 'trbert-deploy[cpu,train,export,tensorrt-rtx,demo]'"),
     ],
 )
 def test_a_missing_package_is_named_with_the_pip_line(

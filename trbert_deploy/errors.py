@@ -76,15 +76,14 @@ class MissingDependencyError(TrbertError, ImportError):
     Args:
         what: what needs the package, in the user's words.
         package: the package that is missing.
-        extra: the extra of this distribution that brings it.
+        extras: of this distribution; each of them brings it.
     """
 
-    def __init__(self, what: str, package: str, extra: str) -> None:
+    def __init__(self, what: str, package: str, *extras: str) -> None:
+        advice = " or ".join(f"pip install 'trbert-deploy[{extra}]'" for extra in extras)
         super().__init__(
-            f"{what} needs the package {package}, which is not installed: "
-            f"run pip install 'trbert-deploy[{extra}]'"
+            f"{what} needs the package {package}, which is not installed: run {advice}"
         )
-        self.extra = extra
 
 
 def first_line(problem: BaseException) -> str:

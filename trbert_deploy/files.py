@@ -1,4 +1,8 @@
-"""Reading and writing files so that a failure leaves what was there before."""
+"""Reading and writing files so that a failure leaves what was there before.
+
+A path may lead anywhere: links are followed, what is no file (a pipe, a device) is written to, and
+what is replaced keeps its permissions.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +10,154 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from trbert_deploy.errors import FileFormatError, StorageError
+from trbert_deploy.errors import FileFormatError, StorageError, TrbertError
+from trbert_deploy.replacing import (
+    put_back,
+    replace_directory,
+    staging_in,
+    sync,
+    sync_tree,
+    take_on,
+)
+
+_MOST_LINKS = 40  # as many as Linux follows
+
+Result = TypeVar("Result")
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends well."""
+    """A temporary path whose file takes the place of ``path`` when the block ends well.
+
+    What is no regular file (a pipe, a device, /dev/stdout) is written to at the end.
+
+    Raises:
+        StorageError: it is a directory, or links that lead nowhere.
+    """
+    path = followed(path)
+    state = path.stat() if path.exists() else None
+    if state is not None and stat.S_ISDIR(state.st_mode):
+        raise StorageError(f"{path} is a directory: expected a file")
+    if _names_open_files(path.parent) or not (state is None or stat.S_ISREG(state.st_mode)):
+        with tempfile.TemporaryDirectory() as scratch:
+            staging = Path(scratch) / path.name
+            yield staging
+            with staging.open("rb") as made, _opened(path) as file:
+                shutil.copyfileobj(made, file)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    staging = Path(name)
-    staging.chmod(0o666 & ~_umask())
-    try:
+    # In a directory of its own, since libraries put temporary files of theirs beside it; closed to
+    # others, as the file that it replaces may be.
+    with staging_in(path.parent, 0o700) as directory:
+        staging = directory / path.name
+        os.close(os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        state = state or staging.stat()
         yield staging
+        sync(staging)
+        take_on(staging, state)
         staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 @contextmanager
 def staged_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside ``target`` that takes its place when the block ends well.
+    """A temporary directory that takes the place of ``target`` when the block ends well.
 
-    An existing ``target`` is replaced whole; until then it stays untouched.
+    An existing ``target`` is replaced whole and in one step: who opens it by its name finds the
+    old one or the new one.
+
+    Raises:
+        StorageError: it is a file, or links that lead nowhere.
     """
-    target = target.absolute()
+    target = Path(os.path.realpath(followed(target)))
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target} is a file: expected a directory")
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    staging.chmod(0o777 & ~_umask())
-    try:
+    put_back(target)
+    with staging_in(target.parent, 0o700 if target.exists() else 0o777) as staging:
         yield staging
+        sync_tree(staging)
         if target.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            target.replace(retired / "old")
+            take_on(staging, target.stat())
+        replace_directory(staging, target)
+        sync(target.parent)
+
+
+def read_directory(directory: Path, read: Callable[[], Result]) -> Result:
+    """What ``read`` makes of a directory's files, all of one that ``staged_directory`` put there.
+
+    Args:
+        read: reads by the directory's name; called again if it was replaced meanwhile.
+    """
+    while True:
+        with _held_open(directory) as is_same:
             try:
-                staging.replace(target)
-            except OSError:
-                (retired / "old").replace(target)
-                raise
-            finally:
-                shutil.rmtree(retired, ignore_errors=True)
-        else:
-            staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+                result = read()
+            except (TrbertError, OSError):
+                if is_same():
+                    raise
+            else:
+                if is_same():
+                    return result
 
 
 @contextmanager
-def staged_files(target: Path) -> Iterator[Path]:
-    """A temporary directory whose files go into directory ``target`` when the block ends well.
+def _held_open(directory: Path) -> Iterator[Callable[[], bool]]:
+    """Tells whether a directory is still the one that it is now; its number is not used again."""
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:  # missing, no directory, or one that only ``read`` can say something of
+        yield lambda: True
+        return
+    try:
+        yield lambda: directory.exists() and os.path.samestat(os.fstat(handle), directory.stat())
+    finally:
+        os.close(handle)
 
-    Other files in ``target`` stay.
+
+def followed(path: Path) -> Path:
+    """Where a path leads, through links, to something that need not be there yet.
+
+    Raises:
+        StorageError: links lead in a circle.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".staged.", dir=target) as name:
-        yield Path(name)
-        for path in sorted(Path(name).iterdir()):
-            path.replace(target / path.name)
+    found = path
+    for _ in range(_MOST_LINKS):
+        if not found.is_symlink() or _names_open_files(found.parent):
+            return found
+        found = found.parent / found.readlink()
+    raise StorageError(f"{path} is a link that leads back to itself: remove it")
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _names_open_files(directory: Path) -> bool:
+    """Whether names in a directory stand for what processes have open, such as /dev/stdout."""
+    real = os.path.realpath(directory)
+    return real in ("/dev", "/dev/fd") or real.startswith("/proc/")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """What is there already, opened to write to its end."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
+        yield file
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text to ``path``, whole or not at all."""
+    with staged_file(path) as staging:
+        staging.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON to ``path``, whole or not at all."""
-    with staged_file(path) as staging:
-        staging.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, error: type[FileFormatError] = FileFormatError) -> dict[str, Any]:
@@ -144,6 +221,8 @@ def require_directory(path: Path, what: str, maker: str) -> None:
     Raises:
         StorageError: it is missing, a file, or unreadable.
     """
+    if not path.exists():
+        put_back(Path(os.path.realpath(path)))
     if not path.exists():
         raise StorageError(f"{what} {path} does not exist: make one with {maker}")
     if not path.is_dir():

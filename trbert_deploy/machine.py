@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
+
+#: Where the driver of NVIDIA's GPUs tells of them, on Linux.
+_NVIDIA = Path("/proc/driver/nvidia")
 
 
 def processor() -> str:
@@ -26,11 +30,27 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def gpus() -> list[str]:
+    """The NVIDIA GPUs, each with its driver; none where the driver tells nothing (not on Linux)."""
+    try:
+        release = (_NVIDIA / "version").read_text(encoding="utf-8").partition("\n")[0]
+        files = sorted(_NVIDIA.glob("gpus/*/information"))
+        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    number = re.search(r"\d+(\.\d+)+", release)
+    driver = number[0] if number else release.strip()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    return [f"{model}, driver {driver}" for model in models]
+
+
 def describe_machine() -> dict[str, str | int]:
-    """Processor, the cores this process may use, and the versions of what ran."""
+    """Processor, the cores this process may use, GPUs, and the versions of what ran."""
+    devices = gpus()
     return {
         "processor": processor(),
         "cores": cores(),
+        **({"gpus": "; ".join(devices)} if devices else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "trbert-deploy": version("trbert-deploy"),

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.files import read_json, staged_file, write_json
+from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
@@ -140,8 +140,7 @@ class Setting:
                 rows, teacher = self.recombined_rows(factor), self.load_teacher()
                 found = answers(teacher, rows, batch_tokens, self.device, progress)
                 tensors = {name: torch.from_numpy(values) for name, values in found.items()}
-                with staged_file(path) as staging:
-                    write_safetensors(staging, tensors)
+                write_safetensors(path, tensors)
         return load_file(path)
 
     @cached_property

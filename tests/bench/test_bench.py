@@ -224,6 +224,8 @@ def test_engines_that_cannot_run_are_named(own_bundle: Path) -> None:
     assert note.startswith("TensorRT engines present (rtx-fp16-sm86), not timed: ")
     explicit = bench_bundle(own_bundle, replace(QUICK, lengths=(16,), backend="onnxruntime"))
     assert explicit.notes == ()
+    ignored = bench_bundle(own_bundle, replace(QUICK, lengths=(16,), engines=False))
+    assert ignored.notes == ()
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

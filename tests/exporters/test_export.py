@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from conftest import CheckpointMaker, tiny_model
+from rich.console import Console
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import DEQUANTIZED, INT8
 from trbert_deploy.errors import BundleError, ParityError, StorageError
 from trbert_deploy.exporters import export
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import (
     check_shapes,
     compare_chains,
     compare_graphs,
-    row_maker,
 )
-from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.export import ExportReport, export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.torch_backend import TorchBackend
+from trbert_deploy.reports.console.export import print_export
+from trbert_deploy.runtime.backends.backend import Graph, Tensors
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.samples import are_random, row_maker
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 
@@ -102,6 +113,66 @@ def test_samples_can_be_left_out(dense_checkpoint: Path, tiny_bundle: Path, tmp_
     assert not (tmp_path / "bundle" / "samples.jsonl").exists()
 
 
+def test_rows_of_random_tokens_are_said(
+    dense_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def exported(checkpoint: Path, samples: bool = True) -> tuple[ExportReport, str]:
+        report = export_bundle(checkpoint, tmp_path / "bundle", samples=samples)
+        assert report.random_rows == Bundle.open(report.path).manifest.parity["random_rows"]
+        assert report.random_rows == report.to_json()["parity"]["random_rows"]
+        console = Console(width=1000, file=io.StringIO())
+        print_export(report, console)
+        return report, console.file.getvalue()  # type: ignore[attr-defined]
+
+    report, shown = exported(dense_checkpoint)
+    assert not report.random_rows and not are_random(Bundle.open(report.path))
+    assert "random tokens" not in shown
+    report, shown = exported(tiny_checkpoint, samples=False)
+    assert not report.random_rows  # the checkpoint's own texts
+    assert are_random(Bundle.open(report.path))
+    assert "no sample texts: what is measured or checked with it later" in shown
+    bare = Path(shutil.copytree(dense_checkpoint, tmp_path / "bare"))
+    (bare / "samples.jsonl").write_text("")
+    report, shown = exported(bare)
+    assert report.random_rows
+    assert "checked on random tokens" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("segment_0", "keep logits differ from float32 by"),
+        ("dense", "outputs with no token removed differ from float32 by"),
+    ],
+)
+def test_8_bit_graphs_that_are_wrong_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though labels, and the tokens' fates, stay what they are."""
+
+    class Faulty(OnnxRuntimeBackend):
+        def __init__(self, *arguments: Any, **rest: Any) -> None:
+            super().__init__(*arguments, **rest)
+            if self._without_mask in (INT8, DEQUANTIZED):
+                sound = self.graph
+                self.graph = cache(lambda wanted: faulty(sound(wanted), wanted))
+
+    def faulty(graph: Graph, wanted: str) -> Graph:
+        def run(inputs: Tensors) -> Tensors:
+            return {
+                output: value * (1 if output == "hidden_out" else 9)
+                for output, value in graph(inputs).items()
+            }
+
+        run.inputs = graph.inputs  # type: ignore[attr-defined]
+        return run if wanted == name else graph  # type: ignore[return-value]
+
+    monkeypatch.setattr(export, "OnnxRuntimeBackend", Faulty)
+    with pytest.raises(ParityError, match=f"chain with 8-bit weights: {message} .*--force-int8"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", int8=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_older_bundle_is_replaced(make_checkpoint: CheckpointMaker, own_bundle: Path) -> None:
     before = contents(own_bundle)
     export_bundle(make_checkpoint("none", seed=5), own_bundle)
@@ -113,8 +184,9 @@ def test_a_failed_check_leaves_the_older_bundle(
     dense_checkpoint: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(own_bundle)
+    exact = replace(LIMITS["fp32"], tolerance=0.0)
     monkeypatch.setattr(
-        export, "compare_graphs", lambda *args, **rest: compare_graphs(*args, tolerance=0.0)
+        export, "compare_graphs", lambda *args, **rest: compare_graphs(*args, exact)
     )
     with pytest.raises(ParityError, match="more than the tolerance 0"):
         export_bundle(dense_checkpoint, own_bundle)
@@ -152,7 +224,9 @@ def test_something_else_than_a_bundle_is_not_replaced(
 def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
     model, other = checkpoint.model, tiny_model(seed=3)
-    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    rows_of = row_maker(
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+    )
     shapes = check_shapes(8, 64)
     sides = TorchBackend(model), TorchBackend(other)
     with pytest.raises(ParityError, match="segment_0, batch 1, length 1: hidden_out differs"):
@@ -168,7 +242,9 @@ def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:
     broken = load_checkpoint(tiny_checkpoint).model
     with torch.no_grad():
         broken.encoder.layers[0].feed_forward.norm.bias[3] = np.nan
-    rows_of = row_maker(tiny_checkpoint / "tokenizer.json", 64, 256, checkpoint.samples)
+    rows_of = row_maker(
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+    )
     sides = TorchBackend(model), TorchBackend(broken)
     with pytest.raises(ParityError, match="differs from PyTorch by nan"):
         list(compare_graphs(*sides, model.spec, model.reduction, rows_of, [(1, 5)]))

@@ -160,3 +160,22 @@ def test_first_calls_from_several_threads_open_each_graph_once(
     for answer in answers[1:]:
         for one, other in zip(answer, answers[0], strict=True):
             assert np.allclose(one.outputs["logits"], other.outputs["logits"], atol=1e-5)
+
+
+def test_a_bundle_that_is_replaced_while_it_is_loaded_is_loaded_anew(
+    own_bundle: Path, other_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = onnxruntime.InferenceSession
+
+    def slow(*arguments: object, **options: object) -> object:
+        session = original(*arguments, **options)
+        opened.append(str(arguments[0]))
+        if len(opened) == 1:
+            swap_directory(own_bundle, other_bundle)
+        return session
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", slow)
+    pipeline = load(own_bundle, threads=1)
+    assert pipeline.require_bundle().digest == Bundle.open(other_bundle).digest
+    assert np.array_equal(scores(pipeline), scores(load(other_bundle, threads=1)))

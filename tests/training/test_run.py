@@ -32,6 +32,7 @@ from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretr
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.prepare import Prepared
 from trbert_deploy.training.run import train
 from trbert_deploy.training.stages.stage import Stage
 from trbert_deploy.training.validation import Validator
@@ -454,6 +455,69 @@ def test_a_run_is_not_overwritten_nor_mixed(options: TrainOptions, tmp_path: Pat
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
         train(options, tmp_path / "other")
+
+
+def test_one_run_at_a_time_trains_into_a_directory(options: TrainOptions, tmp_path: Path) -> None:
+    options = replace(options, teacher_epochs=0.2, stages=("teacher",))
+    (tmp_path / "ckpt").mkdir()
+    message = "another training run is writing into .*ckpt: wait until it ends"
+
+    def second(*_: object) -> None:
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=message):
+                train(options, tmp_path / "ckpt", resume=resume)
+
+    second_while_first_runs: list[None] = []
+    report = train(
+        options,
+        tmp_path / "ckpt",
+        progress=lambda *step: second_while_first_runs.append(second()),
+    )
+    assert second_while_first_runs
+    assert train(options, tmp_path / "ckpt", resume=True) == report
+    assert "lock" not in " ".join(path.name for path in (tmp_path / "ckpt").iterdir())
+
+
+def test_a_directory_that_another_run_made_meanwhile_is_left_alone(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = run_module.prepare
+
+    def slow(*given: Any) -> Prepared:
+        (tmp_path / "ckpt").mkdir()
+        (tmp_path / "ckpt" / "training.json").write_text("{}")
+        return prepare(*given)
+
+    monkeypatch.setattr(run_module, "prepare", slow)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(options, tmp_path / "ckpt")
+    assert (tmp_path / "ckpt" / "training.json").read_text() == "{}"
+
+
+def test_what_a_killed_run_left_in_a_new_directory_is_no_obstacle(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    (tmp_path / "ckpt" / ".trbert-staging-0123456789abcdef").mkdir(parents=True)
+    train(replace(options, teacher_epochs=0.2, stages=("teacher",)), tmp_path / "ckpt")
+    assert not list((tmp_path / "ckpt").glob(".*"))
+
+
+def test_a_resumed_run_clears_what_a_killed_one_left(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was killed between its record and its clearing."""
+    options = replace(options, averaged_runs=2, stages=("teacher", "guide", "policy"))
+    options = replace(options, teacher_epochs=0.2, policy_epochs=0.2, joint_epochs=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "clear_progress", lambda *_, **__: None)
+        train(options, tmp_path / "killed")
+    assert list((tmp_path / "killed").rglob("result.safetensors"))
+    train(options, tmp_path / "whole")
+    for name in ("killed", "whole"):
+        train(replace(options, stages=("joint",)), tmp_path / name, resume=True)
+        left = {path.name for path in (tmp_path / name).rglob("*.safetensors")}
+        assert left == {"model.safetensors", "guide.safetensors"}
+    assert same(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_validation_labels_must_be_known(

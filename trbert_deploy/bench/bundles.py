@@ -22,7 +22,7 @@ from trbert_deploy.errors import (
 from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
-from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST
+from trbert_deploy.runtime.backends.tensorrt.engine_set import engine_set_names
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.reading import NamedText, read_texts
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -47,6 +47,7 @@ class BenchOptions:
         point: operating point to run at, instead of the bundle's own.
         rounds: measured repetitions of every point.
         data: JSON lines with texts, instead of the bundle's samples.
+        engines: allow the bundle's engines to run.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -57,6 +58,7 @@ class BenchOptions:
     point: OperatingPoint = OperatingPoint()
     rounds: Rounds = field(default_factory=Rounds)
     data: Path | None = None
+    engines: bool = True
 
 
 def bench_bundle(
@@ -80,7 +82,7 @@ def bench_bundle(
     if texts == [ANY_TEXT]:
         notes.append("the bundle has no sample texts: timed on a sentence that is repeated")
     engines, note = None, None
-    if options.backend is None:
+    if options.backend is None and options.engines:
         engines, note = _open_engines(bundle, options)
     sections = 1 if engines is None else 2
 
@@ -145,6 +147,7 @@ def _open(
         options.backend or DEFAULT_BACKEND,
         threads=options.threads,
         precision=options.precision,
+        engines=options.engines,
         note=note,
         **asdict(options.point),
     )
@@ -152,7 +155,7 @@ def _open(
 
 def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
     """The bundle on its engines, if it has any, or else a line that says why not."""
-    sets = sorted(file.parent.name for file in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
+    sets = engine_set_names(bundle)
     if not sets:
         return None, None
     try:

@@ -32,7 +32,12 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
 )
 from trbert_deploy.errors import BundleError, ConfigError
-from trbert_deploy.files import read_json, read_json_lines, require_directory
+from trbert_deploy.files import (
+    read_directory,
+    read_json,
+    read_json_lines,
+    require_directory,
+)
 
 #: Tells one state of a file from another: device, inode, size, times of content and of status.
 _Identity = tuple[int, int, int, int, int]
@@ -52,7 +57,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
-        """Open a bundle directory.
+        """Open a bundle directory: the old or the new one while an export replaces it.
 
         Args:
             path: the directory.
@@ -62,7 +67,10 @@ class Bundle:
             StorageError: no such directory.
             BundleError: not a bundle, or a file is missing, altered, truncated or unknown.
         """
-        path = Path(path)
+        return read_directory(Path(path), lambda: cls._read(Path(path), verify))
+
+    @classmethod
+    def _read(cls, path: Path, verify: bool) -> Bundle:
         require_directory(path, "bundle", "trbert-deploy export CHECKPOINT")
         if not (path / MANIFEST).is_file():
             raise BundleError(

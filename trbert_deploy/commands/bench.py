@@ -8,8 +8,10 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
     bundle_argument,
+    engines_option,
     json_option,
     needs,
     numbers,
@@ -39,9 +41,10 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 @click.option(
     "--backend",
     type=backend_choice,
-    help="[default: onnxruntime, and tensorrt where the bundle has engines]",
+    help=f"{AUTO_HELP} [default: onnxruntime, and tensorrt where the bundle has engines]",
 )
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option(
@@ -80,6 +83,7 @@ def bench(
     batches: tuple[int, ...],
     backend: str | None,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     rounds: int | None,
@@ -107,7 +111,9 @@ def bench(
     if html_path is not None:
         from trbert_deploy.reports.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
-    options = BenchOptions(lengths, batches, backend, precision, threads, point, effort, data)
+    options = BenchOptions(
+        lengths, batches, backend, precision, threads, point, effort, data, engines
+    )
     with console.progress() as progress:
         swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)

@@ -41,27 +41,22 @@ from trbert_deploy.commands.options import bundle_argument, json_option, needs, 
     help="TensorRT, or TensorRT for RTX [default: the one installed].",
 )
 @click.option(
-    "--verify", is_flag=True, help="Compare the engines with ONNX Runtime where a GPU is present."
+    "--verify",
+    is_flag=True,
+    help="Compare the engines with ONNX Runtime before they are put in place. Without a GPU that "
+    "runs them they are put there, and it is said that they were not verified.",
 )
 @click.option("--force", is_flag=True, help="Build even where the same engines are there.")
 @json_option
 @needs("tensorrt-rtx")
 def build_engine(
-    bundle: Path, precision: str | None, verify: bool, json_path: Path | None, **options: Any
+    bundle: Path, precision: str | None, json_path: Path | None, **options: Any
 ) -> None:
     """Build TensorRT engines for every segment of BUNDLE, into the bundle."""
-    from trbert_deploy.bundle.bundle import Bundle
-    from trbert_deploy.exporters.checks.engines import (
-        require_polygraphy,
-        verify_engines,
-        why_not_verifiable,
-    )
     from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
     from trbert_deploy.files import write_json
-    from trbert_deploy.reports.console.engines import print_engines, print_verification
+    from trbert_deploy.reports.console.engines import print_engines
 
-    if verify:
-        require_polygraphy()
     with console.progress() as progress:
         report = build_engines(
             bundle, EngineOptions(precision=precision or "fp16", **options), progress
@@ -69,13 +64,5 @@ def build_engine(
     if report.note:
         console.notes.print(report.note)
     print_engines(report, console.out)
-    figures = report.to_json()
-    if verify and (reason := why_not_verifiable(report.engine_set)):
-        console.out.print(f"not verified: {reason}")
-    elif verify:
-        with console.progress() as progress:
-            results = verify_engines(Bundle.open(bundle), report.engine_set, progress)
-        print_verification(results, console.out)
-        figures["verification"] = [result.to_json() for result in results]
     if json_path is not None:
-        write_json(json_path, figures)
+        write_json(json_path, report.to_json())

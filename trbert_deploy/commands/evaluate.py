@@ -9,7 +9,9 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
+    engines_option,
     json_option,
     needs,
     operating_point_options,
@@ -43,9 +45,10 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 @click.option(
     "--backend",
     type=backend_choice,
-    help="[default: torch if there is a checkpoint, and onnxruntime otherwise]",
+    help=f"{AUTO_HELP} [default: torch if there is a checkpoint, and onnxruntime otherwise]",
 )
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
@@ -68,6 +71,7 @@ def evaluate(
     teacher: Path | None,
     backend: str | None,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     sweep: bool,
@@ -93,6 +97,7 @@ def evaluate(
         backend,
         threads=threads,
         precision=precision,
+        engines=engines,
         point=point,
         note=console.notes.print,
     )

@@ -47,7 +47,8 @@ def export(
     json_path: Path | None,
 ) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
-    from trbert_deploy.exporters.export import LEAST_INT8_AGREEMENT, export_bundle
+    from trbert_deploy.exporters.checks.limits import LIMITS, NO_LIMITS
+    from trbert_deploy.exporters.export import export_bundle
     from trbert_deploy.files import write_json
     from trbert_deploy.reports.console.export import print_export
 
@@ -58,7 +59,7 @@ def export(
             samples=samples,
             round_to=round_to,
             int8=int8 or force_int8,
-            least_int8_agreement=0.0 if force_int8 else LEAST_INT8_AGREEMENT,
+            int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,
         )
     print_export(report, console.out)

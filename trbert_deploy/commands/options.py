@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
+from trbert_deploy.runtime.backends.onnxruntime_package import require_package
 from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.training.options import RECIPES, TrainOptions
@@ -55,6 +56,8 @@ def needs(extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                     those, its_extra = _OF_OPTIONS[command_name, root]
                     option = next(filter(_is_given, those), those[0])
                     raise MissingDependencyError(f"{name} {option}", root, its_extra) from None
+                if root == "onnxruntime":  # which none of a command's extras brings
+                    require_package()
                 if root not in _OPTIONAL:
                     raise
                 raise MissingDependencyError(name, root, extra) from None
@@ -84,11 +87,22 @@ threads_option = click.option(
     help="Threads of one graph [default: the backend chooses].",
 )
 backend_choice = click.Choice([*BACKENDS, AUTO])
+_TRIED = ", ".join(name for name, info in BACKENDS.items() if info.auto)
+AUTO_HELP = (
+    f"{AUTO} measures {_TRIED} once, where they run, and takes the fastest that answers as float32 "
+    "does."
+)
 precision_option = click.option(
     "--precision",
     type=click.Choice(sorted({each for info in BACKENDS.values() for each in info.precisions})),
     help="What the backend computes in [default: bf16 for openvino where the processor has it, "
-    "fp32 elsewhere; engines keep their own].",
+    "fp32 elsewhere; for tensorrt the first of fp16, bf16 and fp32 that engines are there for].",
+)
+engines_option = click.option(
+    "--engines/--no-engines",
+    default=True,
+    help="Run the bundle's TensorRT engines for tensorrt and auto (the default), or ignore them. "
+    "Engines are code: load none from people you do not trust.",
 )
 
 

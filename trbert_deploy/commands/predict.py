@@ -9,8 +9,10 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
+    AUTO_HELP,
     backend_choice,
     bundle_argument,
+    engines_option,
     needs,
     operating_point_options,
     precision_option,
@@ -35,8 +37,11 @@ from trbert_deploy.selection.operating_point import OperatingPoint
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file, whole or not at all, instead of stdout.",
 )
-@click.option("--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True)
+@click.option(
+    "--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True, help=AUTO_HELP
+)
 @precision_option
+@engines_option
 @threads_option
 @operating_point_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
@@ -71,6 +76,7 @@ def predict(
     output: Path | None,
     backend: str,
     precision: str | None,
+    engines: bool,
     threads: int,
     point: OperatingPoint,
     dense: bool,
@@ -93,6 +99,7 @@ def predict(
         backend,
         threads=threads,
         precision=precision,
+        engines=engines,
         truncate=truncate,
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,

@@ -19,7 +19,7 @@ from trbert_deploy.commands.options import needs
     help="Directory of the example.",
 )
 @click.option("--fresh", is_flag=True, help="Start over instead of going on where it was.")
-@needs("train,export,tensorrt-rtx,demo")
+@needs("cpu,train,export,tensorrt-rtx,demo")
 def quickstart(output: Path, fresh: bool) -> None:
     """Run the main job on an embedded example: train, export, build engines, measure."""
     from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, start_over

@@ -22,6 +22,7 @@ def open_models(
     *,
     threads: int = 0,
     precision: str | None = None,
+    engines: bool = True,
     point: OperatingPoint = OperatingPoint(),
     note: Callable[[str], None] = lambda message: None,
 ) -> tuple[Pipeline, Pipeline | None]:
@@ -34,6 +35,7 @@ def open_models(
             else runs, and ONNX Runtime otherwise.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
+        engines: allow the bundles' engines to run.
         point: operating point to run at, instead of the model's own.
         note: told what a person should know.
 
@@ -51,12 +53,14 @@ def open_models(
         )
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
     require_precision(backend, precision)
-    pipeline = _open(path, backend, threads, precision, note)
+    pipeline = _open(path, backend, threads, precision, engines, note)
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
     pipeline = pipeline.at(point, note)
-    return pipeline, None if teacher is None else _open(teacher, backend, threads, precision, note)
+    if teacher is None:
+        return pipeline, None
+    return pipeline, _open(teacher, backend, threads, precision, engines, note)
 
 
 def _open(
@@ -64,10 +68,11 @@ def _open(
     backend: str,
     threads: int,
     precision: str | None,
+    engines: bool,
     note: Callable[[str], None],
 ) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(path, backend, threads=threads, precision=precision, note=note)
+        return load(path, backend, threads=threads, precision=precision, engines=engines, note=note)
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
     return load_checkpoint_pipeline(path, threads=threads)

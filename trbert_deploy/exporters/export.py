@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
     write_manifest,
 )
-from trbert_deploy.errors import BundleError, ParityError
+from trbert_deploy.errors import BundleError
+from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
     ChainParity,
     GraphParity,
     check_shapes,
     compare_chains,
     compare_graphs,
-    row_maker,
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory, write_json_lines
@@ -37,14 +38,14 @@ from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.samples import row_maker
+from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 
-LEAST_INT8_AGREEMENT = 0.97
 NUM_INT8_ROWS = 16
 _INT8_LENGTHS = (64, 256, 512)
 
@@ -57,22 +58,36 @@ class ExportReport:
         path: the bundle.
         graphs: parity of every graph.
         chain: parity of the whole chain.
-        int8_agreement: of the chain with 8-bit weights with float32 (see ``least_agreement``).
+        int8: how far the chains with 8-bit weights, if there are any, are from float32: variant ->
+            parity.
         source: the checkpoint.
         is_dense: whether it had no cuts, so that the bundle is the dense model alone.
+        random_rows: all this was checked on random tokens, for want of sample texts.
+        has_samples: whether the bundle has sample texts, to measure with.
     """
 
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
-    int8_agreement: float | None = None
+    int8: Mapping[str, ChainParity] = field(default_factory=dict)
     source: Path = Path()
     is_dense: bool = False
+    random_rows: bool = False
+    has_samples: bool = True
+
+    @property
+    def int8_agreement(self) -> float | None:
+        """The least share of answers, or of tokens' fates, that 8-bit weights leave as it is."""
+        shares = [
+            min(parity.answer_agreement, parity.survivor_agreement) for parity in self.int8.values()
+        ]
+        return min(shares, default=None)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "bundle": str(self.path),
             "dense": self.is_dense,
+            "samples": self.has_samples,
             "parity": self.parity_json(),
         }
 
@@ -81,7 +96,9 @@ class ExportReport:
         return {
             "graphs": [parity.to_json() for parity in self.graphs],
             "chain": self.chain.to_json(),
+            "int8": {variant: parity.to_json() for variant, parity in self.int8.items()},
             "int8_agreement": self.int8_agreement,
+            "random_rows": self.random_rows,
         }
 
 
@@ -92,7 +109,7 @@ def export_bundle(
     samples: bool = True,
     round_to: int | None = None,
     int8: bool = False,
-    least_int8_agreement: float = LEAST_INT8_AGREEMENT,
+    int8_limits: Limits = LIMITS["int8"],
     progress: Progress = no_progress,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
@@ -105,14 +122,13 @@ def export_bundle(
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
-        least_int8_agreement: share of the rows that must get the label, and of the tokens that
-            must meet the fate, that they do in float32.
+        int8_limits: how far from float32 they may be.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
-        ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights agree too
-            little; ``output`` is untouched.
+        ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
+            from float32; ``output`` is untouched.
     """
     if output.exists() and not (output / MANIFEST).is_file():
         raise BundleError(
@@ -148,9 +164,7 @@ def export_bundle(
         bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
-        rows_of = row_maker(
-            staging / TOKENIZER, checkpoint.max_length, model.spec.vocab_size, texts
-        )
+        rows_of = row_maker(tokenizer_of(bundle), model.spec.vocab_size, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         for parity in compare_graphs(
@@ -172,35 +186,33 @@ def export_bundle(
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
         )
-        agreement = None
+        rounded: dict[str, ChainParity] = {}
         if int8:
             lengths = sorted({min(length, checkpoint.max_length) for length in _INT8_LENGTHS})
             rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
-            expected = ours.run(rows)
-            agreements = []
             for variant in (INT8, DEQUANTIZED):
                 eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
-                rounded = Chain(eight, model.reduction, model.spec.num_layers)
-                agreements.append(least_agreement(task, rows, expected, rounded.run(rows)))
-            agreement = min(agreements)
-            _require_agreement(agreement, least_int8_agreement)
+                rounded[variant] = compare_chains(
+                    task,
+                    ours,
+                    Chain(eight, model.reduction, model.spec.num_layers),
+                    rows,
+                    int8_limits,
+                    name="chain with 8-bit weights",
+                    reference_name="float32",
+                    advice="export without --int8, or with --force-int8 if evaluate finds the "
+                    "quality good enough",
+                )
         progress("check chain", steps, steps)
         report = ExportReport(
             output,
             tuple(parities),
             chain,
-            agreement,
+            rounded,
             source=checkpoint_path,
             is_dense=not model.reduction.cuts,
+            random_rows=not texts,
+            has_samples=samples and bool(texts),
         )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
-
-
-def _require_agreement(agreement: float, least: float) -> None:
-    if agreement < least:
-        raise ParityError(
-            f"with 8-bit weights only {agreement:.1%} of the answers, or of the tokens' fates, are "
-            f"those of float32: expected at least {least:.0%}; export without --int8, or with "
-            "--force-int8 if evaluate finds the quality good enough"
-        )

@@ -13,6 +13,7 @@ from tokenizers import Encoding
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
+from trbert_deploy.files import read_directory
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -21,6 +22,7 @@ from trbert_deploy.runtime.backends.registry import (
     AUTO,
     DEFAULT_BACKEND,
     open_backend,
+    require_no_engines,
     require_precision,
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
@@ -224,6 +226,7 @@ def load(
     latency_budget_ms: float | None = None,
     dense_below: int | Literal["auto"] | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    engines: bool = True,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
@@ -234,9 +237,10 @@ def load(
 
     Args:
         bundle: its directory, or an opened one.
-        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest of those
-            that are installed here and answer as float32 does. It is measured once, in some
-            seconds, and remembered in the user's cache directory.
+        backend: onnxruntime, openvino, torch or tensorrt; or auto, for the fastest that answers
+            as float32 does of onnxruntime, openvino and, where the bundle has engines for the GPU
+            here, tensorrt. It is measured once, in some seconds, and remembered in the user's
+            cache directory.
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``BACKENDS``); None is its own choice.
         truncate: cut texts over the maximum length, or else refuse them.
@@ -256,17 +260,52 @@ def load(
             machine, and remembered. 0 by default; ``auto`` with the backend auto.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
+        engines: allow a backend that runs the bundle's engines, and auto to try them. They are
+            code: load none from people you do not trust.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
 
     Raises:
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
-        ConfigError: unknown backend, an option out of range, or a precision that the backend or
-            the processor lacks.
+        ConfigError: unknown backend, an option out of range, a precision that the backend or
+            the processor lacks, or a backend that needs the engines that are to be ignored.
         MissingDependencyError: the backend's package is not installed.
     """
-    if not isinstance(bundle, Bundle):
-        bundle = Bundle.open(bundle, verify=verify)
+    if max_batch_tokens < 1:
+        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
+    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
+
+    def start(bundle: Bundle) -> Pipeline:
+        return _start(
+            bundle,
+            backend,
+            BackendOptions(threads, precision),
+            point,
+            max_length,
+            truncate,
+            max_batch_tokens,
+            engines,
+            note,
+        )
+
+    if isinstance(bundle, Bundle):
+        return start(bundle)
+    path = Path(bundle)
+    # Replaced meanwhile, it is begun anew with what is there then.
+    return read_directory(path, lambda: start(Bundle.open(path, verify=verify)))
+
+
+def _start(
+    bundle: Bundle,
+    backend: str,
+    options: BackendOptions,
+    point: OperatingPoint,
+    max_length: int | None,
+    truncate: bool,
+    max_batch_tokens: int,
+    engines: bool,
+    note: Callable[[str], None],
+) -> Pipeline:
     manifest = bundle.manifest
     limit = manifest.max_length if max_length is None else max_length
     if not 1 <= limit <= manifest.max_length:
@@ -274,18 +313,16 @@ def load(
             f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
             f"{manifest.max_length} tokens"
         )
-    if max_batch_tokens < 1:
-        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
-    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
     reduction = manifest.reduction.at(point)
     if backend == AUTO:
-        require_precision(backend, precision)
-        choice = choose_backend(bundle, reduction, threads)
-        note(str(choice))
-        backend, precision = choice.backend, choice.precision
-        if dense_below is None:
+        require_precision(backend, options.precision)
+        choice = choose_backend(bundle, reduction, options.threads, note, engines=engines)
+        backend, options = choice.backend, replace(options, precision=choice.precision)
+        if point.dense_below is None:
             point = replace(point, dense_below="auto")
-    runner = open_backend(backend, bundle, BackendOptions(threads, precision))
+    if not engines:
+        require_no_engines(backend)
+    runner = open_backend(backend, bundle, options)
     chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
     tokenizer = tokenizer_of(bundle, limit, truncate)
     pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle).at(point, note)

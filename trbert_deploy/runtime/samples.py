@@ -1,26 +1,48 @@
-"""Rows that a bundle is measured with."""
+"""Rows that a model is measured and checked with: of sample texts, or else of random tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import tokenizer_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
+
+#: (length, count) -> that many rows of exactly that length.
+RowMaker = Callable[[int, int], Sequence[TokenRow]]
+
+
+def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -> RowMaker:
+    """Makes rows of sample texts, or of random tokens where there are none."""
+    if texts:
+        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+    rng = np.random.default_rng(0)
+
+    def random_rows(length: int, count: int) -> list[TokenRow]:
+        ids = rng.integers(0, vocab_size, (count, length))
+        return [TokenRow(row, np.zeros_like(row)) for row in ids]
+
+    return random_rows
+
+
+def bundle_rows(bundle: Bundle) -> RowMaker:
+    """Makes rows of the bundle's sample texts, or of random tokens where it has none."""
+    vocabulary = bundle.manifest.encoder.vocab_size
+    return row_maker(tokenizer_of(bundle), vocabulary, bundle.samples())
+
+
+def are_random(bundle: Bundle) -> bool:
+    """Whether the bundle has no sample texts, so that its rows are of random tokens.
+
+    A policy may keep more of these than of text, or fewer: what is measured with them says so.
+    """
+    return not bundle.samples()
 
 
 def sample_rows(bundle: Bundle, lengths: Sequence[int], count: int) -> list[TokenRow]:
-    """Rows of the bundle's sample texts, ``count`` of each length up to the longest it takes.
-
-    Without sample texts, one row of random tokens of each length.
-    """
-    manifest = bundle.manifest
-    lengths = sorted({min(length, manifest.max_length) for length in lengths})
-    texts = bundle.samples()
-    if texts:
-        tokenizer = tokenizer_of(bundle)
-        return [row for length in lengths for row in tokenizer.rows_of_length(texts, length, count)]
-    ids = np.random.default_rng(0).integers(0, manifest.encoder.vocab_size, max(lengths))
-    return [TokenRow(ids[:length], np.zeros(length, np.int64)) for length in lengths]
+    """Rows of the bundle, ``count`` of each length up to the longest it takes (``are_random``)."""
+    lengths = sorted({min(length, bundle.manifest.max_length) for length in lengths})
+    rows_of = bundle_rows(bundle)
+    return [row for length in lengths for row in rows_of(length, count)]

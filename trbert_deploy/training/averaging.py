@@ -110,14 +110,12 @@ def clear_progress(directory: Path, *, keep_results: bool = False) -> None:
     """Remove what a stage needed to go on with, once its checkpoint is in ``directory``.
 
     Args:
-        keep_results: of its runs and of those before, from which the next stage's go on.
+        keep_results: of its runs, from which the next stage's go on.
     """
-    for name in (RESUME_FILE, BEST_FILE):
+    names = [RESUME_FILE, BEST_FILE, *([] if keep_results else [RESULT_FILE])]
+    for name in names:
         for path in (directory / name, *directory.glob(f"run-*/{name}")):
             path.unlink(missing_ok=True)
-    if not keep_results:
-        for path in directory.parent.glob(f"*/run-*/{RESULT_FILE}"):
-            path.unlink()
 
 
 def _result_before(settings: StageSettings) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import get_linear_schedule_with_warmup
 
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.files import staged_file
+from trbert_deploy.files import write_text
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
@@ -157,6 +158,7 @@ def train_stage(
             shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             progress(f"{settings.name}  {shown}", number + 1, total)
             if time.monotonic() - saved > settings.save_seconds and number + 1 < total:
+                figures.sync()  # what is saved goes on behind them
                 state.save(settings.directory / RESUME_FILE, number + 1)
                 saved = time.monotonic()
     processes.wait()  # until the best weights are written
@@ -172,8 +174,7 @@ class _Figures:
         path = settings.directory / FIGURES_FILE
         # What an interrupted run wrote behind its last save comes again.
         lines = path.read_text(encoding="utf-8").splitlines(True)[:first] if path.exists() else []
-        with staged_file(path) as staging:
-            staging.write_text("".join(lines), encoding="utf-8")
+        write_text(path, "".join(lines))
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(settings.directory.parent, purge_step=first or None)
 
@@ -183,6 +184,10 @@ class _Figures:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{self._stage}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Have the disk keep what was written."""
+        os.fsync(self._file.fileno())
 
     def __enter__(self) -> _Figures:
         return self
@@ -247,8 +252,7 @@ def _write_weights(
     """Write tensors, and the model's rules beside them."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     rules = json.dumps(model.reduction.to_json())
-    with staged_file(path) as staging:
-        write_safetensors(staging, tensors, {**metadata, "reduction": rules})
+    write_safetensors(path, tensors, {**metadata, "reduction": rules})
 
 
 def load_weights(path: Path, model: ReducedModel) -> dict[str, dict[str, Tensor]]:

@@ -13,15 +13,18 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.files import read_json, write_json
+from trbert_deploy.files import followed, read_json, write_json
+from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.replacing import is_empty
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
@@ -70,7 +73,8 @@ def train(
 
     Args:
         output: directory of the run; the newest checkpoint lies directly in it.
-        resume: go on with the run that is there; otherwise the directory must hold none.
+        resume: go on with the run that is there; otherwise the directory must hold none. Nobody
+            else may be training into it.
         note: told what a person should know.
 
     Raises:
@@ -83,14 +87,26 @@ def train(
     device = processes.join()
     if not processes.is_main():
         progress, note = no_progress, lambda message: None
-    record = _open_record(options, output, resume)
-    with tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
+        locked = processes.gather([output.exists()])[0]  # as the main one sees it
+        if locked:
+            _lock(output, stack)
+        record = _open_record(options, output, resume)
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
         run = prepare(options, Path(scratch), device, note)
         finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
         _check_stages(options, finished)
         processes.wait()  # until all have seen the directory as it was
+        if not locked:
+            if processes.is_main():
+                followed(output).mkdir(parents=True, exist_ok=True)
+            _lock(output, stack)
+            record = _open_record(options, output, resume)  # another run may have come first
+            processes.wait()
         if processes.is_main():
             write_json(output / RUN_FILE, record)
+            _clear(record, output)  # for a run that was killed before it did
+        processes.wait()
         for stage in STAGES:
             _do_stage(stage, run, options, output, record, progress, note)
     stages = {name: figures for name, figures in record["stages"].items() if figures}
@@ -149,12 +165,38 @@ def _do_stage(
     record["stages"][stage] = validator.evaluate(model).to_json()
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
     processes.wait()  # all have read the best weights
+    later = STAGES[STAGES.index(stage) + 1 :]
+    record["keeps_runs"] = not set(later).isdisjoint(options.stages)
     if processes.is_main():
         save_checkpoint(checkpoint, directory)
         save_checkpoint(checkpoint, output)
         write_json(output / RUN_FILE, record)
-        later = STAGES[STAGES.index(stage) + 1 :]
-        clear_progress(directory, keep_results=not set(later).isdisjoint(options.stages))
+        _clear(record, output)
+
+
+def _clear(record: dict[str, Any], output: Path) -> None:
+    """Remove what finished stages needed to go on with, once that is recorded."""
+    for stage in record["stages"]:
+        clear_progress(output / "stages" / stage, keep_results=record.get("keeps_runs", True))
+
+
+def _lock(output: Path, stack: ExitStack) -> None:
+    """Keep other runs out of a directory until this one ends; the main process does so for all.
+
+    Raises:
+        ConfigError: another run is at work in it.
+    """
+    busy = False
+    if processes.is_main():
+        try:
+            stack.enter_context(hold(output))
+        except BlockingIOError:
+            busy = True
+    if any(processes.gather([busy])):
+        raise ConfigError(
+            f"another training run is writing into {output}: wait until it ends, or choose "
+            "another --output"
+        )
 
 
 def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str, Any]:
@@ -164,7 +206,7 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
     if not path.exists():
         if resume:
             raise CheckpointError(f"{output} holds no run to resume: it has no {RUN_FILE}")
-        if output.exists() and any(output.iterdir()):
+        if output.exists() and not is_empty(output):
             raise ConfigError(
                 f"{output} is not empty: choose another --output, or remove what is there"
             )
@@ -174,6 +216,7 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
             "teacher_accuracy": None,
             "stages": {},
             "points": [],
+            "keeps_runs": True,  # for the next stage's to go on from
         }
     if not resume:
         raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")

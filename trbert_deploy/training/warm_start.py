@@ -11,7 +11,8 @@ from pathlib import Path
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
-from trbert_deploy.modeling.checkpoints.checkpoint import REDUCTION_FILE, load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint_files import REDUCTION_FILE, settled
 from trbert_deploy.modeling.model import ReducedModel
 
 
@@ -29,7 +30,7 @@ def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> Reduce
         ConfigError: its cuts are not those that were asked for.
     """
     directory = Path(path)
-    if directory.is_dir() and not (directory / REDUCTION_FILE).is_file():
+    if directory.is_dir() and not (Path(settled(path)) / REDUCTION_FILE).is_file():
         raise CheckpointError(
             f"{path} has no {REDUCTION_FILE}: expected a checkpoint that trbert-deploy train wrote"
         )

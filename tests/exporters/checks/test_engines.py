@@ -1,26 +1,30 @@
 """Verification of engines: the comparison itself, with ONNX Runtime in an engine's place.
 
-An engine needs a GPU; here it is a file that names an ONNX graph, and the runner runs that.
+An engine needs a GPU; here it is a graph that is rounded to half precision, or has a fault.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import WEIGHTS
-from trbert_deploy.errors import DeviceError, ParityError
+from trbert_deploy.bundle.manifest import ATTENTION_MASK, WEIGHTS
+from trbert_deploy.errors import DeviceError, EngineError, ParityError
 from trbert_deploy.exporters.checks.engines import (
     require_polygraphy,
+    unequal_mask,
     verify_engines,
     why_not_verifiable,
 )
+from trbert_deploy.exporters.onnx.precision import rounded_graph
 from trbert_deploy.files import sha256
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineFile,
@@ -40,64 +44,145 @@ def bundle(own_bundle: Path) -> Bundle:
     return Bundle.open(own_bundle)
 
 
+@pytest.fixture(scope="module")
+def models(tiny_bundle: Path) -> dict[str, onnx.ModelProto]:
+    """The bundle's graphs as half precision computes them."""
+    bundle = Bundle.open(tiny_bundle)
+    return {
+        graph.name: rounded_graph(onnx.load(bundle.graph_path(graph.name)), "fp16")
+        for graph in bundle.manifest.graphs
+    }
+
+
 @pytest.fixture
-def onnxruntime_runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """polygraphy runs graphs in the engines' place."""
     from polygraphy.backend import trt
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
 
     def runner(engine: bytes, **options: Any) -> OnnxrtRunner:
         assert options["optimization_profile"] in (0, 1)
-        return OnnxrtRunner(SessionFromOnnx(engine.decode()))
+        return OnnxrtRunner(SessionFromOnnx(engine))
 
     monkeypatch.setattr(trt, "EngineFromBytes", lambda data: data)
     monkeypatch.setattr(trt, "TrtRunner", runner)
     monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "")
 
 
-def write_set(bundle: Bundle, paths: dict[str, Path]) -> EngineSet:
+def write_set(
+    bundle: Bundle, models: Mapping[str, onnx.ModelProto], precision: str = "fp16"
+) -> EngineSet:
+    """An engine set whose engines are these graphs."""
     digests = bundle.manifest.files
     graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-    key = EngineKey("rtx", "1.0", "8.6", "fp16", PROFILES, digests[WEIGHTS], graphs)
+    key = EngineKey("rtx", "1.0", "8.6", precision, PROFILES, digests[WEIGHTS], graphs)
     directory = bundle.engines_path / key.directory
     directory.mkdir(parents=True)
     engines = []
     for name in graphs:
         file = directory / f"{name}.engine"
-        file.write_text(str(paths.get(name, bundle.graph_path(name))))
+        file.write_bytes(models[name].SerializeToString())
         engines.append(EngineFile(name, sha256(file), 1, None, 0.0))
     return EngineSet(directory, EngineManifest(key, tuple(engines), {}))
 
 
-@pytest.mark.usefixtures("onnxruntime_runs_engines")
-def test_every_profile_of_every_engine_is_compared(bundle: Bundle) -> None:
+def copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def scaled(model: onnx.ModelProto, factor: float) -> onnx.ModelProto:
+    """The graph with other weights."""
+    other = copied(model)
+    for tensor in other.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(from_array(to_array(tensor) * np.float32(factor), tensor.name))
+    return other
+
+
+def unmasked(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph, but all places count, whatever the mask says."""
+    other = copied(model)
+    for node in other.graph.node:
+        for place, name in enumerate(node.input):
+            if name == ATTENTION_MASK:
+                node.input[place] = "everything"
+    made = [
+        helper.make_node("Not", [ATTENTION_MASK], ["nothing"]),
+        helper.make_node("Or", [ATTENTION_MASK, "nothing"], ["everything"]),
+    ]
+    for node in reversed(made):
+        other.graph.node.insert(0, node)
+    return other
+
+
+@pytest.mark.usefixtures("runs_engines")
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_every_profile_of_every_engine_is_compared(
+    bundle: Bundle, models: dict[str, onnx.ModelProto], precision: str
+) -> None:
     steps: list[tuple[str, int, int]] = []
-    results = verify_engines(bundle, write_set(bundle, {}), lambda *step: steps.append(step))
+    engine_set = write_set(bundle, models, precision)
+    results = verify_engines(bundle, engine_set, lambda *step: steps.append(step))
     assert [(result.graph, result.profile) for result in results] == [
         (graph.name, profile) for graph in bundle.manifest.graphs for profile in (0, 1)
     ]
-    assert all(difference < 1e-6 for r in results for difference in r.max_difference.values())
+    # Something else was run than what was expected: the engines are rounded.
+    assert all(difference > 1e-6 for r in results for difference in r.max_difference.values())
     assert set(results[0].max_difference) == {"hidden_out", "keep_logit"}
+    assert set(results[-1].max_difference) == {"hidden_out", "logits"}
     assert steps[-1] == ("verify dense", 7, 8)
 
 
-@pytest.mark.usefixtures("onnxruntime_runs_engines")
-def test_engine_that_differs_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    model = onnx.load(bundle.graph_path("segment_1"))
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(from_array(to_array(tensor) * 1.5, tensor.name))
-    onnx.save(model, tmp_path / "other.onnx")
-    engine_set = write_set(bundle, {"segment_1": tmp_path / "other.onnx"})
-    with pytest.raises(ParityError, match="engine segment_1, profile 0: hidden_out differs from"):
-        verify_engines(bundle, engine_set)
+@pytest.mark.usefixtures("runs_engines")
+@pytest.mark.parametrize("name", ["segment_0", "segment_1", "segment_2", "dense"])
+def test_engine_of_other_weights_is_refused(
+    bundle: Bundle, models: dict[str, onnx.ModelProto], name: str
+) -> None:
+    faulty = {**models, name: scaled(models[name], 1.5)}
+    with pytest.raises(ParityError, match=rf"engine {name}, profile 0: \w+ differs from ONNX"):
+        verify_engines(bundle, write_set(bundle, faulty))
 
 
-def test_no_gpu_is_said(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("runs_engines")
+@pytest.mark.parametrize("name", ["segment_0", "segment_1", "segment_2", "dense"])
+def test_engine_that_pays_no_heed_to_the_mask_is_refused(
+    bundle: Bundle, models: dict[str, onnx.ModelProto], name: str
+) -> None:
+    faulty = {**models, name: unmasked(models[name])}
+    with pytest.raises(ParityError, match=f"engine {name}, profile 0, padded: "):
+        verify_engines(bundle, write_set(bundle, faulty))
+
+
+@pytest.mark.usefixtures("runs_engines")
+def test_engine_that_cannot_be_run_is_one_line(
+    bundle: Bundle, models: dict[str, onnx.ModelProto]
+) -> None:
+    """An engine of another graph takes other inputs."""
+    swapped = {**models, "segment_1": models["dense"]}
+    with pytest.raises(EngineError, match="engine segment_1, profile 0: cannot be run: ") as caught:
+        verify_engines(bundle, write_set(bundle, swapped))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 16), (3, 16), (8, 4), (2, 1)])
+def test_padded_rows_are_of_unequal_length(batch: int, length: int) -> None:
+    lengths = unequal_mask(batch, length).sum(axis=1)
+    assert lengths.min() >= 1
+    assert lengths.max() < max(length, 2)
+    assert (np.diff(lengths) <= 0).all()
+    assert len(set(lengths)) == min(batch, max(1, length - 1))
+
+
+def test_no_gpu_is_said(
+    bundle: Bundle, models: dict[str, onnx.ModelProto], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse() -> str:
         raise DeviceError("no NVIDIA GPU answers")
 
     place = "trbert_deploy.exporters.checks.engines.gpu_compute_capability"
-    engine_set = write_set(bundle, {})
+    engine_set = write_set(bundle, models)
     monkeypatch.setattr(place, refuse)
     assert why_not_verifiable(engine_set) == "no NVIDIA GPU here"
     monkeypatch.setattr(place, lambda: "8.9")

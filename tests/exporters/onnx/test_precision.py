@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DENSE, segment_name
 from trbert_deploy.errors import EngineError, ParityError
-from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES, compare_precision
+from trbert_deploy.exporters.checks.half_precision import compare_precision
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.onnx.precision import (
     HALF_TYPES,
     half_graph,
@@ -167,20 +168,21 @@ def test_comparison_reports_every_graph_and_the_chain(
     parity = compare_precision(bundle, models, precision)
     assert tuple(graph.graph for graph in parity.graphs) == GRAPHS
     assert all(
-        0 < difference < HALF_TOLERANCES[precision]
+        0 < difference < LIMITS[precision].tolerance
         for graph in parity.graphs
         for difference in graph.max_difference.values()
     )
-    assert 0 < parity.dense_output_difference < HALF_TOLERANCES[precision]
-    assert parity.survivor_agreement > 0.9
-    assert parity.rows == 4  # two of 1 and two of 16 tokens: the model takes 64
+    assert 0 < parity.chain.dense_output_difference < LIMITS[precision].tolerance
+    assert parity.chain.survivor_agreement > 0.9
+    assert parity.chain.rows == 12  # four each of 1, 16 and 64 tokens: the model takes 64
+    assert not parity.random_rows
 
 
 def test_bfloat16_loses_more_than_float16(
     bundle: Bundle, models: dict[str, onnx.ModelProto]
 ) -> None:
     fp16, bf16 = (compare_precision(bundle, models, name) for name in ("fp16", "bf16"))
-    assert bf16.dense_output_difference > fp16.dense_output_difference
+    assert bf16.chain.dense_output_difference > fp16.chain.dense_output_difference
 
 
 def test_without_samples_random_rows_are_compared(
@@ -190,7 +192,9 @@ def test_without_samples_random_rows_are_compared(
         name: digest for name, digest in bundle.manifest.files.items() if "samples" not in name
     }
     bare = replace(bundle, manifest=replace(bundle.manifest, files=files))
-    assert compare_precision(bare, models, "fp16").survivor_agreement > 0.9
+    parity = compare_precision(bare, models, "fp16")
+    assert parity.random_rows
+    assert parity.chain.survivor_agreement > 0.9
 
 
 def test_overflow_in_float16_is_refused(bundle: Bundle, models: dict[str, onnx.ModelProto]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +17,20 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DEQUANTIZED, FUSED, INT8, UNMASKED, segment_name
 from trbert_deploy.cli import main
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
 from trbert_deploy.runtime.pipeline import load
 
+#: A tiny random model decides by little: rounding turns more of its choices.
+LOOSE = replace(LIMITS["int8"], survivor_agreement=0.5, answer_agreement=0.5)
 TEXTS = [row["text"] for row in make_texts(40, seed=7)]
 
 
 @pytest.fixture(scope="module")
 def rounded(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("int8") / "bundle"
-    # A tiny random model decides by little: rounding turns more of its choices.
-    report = export_bundle(tiny_checkpoint, path, int8=True, least_int8_agreement=0.5)
+    report = export_bundle(tiny_checkpoint, path, int8=True, int8_limits=LOOSE)
     assert report.int8_agreement is not None and 0.5 <= report.int8_agreement <= 1.0
     return path
 
@@ -114,8 +117,9 @@ def test_too_little_agreement_refuses_the_export(
     make_checkpoint: CheckpointMaker, own_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
-    with pytest.raises(ParityError, match=r"8-bit weights only .* expected at least 200%; export"):
-        export_bundle(make_checkpoint(), own_bundle, int8=True, least_int8_agreement=2.0)
+    never = replace(LOOSE, answer_agreement=2.0)
+    with pytest.raises(ParityError, match=r"8-bit weights: only .* expected at least 200%; export"):
+        export_bundle(make_checkpoint(), own_bundle, int8=True, int8_limits=never)
     assert {path.name: path.read_bytes() for path in own_bundle.iterdir()} == before
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.errors import BundleError, ConfigError, EngineError, LengthError
+from trbert_deploy.errors import (
+    BundleError,
+    ConfigError,
+    EngineError,
+    LengthError,
+    ParityError,
+)
+from trbert_deploy.exporters.checks.engines import Verification
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST, EngineSet, Profile
@@ -19,6 +26,7 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST, 
 pytest.importorskip("tensorrt_rtx")
 
 OPTIONS = EngineOptions(lengths=(16, 64), batches=(1, 2), compute_capability="8.6", flavour="rtx")
+BUILD = "trbert_deploy.exporters.tensorrt.engine_build"
 NAMES = ["segment_0", "segment_1", "segment_2", "dense"]
 
 
@@ -100,6 +108,87 @@ def test_failure_leaves_the_old_engines(own: Path, monkeypatch: pytest.MonkeyPat
         build_engines(own, replace(OPTIONS, force=True))
     assert [path.name for path in (own / "engines").iterdir()] == ["rtx-fp16-sm86"]
     EngineSet.open(engines_of(own), Bundle.open(own)).verify()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A GPU that runs the engines, though what they answer is the test's to say.
+
+    Returns:
+        Names of the directories whose engines were verified.
+    """
+    pytest.importorskip("polygraphy")
+    verified: list[str] = []
+
+    def verify(bundle: Bundle, engine_set: EngineSet, *_: object) -> tuple[Verification, ...]:
+        verified.append(engine_set.path.name)
+        assert {engine.name for engine in engine_set.manifest.engines} == {"dense"}
+        engine_set.verify()
+        return (Verification("dense", 0, {"logits": 1e-3}),)
+
+    monkeypatch.setattr(f"{BUILD}.why_not_verifiable", lambda engine_set: None)
+    monkeypatch.setattr(f"{BUILD}.verify_engines", verify)
+    return verified
+
+
+@pytest.fixture
+def faulty_gpu(gpu: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which the engines answer something else."""
+
+    def verify(*_: object) -> None:
+        raise ParityError("engine dense, profile 0: logits differs from ONNX Runtime by 3")
+
+    monkeypatch.setattr(f"{BUILD}.verify_engines", verify)
+
+
+@pytest.mark.usefixtures("faulty_gpu")
+def test_engines_that_are_found_wrong_are_not_put_in_place(own: Path) -> None:
+    before = contents(own)
+    with pytest.raises(ParityError, match=r"logits differs from ONNX Runtime by 3$"):
+        build_engines(own, replace(OPTIONS, lengths=(32,), verify=True))
+    assert contents(own) == before
+    assert [path.name for path in (own / "engines").iterdir()] == ["rtx-fp16-sm86"]
+    with pytest.raises(ParityError):
+        build_engines(own, replace(OPTIONS, precision="fp32", verify=True))
+    assert [path.name for path in (own / "engines").iterdir()] == ["rtx-fp16-sm86"]
+    assert contents(own) == before
+
+
+@pytest.mark.usefixtures("faulty_gpu")
+def test_engines_that_were_there_and_are_found_wrong_are_removed(own: Path) -> None:
+    with pytest.raises(ParityError, match=r"by 3; .*rtx-fp16-sm86 was removed"):
+        build_engines(own, replace(OPTIONS, verify=True))
+    assert list((own / "engines").iterdir()) == []
+
+
+def test_engines_are_verified_before_they_are_put_in_place(own: Path, gpu: list[str]) -> None:
+    report = build_engines(own, replace(OPTIONS, force=True, verify=True))
+    assert report.verification == (Verification("dense", 0, {"logits": 1e-3}),)
+    assert report.not_verified is None
+    (staging,) = gpu
+    assert staging != "rtx-fp16-sm86"
+    again = build_engines(own, replace(OPTIONS, verify=True))
+    assert again.skipped and again.verification
+    assert gpu == [staging, "rtx-fp16-sm86"]
+    assert build_engines(own, OPTIONS).verification == ()
+    assert len(gpu) == 2
+    json.dumps(report.to_json())
+
+
+def test_without_a_gpu_that_is_said(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("polygraphy")
+    monkeypatch.setattr(f"{BUILD}.why_not_verifiable", lambda engine_set: "no NVIDIA GPU here")
+    report = build_engines(own, replace(OPTIONS, verify=True))
+    assert report.not_verified == report.to_json()["not_verified"] == "no NVIDIA GPU here"
+    assert report.verification == ()
 
 
 def test_altered_graph_is_refused_before_anything_is_built(own: Path) -> None:

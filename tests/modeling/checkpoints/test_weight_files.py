@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import shlex
 import subprocess
 import sys
@@ -51,8 +52,16 @@ def test_safetensors_that_cannot_be_read_or_written_are_named(tmp_path: Path) ->
     path.write_bytes(b"PK nothing of the kind")
     with pytest.raises(CheckpointError, match="is damaged or truncated"):
         read_safetensors(path)
-    with pytest.raises(StorageError, match="cannot be written"):
-        write_safetensors(tmp_path / "missing" / "model.safetensors", STATE)
+    path.write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))  # a full disk
+    try:
+        with pytest.raises(StorageError, match=r"model\.safetensors cannot be written"):
+            write_safetensors(path, STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("archive", [True, False], ids=["zip", "legacy"])

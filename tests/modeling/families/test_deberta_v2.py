@@ -21,6 +21,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.checks.half_precision import compare_precision
+from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.flops import dense_flops
@@ -246,9 +247,7 @@ def exported(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         **{**V3, "vocab_size": 220, "max_position_embeddings": 64, "num_hidden_layers": 2}
     )
     save_checkpoint_of(config, tokenizer_dir, path / "checkpoint")
-    report = export_bundle(
-        path / "checkpoint", path / "bundle", int8=True, least_int8_agreement=0.0
-    )
+    report = export_bundle(path / "checkpoint", path / "bundle", int8=True, int8_limits=NO_LIMITS)
     assert report.int8_agreement is not None and report.int8_agreement > 0.5
     return path
 
@@ -262,7 +261,7 @@ def test_half_precision(exported: Path, precision: str) -> None:
     bundle = Bundle.open(exported / "bundle")
     models = {name: onnx.load(bundle.path / f"{name}.onnx") for name in GRAPHS}
     parity = compare_precision(bundle, models, precision)
-    assert parity.survivor_agreement > 0.95
+    assert parity.chain.survivor_agreement > 0.95
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])

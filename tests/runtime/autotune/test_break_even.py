@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from priced_backend import PricedBackend
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune import break_even
+from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
@@ -35,40 +40,149 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 def test_the_search_goes_up_until_the_chain_wins_twice(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, losing: tuple[int, ...], expected: int
 ) -> None:
-    monkeypatch.setattr(break_even, "is_dense_faster", lambda chain, rows: len(rows[0]) in losing)
+    monkeypatch.setattr(
+        break_even, "is_dense_faster", lambda chain, rows, clock: len(rows[0]) in losing
+    )
     assert break_even.measure(Bundle.open(pipeline.path), pipeline.chain) == expected
 
 
 class Clocked:
-    """A chain on a clock of its own: milliseconds that single rows take."""
+    """A chain on a clock of its own; ``seconds(dense, call, length)`` is what a row takes."""
 
-    def __init__(self, reduced: float, dense: float) -> None:
+    def __init__(self, seconds: Callable[[bool, int, int], float]) -> None:
         self.now = 0.0
-        self._reduced, self._dense = reduced, dense
+        self.calls = {True: 0, False: 0}
+        self._seconds = seconds
 
     def run(self, rows: list[TokenRow]) -> list[RowResult]:
-        assert len(rows) == 1
-        self.now += self._reduced
-        return []
+        return self._run(rows, dense=False)
 
     def run_dense(self, rows: list[TokenRow]) -> list[RowResult]:
-        assert len(rows) == 1
-        self.now += self._dense
+        return self._run(rows, dense=True)
+
+    def _run(self, rows: list[TokenRow], dense: bool) -> list[RowResult]:
+        (row,) = rows
+        self.now += self._seconds(dense, self.calls[dense], len(row))
+        self.calls[dense] += 1
         return []
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("start", "token", "expected"),
+    [  # the dense model starts at once and takes 8 for a token: start / (8 - token) tokens are even
+        (0.0, 4.0, 0),
+        (63.0, 4.0, 0),
+        (64.0, 4.0, 0),  # at 16 tokens both take the same
+        (65.0, 4.0, 24),
+        (96.0, 4.0, 24),
+        (97.0, 4.0, 32),
+        (128.0, 4.0, 32),
+        (129.0, 4.0, 48),
+        (193.0, 4.0, 64),
+        (256.0, 4.0, 64),
+        (257.0, 4.0, 65),
+        (0.0, 9.0, 65),
+        (9.0, 7.0, 0),
+        (17.0, 7.0, 24),
+    ],
+)
+def test_break_even_is_where_the_costs_meet(
+    tiny_bundle: Path, start: float, token: float, expected: int
+) -> None:
+    def seconds(dense: bool, call: int, length: int) -> float:
+        return 8.0 * length if dense else start + token * length
+
+    chain = Clocked(seconds)
+    bundle = Bundle.open(tiny_bundle)
+    assert break_even.measure(bundle, chain, chain.clock) == expected  # type: ignore[arg-type]
+
+
+def compare(seconds: Callable[[bool, int, int], float], bundle: Path) -> bool:
+    chain = Clocked(seconds)
+    rows = sample_rows(Bundle.open(bundle), [16], break_even.ROWS)
+    assert len(rows) == 4 and break_even.PASSES == 4 and break_even.ROUNDS == 5
+    return break_even.is_dense_faster(chain, rows, chain.clock)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("reduced", "dense"), [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
 def test_the_faster_is_the_one_that_takes_less_time(
-    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, reduced: float, dense: float
+    tiny_bundle: Path, reduced: float, dense: float
 ) -> None:
-    chain = Clocked(reduced, dense)
-    monkeypatch.setattr(break_even.time, "perf_counter", lambda: chain.now)
-    rows = sample_rows(Bundle.open(pipeline.path), [16], 2)
-    assert break_even.is_dense_faster(chain, rows) == (dense < reduced)  # type: ignore[arg-type]
+    found = compare(lambda is_dense, call, length: dense if is_dense else reduced, tiny_bundle)
+    assert found == (dense < reduced)
+
+
+@pytest.mark.parametrize("disturbed", [True, False])
+def test_a_disturbance_decides_nothing(tiny_bundle: Path, disturbed: bool) -> None:
+    """One call in four takes a thousand times as long, of the model that is faster otherwise."""
+
+    def seconds(dense: bool, call: int, length: int) -> float:
+        if dense is not disturbed:
+            return 2.0
+        return 1000.0 if call % 4 == 3 else 1.0
+
+    assert compare(seconds, tiny_bundle) is disturbed
+
+
+def test_all_rows_count(tiny_bundle: Path) -> None:
+    """The chain is slow on the first of four rows alone."""
+
+    def seconds(dense: bool, call: int, length: int) -> float:
+        return 2.0 if dense else 9.0 if length == 17 else 1.0
+
+    chain = Clocked(seconds)
+    rows = sample_rows(Bundle.open(tiny_bundle), [16], break_even.ROWS)
+    (slow,) = sample_rows(Bundle.open(tiny_bundle), [17], 1)
+    found = break_even.is_dense_faster(chain, [slow, *rows[1:]], chain.clock)  # type: ignore[arg-type]
+    assert found is False
+
+
+def test_the_first_pass_of_a_turn_does_not_count(tiny_bundle: Path) -> None:
+    """With it the dense model's median would be 2, less than the chain's."""
+
+    def seconds(dense: bool, call: int, length: int) -> float:
+        number = call // 4 % 4  # of the pass, over four rows
+        return (0.0, 1.0, 3.0, 3.0)[number] if dense else 2.5
+
+    assert compare(seconds, tiny_bundle) is False
+
+
+def below_of(losing: list[int]) -> int:
+    """The length after the last one that loses before two in a row win; 65 for all of them."""
+    following = {16: 24, 24: 32, 32: 48, 48: 64, 64: 65}
+    below = wins = 0
+    for length, after in following.items():
+        wins = 0 if length in losing else wins + 1
+        if wins == 2:
+            break
+        if length in losing:
+            below = after
+    return below
 
 
 def test_the_real_models_are_compared(pipeline: Pipeline) -> None:
-    assert break_even.measure(Bundle.open(pipeline.path), pipeline.chain) in {0, 24, 32, 48, 64, 65}
+    """On the bundle's own texts, at a known price of each graph's call and of each token."""
+    bundle = Bundle.open(pipeline.path)
+    found = {}
+    for call in (0.0, 5.0, 10.0, 20.0, 30.0, 50.0, 1000.0):
+        losing = []
+        for length in (16, 24, 32, 48, 64):
+            prices = []
+            for row in sample_rows(bundle, [length], break_even.ROWS):
+                ((first, second),) = [result.kept for result in pipeline.chain.run([row])]
+                reduced = 3 * call + len(row) + len(first) + 2 * len(second)
+                prices.append((call + 4 * len(row), reduced))
+            dense, reduced = np.median(prices, axis=0)
+            if dense < reduced:
+                losing.append(length)
+        backend = PricedBackend(pipeline.chain.backend, call, token=1.0)
+        chain = Chain(backend, pipeline.reduction, 4)
+        found[call] = break_even.measure(bundle, chain, backend.clock)
+        assert found[call] == below_of(losing)
+    assert len(set(found.values())) >= 4 and {0, 65} <= set(found.values())
 
 
 def test_auto_measures_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +207,19 @@ def test_where_nothing_is_faster_dense_all_texts_are_reduced(
     found = load(tiny_bundle, threads=1, dense_below="auto", note=said.append)
     assert found.chain.dense_below == 0
     assert said == ["no text is faster dense here"]
+
+
+def test_what_was_measured_on_random_tokens_says_so(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_bundle(tiny_checkpoint, tmp_path / "bundle", samples=False)
+    monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 24)
+    said: list[str] = []
+    load(tmp_path / "bundle", threads=1, dense_below="auto", note=said.append)
+    (line,) = said
+    assert line.endswith(
+        "all of them; measured on random tokens, for the bundle has no sample texts"
+    )
 
 
 def test_it_stays_where_the_dial_does_not_name_it(tiny_bundle: Path) -> None:

@@ -58,4 +58,4 @@ def test_onnx_runtime_gives_back_what_a_large_batch_took(tiny_bundle: Path) -> N
 def test_openvino_forgets_shapes(tiny_bundle: Path) -> None:
     shapes = [(count, length) for count in range(1, 11) for length in range(4, 64)]
     after, _ = measure(tiny_bundle, "openvino", shapes)
-    assert after[-1] < 1.15 * after[79]
+    assert after[-1] < 1.2 * after[79]  # 1.7 times without a bound

@@ -12,7 +12,10 @@ import pytest
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.errors import ConfigError, MissingDependencyError
+from trbert_deploy.cli import cli, main
+from trbert_deploy.errors import ConfigError, EngineError, MissingDependencyError
+from trbert_deploy.runtime import pipeline
+from trbert_deploy.runtime.autotune.fastest_backend import Choice
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import (
@@ -37,7 +40,7 @@ def own_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     module = ModuleType("a_backend_of_mine")
     module.open_backend = open_mine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    register_backend("mine", BackendInfo(module.__name__, ("mine",), "mine", ("fp32", "fp8")))
+    register_backend("mine", BackendInfo(module.__name__, ("mine",), ("mine",), ("fp32", "fp8")))
     yield opened
     del BACKENDS["mine"]
 
@@ -79,3 +82,64 @@ def test_a_module_that_is_missing_for_another_reason_is_a_bug(tiny_bundle: Path)
         assert not isinstance(caught.value, MissingDependencyError)
     finally:
         del BACKENDS["broken"]
+
+
+def test_engines_can_be_ignored(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tensorrt runs the bundle's engines, .*--no-engines"):
+        load(tiny_bundle, "tensorrt", engines=False)
+    assert load(tiny_bundle, engines=False)(TEXTS) == load(tiny_bundle)(TEXTS)
+
+
+def test_auto_tries_engines_unless_they_are_ignored(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def choose(*_: object, engines: bool) -> Choice:
+        told.append(engines)
+        return Choice("onnxruntime", "fp32", {}, {}, {})
+
+    monkeypatch.setattr(pipeline, "choose_backend", choose)
+    for engines in (True, False):
+        load(tiny_bundle, "auto", threads=1, dense_below=0, engines=engines)
+    assert told == [True, False]
+    assert [name for name, info in BACKENDS.items() if info.engines] == ["tensorrt"]
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "bench"])
+def test_help_names_what_auto_tries(command: str) -> None:
+    (option,) = [each for each in cli.commands[command].params if each.name == "backend"]
+    assert "auto measures onnxruntime, openvino, tensorrt once" in str(vars(option)["help"])
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "bench"])
+def test_the_commands_can_ignore_engines(
+    tiny_bundle: Path,
+    labelled: Path,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    texts = ["--input" if command == "predict" else "--data", str(labelled)]
+    arguments = [command, str(tiny_bundle), *texts, "--backend", "tensorrt", "--no-engines"]
+    monkeypatch.setattr("sys.argv", ["trbert-deploy", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert "which are to be ignored (--no-engines)" in capfd.readouterr().err
+
+
+def test_engines_of_one_precision_can_be_asked_for(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(
+        "trbert_deploy.runtime.backends.tensorrt.backend.gpu_compute_capability", lambda: "8.6"
+    )
+    directory = own_bundle / "engines" / "rtx-fp16-sm86"
+    directory.mkdir(parents=True)
+    (directory / "manifest.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"in bf16: rtx-fp16-sm86 .*is not rtx-bf16-sm86"):
+        load(own_bundle, "tensorrt", precision="bf16")
+    with pytest.raises(ConfigError, match="tensorrt cannot be asked for int8: expected fp16 or"):
+        load(own_bundle, "tensorrt", precision="int8")

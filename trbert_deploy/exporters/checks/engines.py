@@ -1,14 +1,15 @@
-"""Compares engines on the GPU with ONNX Runtime, through polygraphy."""
+"""Compares engines, which polygraphy runs on the GPU, with the bundle's graphs in ONNX Runtime."""
 
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
@@ -17,15 +18,23 @@ from trbert_deploy.bundle.manifest import (
     HIDDEN_OUT,
     INPUT_IDS,
 )
-from trbert_deploy.errors import DeviceError, MissingDependencyError, ParityError
-from trbert_deploy.exporters.checks.half_precision import HALF_TOLERANCES
-from trbert_deploy.exporters.checks.parity import columns_of, relative_difference, row_maker
+from trbert_deploy.errors import (
+    DeviceError,
+    EngineError,
+    MissingDependencyError,
+    ParityError,
+    first_line,
+)
+from trbert_deploy.exporters.checks.limits import LIMITS, Limits
+from trbert_deploy.exporters.checks.parity import columns_of, largest_differences
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet
 from trbert_deploy.runtime.backends.tensorrt.library import gpu_compute_capability
+from trbert_deploy.runtime.samples import bundle_rows
 
-#: Of float32 engines: NVIDIA GPUs multiply in TF32, with the mantissa of fp16.
-_TOLERANCES = {**HALF_TOLERANCES, "fp32": HALF_TOLERANCES["fp16"]}
+#: Precision of engines -> the limits that they keep to. NVIDIA GPUs multiply float32 in TF32, with
+#: the mantissa of fp16.
+_LIMITS = {**LIMITS, "fp32": LIMITS["fp16"]}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Verification:
 
     Attributes:
         graph: its name.
-        profile: index of the profile; its usual batch and longest rows were compared.
+        profile: index of the profile; its usual batch of its longest rows was compared, whole and
+            padded.
         max_difference: largest relative difference per output.
     """
 
@@ -72,69 +82,84 @@ def verify_engines(
 ) -> tuple[Verification, ...]:
     """Run every profile of every engine, and its float32 graph, on the same real rows.
 
+    Rows of one length, and rows of unequal length with a mask. What is expected comes from the
+    bundle's graphs, what is received from the engines' bytes: neither can stand for the other.
+
     Raises:
         ParityError: a difference above the precision's tolerance.
+        EngineError: an engine is damaged, or cannot be run.
     """
     key = engine_set.manifest.key
+    limits = _LIMITS[key.precision]
     # Read when polygraphy is first imported.
     os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if key.flavour == "rtx" else "0"
-    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
     from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-    from polygraphy.comparator import Comparator
+    from polygraphy.exception import PolygraphyException
     from polygraphy.logger import G_LOGGER
 
-    batches = _batches(bundle, engine_set)
-    sessions = {
-        graph.name: SessionFromOnnx(str(bundle.graph_path(graph.name)))
-        for graph in bundle.manifest.graphs
-    }
+    profiles = _batches(bundle, engine_set)
     results: list[Verification] = []
-    steps = len(bundle.manifest.graphs) * len(batches)
+    steps = len(bundle.manifest.graphs) * len(profiles)
     for graph in bundle.manifest.graphs:
+        reference = onnxruntime.InferenceSession(
+            str(bundle.graph_path(graph.name)), providers=["CPUExecutionProvider"]
+        )
+        outputs = [tensor.name for tensor in graph.outputs]
         engine = EngineFromBytes(engine_set.read(graph.name))
-        tensors = [tensor.name for tensor in graph.inputs]
-        for profile, batch in enumerate(batches):
+        for profile, batches in enumerate(profiles):
             progress(f"verify {graph.name}", len(results), steps)
-            feed = OrderedDict((name, batch[name]) for name in tensors)
-            runners = [
-                OnnxrtRunner(sessions[graph.name]),
-                TrtRunner(engine, optimization_profile=profile, allocation_strategy="profile"),
-            ]
-            with G_LOGGER.verbosity(G_LOGGER.ERROR):
-                (_, (expected,)), (_, (received,)) = Comparator.run(runners, data_loader=[feed])
-            results.append(
-                Verification(
-                    graph.name,
-                    profile,
-                    {
-                        name: relative_difference(expected[name], received[name])
-                        for name in expected
-                    },
-                )
-            )
-            _require_close(results[-1], _TOLERANCES[key.precision])
-            batch[HIDDEN] = np.array(expected[HIDDEN_OUT])  # real states for the next segment
+            runner = TrtRunner(engine, optimization_profile=profile, allocation_strategy="profile")
+            worst: dict[str, float] = {}
+            for batch in batches:
+                is_padded = not batch[ATTENTION_MASK].all()
+                where = f"engine {graph.name}, profile {profile}{', padded' if is_padded else ''}"
+                feed = {tensor.name: batch[tensor.name] for tensor in graph.inputs}
+                expected = dict(zip(outputs, reference.run(outputs, feed), strict=True))
+                try:
+                    with G_LOGGER.verbosity(G_LOGGER.ERROR), runner:
+                        received = runner.infer(feed)
+                        found = largest_differences(expected, received, batch[ATTENTION_MASK])
+                except PolygraphyException as problem:
+                    raise EngineError(f"{where}: cannot be run: {first_line(problem)}") from None
+                _require_close(found, limits, where)
+                worst = {name: max(worst.get(name, 0.0), found[name]) for name in found}
+                batch[HIDDEN] = expected[HIDDEN_OUT]  # real states for the next segment
+            results.append(Verification(graph.name, profile, worst))
     return tuple(results)
 
 
-def _batches(bundle: Bundle, engine_set: EngineSet) -> list[dict[str, np.ndarray]]:
-    """For each profile its usual batch of its longest rows, without padding."""
-    manifest = bundle.manifest
-    rows_of = row_maker(
-        bundle.tokenizer_path, manifest.max_length, manifest.encoder.vocab_size, bundle.samples()
-    )
+def _require_close(found: Mapping[str, float], limits: Limits, where: str) -> None:
+    for name, difference in found.items():
+        tolerance = limits.tolerance_of(name)
+        if not difference <= tolerance:  # so that NaN fails, too
+            raise ParityError(
+                f"{where}: {name} differs from ONNX Runtime by {difference:.2g}, more than the "
+                f"tolerance {tolerance:g}"
+            )
+
+
+def _batches(bundle: Bundle, engine_set: EngineSet) -> list[list[dict[str, np.ndarray]]]:
+    """For each profile its usual batch of its longest rows: without padding, and with it."""
+    rows_of = bundle_rows(bundle)
     batches = []
     for profile in engine_set.manifest.key.profiles:
-        rows = rows_of(profile.max_length, profile.opt_batch)
-        columns = columns_of(rows)
-        batches.append({**columns, ATTENTION_MASK: np.ones(columns[INPUT_IDS].shape, np.bool_)})
+        columns = columns_of(rows_of(profile.max_length, profile.opt_batch))
+        whole = np.ones(columns[INPUT_IDS].shape, np.bool_)
+        padded = unequal_mask(profile.opt_batch, profile.max_length)
+        batches.append(
+            [
+                {**columns, ATTENTION_MASK: whole},
+                {
+                    **columns,
+                    INPUT_IDS: np.where(padded, columns[INPUT_IDS], 0),
+                    ATTENTION_MASK: padded,
+                },
+            ]
+        )
     return batches
 
 
-def _require_close(result: Verification, tolerance: float) -> None:
-    for name, difference in result.max_difference.items():
-        if not difference <= tolerance:  # so that NaN fails, too
-            raise ParityError(
-                f"engine {result.graph}, profile {result.profile}: {name} differs from ONNX "
-                f"Runtime by {difference:.2g}, more than the tolerance {tolerance:g}"
-            )
+def unequal_mask(batch: int, length: int) -> np.ndarray:
+    """A mask [B, S] of rows of falling length, the longest one padded, too."""
+    lengths = [max(1, length * (batch - place) // (batch + 1)) for place in range(batch)]
+    return np.arange(length) < np.array(lengths)[:, None]

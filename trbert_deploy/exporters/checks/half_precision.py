@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.errors import ParityError
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import (
+    ChainParity,
     GraphParity,
+    compare_chains,
     compare_graphs,
-    output_difference,
-    row_maker,
 )
 from trbert_deploy.exporters.onnx.precision import rounded_graph
 from trbert_deploy.runtime.backends.backend import (
@@ -29,17 +28,13 @@ from trbert_deploy.runtime.backends.backend import (
 )
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph, OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.token_state import survivor_agreement
+from trbert_deploy.runtime.samples import are_random, bundle_rows
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import mean_agreement
-
-#: Largest relative difference allowed: about a hundred roundings. Beyond it something is
-#: broken (an overflow, a layer that half precision cannot carry), not merely rounded.
-HALF_TOLERANCES = {"fp16": 100 * 2.0**-11, "bf16": 100 * 2.0**-8}
 
 #: Tokens of the rows that are compared: real texts where the bundle has samples.
 _LENGTHS = (1, 16, 128, 512)
-_ROWS_PER_LENGTH = 2
+_ROWS_PER_GRAPH = 2
+_ROWS_PER_LENGTH = 4
 
 
 @dataclass(frozen=True)
@@ -49,24 +44,23 @@ class PrecisionParity:
     Attributes:
         precision: fp16 or bf16.
         graphs: every graph on its own, fed with float32 states.
-        rows: rows that ran through the whole chain, at several lengths.
-        max_output_difference: of the chain, largest relative difference, rows whose survivors
-            differ included.
-        dense_output_difference: the same of the dense model, where no token can differ.
-        survivor_agreement: share of tokens with the same fate at every cut of the chain.
-        answer_agreement: how far the answers are the same, as the task says.
+        chain: all of them, and the dense model.
+        random_rows: rows were of random tokens, for want of sample texts.
     """
 
     precision: str
     graphs: tuple[GraphParity, ...]
-    rows: int
-    max_output_difference: float
-    dense_output_difference: float
-    survivor_agreement: float
-    answer_agreement: float
+    chain: ChainParity
+    random_rows: bool
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """What an engine set's manifest keeps, the chain's figures beside the others."""
+        return {
+            "precision": self.precision,
+            "graphs": [graph.to_json() for graph in self.graphs],
+            "random_rows": self.random_rows,
+            **self.chain.to_json(),
+        }
 
 
 def compare_precision(
@@ -81,52 +75,40 @@ def compare_precision(
         models: the bundle's graphs, with their weights loaded.
 
     Raises:
-        ParityError: a difference is above ``HALF_TOLERANCES``, or a result is not finite.
+        ParityError: they differ by more than the precision's limits (``limits.py``).
     """
     manifest = bundle.manifest
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
     candidate = RoundedBackend(bundle, models, precision)
-    rows_of = row_maker(
-        bundle.tokenizer_path, manifest.max_length, manifest.encoder.vocab_size, bundle.samples()
+    rows_of = bundle_rows(bundle)
+    lengths = sorted({min(length, manifest.max_length) for length in _LENGTHS})
+    graphs = tuple(
+        compare_graphs(
+            reference,
+            candidate,
+            manifest.encoder,
+            manifest.reduction,
+            rows_of,
+            [(_ROWS_PER_GRAPH, length) for length in lengths],
+            LIMITS[precision],
+            reference_name="float32",
+        )
     )
-    lengths = [length for length in _LENGTHS if length <= manifest.max_length]
-    tolerance = HALF_TOLERANCES[precision]
-    graphs = compare_graphs(
-        reference,
-        candidate,
-        manifest.encoder,
-        manifest.reduction,
-        rows_of,
-        [(_ROWS_PER_LENGTH, length) for length in lengths],
-        tolerance,
-        reference_name="float32",
-    )
-    rows = [row for length in lengths for row in rows_of(length, _ROWS_PER_LENGTH)]
-    chains = [
+    ours, theirs = (
         Chain(backend, manifest.reduction, manifest.encoder.num_layers)
         for backend in (reference, candidate)
-    ]
-    expected, received = (chain.run(rows) for chain in chains)
-    dense_expected, dense_received = (chain.run_dense(rows) for chain in chains)
-    pairs = list(zip(expected, received, strict=True))
-    parity = PrecisionParity(
-        precision=precision,
-        graphs=tuple(graphs),
-        rows=len(rows),
-        max_output_difference=max(output_difference(a, b) for a, b in pairs),
-        dense_output_difference=max(
-            output_difference(a, b) for a, b in zip(dense_expected, dense_received, strict=True)
-        ),
-        survivor_agreement=survivor_agreement(rows, expected, received),
-        answer_agreement=mean_agreement(
-            task_of(manifest.encoder),
-            [result.outputs for result in expected],
-            [result.outputs for result in received],
-        ),
     )
-    if not np.isfinite(parity.max_output_difference):
-        raise ParityError(f"chain in {precision}: outputs are not finite; build with bf16 or fp32")
-    return parity
+    chain = compare_chains(
+        task_of(manifest.encoder),
+        ours,
+        theirs,
+        [row for length in lengths for row in rows_of(length, _ROWS_PER_LENGTH)],
+        LIMITS[precision],
+        name=f"chain in {precision}",
+        reference_name="float32",
+        advice="build with bf16 or fp32" if precision == "fp16" else "build with fp32",
+    )
+    return PrecisionParity(precision, graphs, chain, are_random(bundle))
 
 
 class RoundedBackend:

@@ -2,16 +2,15 @@
 
 Differences are the largest, never the mean, relative to the reference's own largest value
 where that is above 1. Survivors are a function of the keep logits alone, so where these agree
-within the tolerance only tokens that close to the boundary can meet another fate; their share
-is counted.
+within the tolerance only tokens that close to the boundary can meet another fate. That this is
+why rows part is checked, and how many do is limited (``limits.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,11 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
+from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.samples import RowMaker
+from trbert_deploy.runtime.scorers import Scorer
 from trbert_deploy.runtime.token_state import (
     RowResult,
     TokenRow,
@@ -39,15 +41,10 @@ from trbert_deploy.runtime.token_state import (
     fates_apart,
     survivor_agreement,
 )
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.selection.select import first_token, select
 from trbert_deploy.tasks.task import Task, mean_agreement
 
-#: (length, count) -> that many rows of exactly that length.
-RowMaker = Callable[[int, int], Sequence[TokenRow]]
-
-#: Largest difference allowed in float32.
-FP32_TOLERANCE = 2e-4
 LONGEST_CHECKED = 2048
 
 
@@ -75,40 +72,32 @@ class GraphParity:
 
 @dataclass(frozen=True)
 class ChainParity:
-    """How far the whole chain is from PyTorch's.
+    """How far the whole chain, and the dense model beside it, are from the reference.
 
     Attributes:
         rows: rows that were compared, at several lengths.
-        max_output_difference: largest relative difference, over rows with the same survivors.
+        rows_apart: how many of them have other survivors.
+        keep_logit_difference: largest relative difference of keep logits, at every cut that the
+            same tokens reach on both sides.
+        max_output_difference: largest relative difference of outputs, over rows with the same
+            survivors.
+        dense_output_difference: the same of the dense model, where no token can differ.
         survivor_agreement: share of tokens with the same fate at every cut.
         answer_agreement: how far the answers are the same, as the task says.
-        tolerance: largest difference allowed.
+        tolerance: largest difference of outputs allowed.
     """
 
     rows: int
+    rows_apart: int
+    keep_logit_difference: float
     max_output_difference: float
+    dense_output_difference: float
     survivor_agreement: float
     answer_agreement: float
     tolerance: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def row_maker(
-    tokenizer_path: Path, max_length: int, vocab_size: int, texts: Sequence[str]
-) -> RowMaker:
-    """Makes rows of sample texts, or of random tokens where there are none."""
-    if texts:
-        tokenizer = TextTokenizer(tokenizer_path, max_length)
-        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
-    rng = np.random.default_rng(0)
-
-    def random_rows(length: int, count: int) -> list[TokenRow]:
-        ids = rng.integers(0, vocab_size, (count, length))
-        return [TokenRow(row, np.zeros_like(row)) for row in ids]
-
-    return random_rows
 
 
 def check_shapes(traced: int, maximum: int) -> tuple[tuple[int, int], ...]:
@@ -133,7 +122,7 @@ def compare_graphs(
     reduction: ReductionConfig,
     rows_of: RowMaker,
     shapes: Sequence[tuple[int, int]],
-    tolerance: float = FP32_TOLERANCE,
+    limits: Limits = LIMITS["fp32"],
     reference_name: str = "PyTorch",
     without_padding: Sequence[Backend] = (),
 ) -> Iterator[GraphParity]:
@@ -143,7 +132,7 @@ def compare_graphs(
         reference, candidate: backends that open the same graphs.
         rows_of: (length, count) -> that many rows of exactly that length.
         shapes: (batch, length) pairs.
-        tolerance: largest relative difference allowed.
+        limits: what is allowed.
         reference_name: what errors call the reference.
         without_padding: more candidates, compared where no row is padded.
 
@@ -151,7 +140,7 @@ def compare_graphs(
         One result per graph, the worst of all candidates.
 
     Raises:
-        ParityError: a difference above the tolerance.
+        ParityError: a difference above the tolerance, or too many survivors that differ.
     """
     segments = reduction.segments(encoder.num_layers)
     names = [segment_name(segment.index) for segment in segments] if len(segments) > 1 else []
@@ -173,7 +162,8 @@ def compare_graphs(
             expected = reference.graph(name)(inputs)
             for side in (candidate, *(() if padded else without_padding)):
                 received = side.graph(name)(inputs)
-                for output, difference in _differences(expected, received, mask).items():
+                for output, difference in largest_differences(expected, received, mask).items():
+                    tolerance = limits.tolerance_of(output)
                     if not difference <= tolerance:  # so that NaN fails, too
                         raise ParityError(
                             f"graph {name}, batch {batch}, length {length}: {output} differs from "
@@ -191,7 +181,12 @@ def compare_graphs(
                     differing += int((ours != theirs).sum())
                     total += int(mask.sum())
         agreement = 1.0 - differing / total if total else 1.0
-        yield GraphParity(name, tuple(shapes), worst, agreement, tolerance)
+        if agreement < limits.survivor_agreement:
+            raise ParityError(
+                f"graph {name}: only {agreement:.2%} of the tokens have the same fate as in "
+                f"{reference_name}, expected at least {limits.survivor_agreement:.0%}"
+            )
+        yield GraphParity(name, tuple(shapes), worst, agreement, limits.tolerance)
 
 
 def compare_chains(
@@ -199,44 +194,125 @@ def compare_chains(
     reference: Chain,
     candidate: Chain,
     rows: Sequence[TokenRow],
-    tolerance: float = FP32_TOLERANCE,
-    least_agreement: float = 0.99,
+    limits: Limits = LIMITS["fp32"],
+    *,
+    name: str = "chain",
+    reference_name: str = "PyTorch",
+    advice: str = "",
 ) -> ChainParity:
-    """Run the whole chain on both sides over the same rows.
+    """Run the whole chain, and the dense model, on both sides over the same rows.
 
-    A token on the boundary may be kept by one side alone, and its row then goes another way:
-    outputs are compared on rows with the same survivors, and the share of tokens with the same
-    fate must reach ``least_agreement``.
+    A token on the boundary may be kept by one side alone, and its row then goes another way. No
+    row is left out for that: up to the cut where the sides part their keep logits must agree, the
+    candidate must keep what the reference's rule says of its own, and the share of such rows, of
+    their tokens and of the answers that change is limited.
+
+    Args:
+        name, reference_name: what errors call the two.
+        advice: what errors end with.
 
     Raises:
-        ParityError: logits differ by more than the tolerance, or too few survivors agree.
+        ParityError: they differ by more than ``limits``.
     """
-    expected, received = reference.run(rows), candidate.run(rows)
-    differences = [
-        output_difference(one, other)
-        for one, other in zip(expected, received, strict=True)
+    (expected, wanted), (received, given) = (_scored(side, rows) for side in (reference, candidate))
+    ending = f"; {advice}" if advice else ""
+    logit_differences = [0.0]
+    for index, row in enumerate(rows):
+        for cut, rule, positions in _shared_cuts(reference, row, expected[index], received[index]):
+            logits = given[index, cut]
+            logit_differences.append(relative_difference(wanted[index, cut], logits))
+            survivors = select(logits[None], None, rule, row.protected[None, positions])[0]
+            if not np.array_equal(positions[survivors], received[index].kept[cut]):
+                raise ParityError(
+                    f"{name}: the survivors of row {index} at cut {cut} are not those that the "
+                    f"rule picks by its own keep logits{ending}"
+                )
+    together = [
+        place
+        for place, (one, other) in enumerate(zip(expected, received, strict=True))
         if not fates_apart(one, other)
     ]
-    worst = float(np.max(differences, initial=0.0))  # NaN where any is
+    dense = (side.run_dense(rows) for side in (reference, candidate))
     answers = ([result.outputs for result in side] for side in (expected, received))
     parity = ChainParity(
         rows=len(rows),
-        max_output_difference=worst,
+        rows_apart=len(rows) - len(together),
+        keep_logit_difference=_largest(logit_differences),
+        max_output_difference=_largest(
+            output_difference(expected[place], received[place]) for place in together
+        ),
+        dense_output_difference=_largest(map(output_difference, *dense)),
         survivor_agreement=survivor_agreement(rows, expected, received),
         answer_agreement=mean_agreement(task, *answers),
-        tolerance=tolerance,
+        tolerance=limits.tolerance,
     )
-    if not worst <= tolerance:
+    for what, difference, most in (
+        ("keep logits differ", parity.keep_logit_difference, limits.logit_tolerance),
+        ("outputs differ", parity.max_output_difference, limits.tolerance),
+        ("outputs with no token removed differ", parity.dense_output_difference, limits.tolerance),
+    ):
+        if not difference <= most:  # so that NaN fails, too
+            raise ParityError(
+                f"{name}: {what} from {reference_name} by {difference:.2g}, more than the "
+                f"tolerance {most:g}{ending}"
+            )
+    if parity.rows_apart > limits.rows_apart * len(rows):
         raise ParityError(
-            f"chain: outputs differ from PyTorch by {worst:.2g}, more than the tolerance "
-            f"{tolerance:g}"
+            f"{name}: {parity.rows_apart} of {len(rows)} rows have other survivors than in "
+            f"{reference_name}, expected at most {limits.rows_apart:.0%}{ending}"
         )
-    if parity.survivor_agreement < least_agreement:
-        raise ParityError(
-            f"chain: only {parity.survivor_agreement:.2%} of the tokens have the same fate as in "
-            f"PyTorch, expected at least {least_agreement:.0%}"
-        )
+    for what, share, least in (
+        ("the tokens have the same fate as", parity.survivor_agreement, limits.survivor_agreement),
+        ("the answers are the same as", parity.answer_agreement, limits.answer_agreement),
+    ):
+        if share < least:
+            raise ParityError(
+                f"{name}: only {share:.2%} of {what} in {reference_name}, expected at least "
+                f"{least:.0%}{ending}"
+            )
     return parity
+
+
+class _Recorder:
+    """A chain's scorer, whose keep logits are kept: (row, cut) -> [S]."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.logits: dict[tuple[int, int], NDArray[np.float32]] = {}
+
+    def keep_logits(
+        self, cut: int, batch: Sequence[TokenState], outputs: Tensors
+    ) -> NDArray[np.float32]:
+        logits = self._scorer.keep_logits(cut, batch, outputs)
+        for row, values in zip(batch, logits, strict=True):
+            self.logits[row.index, cut] = values[: len(row)].copy()
+        return logits
+
+
+def _scored(
+    chain: Chain, rows: Sequence[TokenRow]
+) -> tuple[list[RowResult], dict[tuple[int, int], NDArray[np.float32]]]:
+    """What a chain says of rows, and the keep logits that it went by."""
+    recorder = _Recorder(chain.scorer)
+    return chain.scored_by(recorder).run(rows), recorder.logits
+
+
+def _shared_cuts(
+    reference: Chain, row: TokenRow, expected: RowResult, received: RowResult
+) -> Iterator[tuple[int, SelectionRule, NDArray[np.int64]]]:
+    """The cuts that the same tokens of a row reach on both sides: index, rule, their positions."""
+    positions = np.arange(len(row))
+    for index, (ours, theirs) in enumerate(zip(expected.kept, received.kept, strict=True)):
+        cut = reference.segments[index].cut
+        assert cut is not None
+        yield index, cut.rule, positions
+        if not np.array_equal(ours, theirs):
+            return
+        positions = ours
+
+
+def _largest(differences: Iterable[float]) -> float:
+    return float(np.max(list(differences), initial=0.0))  # NaN where any is
 
 
 def relative_difference(expected: NDArray[Any], received: NDArray[Any]) -> float:
@@ -247,11 +323,23 @@ def relative_difference(expected: NDArray[Any], received: NDArray[Any]) -> float
 
 def output_difference(expected: RowResult, received: RowResult) -> float:
     """Largest relative difference of a row's outputs."""
-    differences = (
+    return _largest(
         relative_difference(values, received.outputs[name])
         for name, values in expected.outputs.items()
     )
-    return float(np.max(list(differences)))  # NaN where any is
+
+
+def largest_differences(
+    expected: Tensors, received: Tensors, mask: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Largest relative difference per output, over real tokens."""
+    differences = {}
+    for name, value in expected.items():
+        pair = (value, received[name])
+        if name in (HIDDEN_OUT, KEEP_LOGIT):
+            pair = (value[mask], received[name][mask])
+        differences[name] = relative_difference(*pair)
+    return differences
 
 
 def columns_of(rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
@@ -274,14 +362,3 @@ def _padding(columns: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:
     batch, length = columns[INPUT_IDS].shape
     lengths = np.array([max(1, length // (place + 1)) for place in range(batch)])
     return np.arange(length) < lengths[:, None]
-
-
-def _differences(expected: Tensors, received: Tensors, mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Largest relative difference per output, over real tokens."""
-    differences = {}
-    for name, value in expected.items():
-        pair = (value, received[name])
-        if value.shape[:2] == mask.shape:  # one value (or state) per token
-            pair = (value[mask], received[name][mask])
-        differences[name] = relative_difference(*pair)
-    return differences

@@ -11,7 +11,13 @@ import onnx
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DEFAULT_DIRECTORY, WEIGHTS, require_length
-from trbert_deploy.errors import ConfigError, EngineError
+from trbert_deploy.errors import ConfigError, EngineError, ParityError
+from trbert_deploy.exporters.checks.engines import (
+    Verification,
+    require_polygraphy,
+    verify_engines,
+    why_not_verifiable,
+)
 from trbert_deploy.exporters.checks.half_precision import compare_precision
 from trbert_deploy.exporters.onnx.precision import half_graph
 from trbert_deploy.exporters.tensorrt.builder import build_engine, choose_compute_capability
@@ -45,6 +51,8 @@ class EngineOptions:
         compute_capability: of the GPU to build for, such as 8.6; by default the one here.
         flavour: ``tensorrt`` or ``rtx``; by default the one that is installed.
         force: build engines even where the same ones are there.
+        verify: compare the engines with ONNX Runtime before they are put in place, where there is
+            a GPU that runs them.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -56,6 +64,7 @@ class EngineOptions:
     compute_capability: str | None = None
     flavour: str | None = None
     force: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ENGINE_PRECISIONS:
@@ -100,17 +109,23 @@ class EnginesReport:
         engine_set: the engines, on disk.
         skipped: the same engines were there, and were left as they are.
         note: something the user should know, or None.
+        verification: how far they are from ONNX Runtime, where this was asked for and possible.
+        not_verified: why it was not possible, or None.
     """
 
     engine_set: EngineSet
     skipped: bool
     note: str | None
+    verification: tuple[Verification, ...] = ()
+    not_verified: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "path": str(self.engine_set.path),
             "skipped": self.skipped,
             "note": self.note,
+            "verification": [result.to_json() for result in self.verification],
+            "not_verified": self.not_verified,
             **asdict(self.engine_set.manifest),
         }
 
@@ -123,17 +138,20 @@ def build_engines(
     """Build an engine for every graph of a bundle, into the bundle.
 
     Half precision is compared with float32 first, so that nothing is built that cannot be
-    used. Engines that were built from the same things are left alone; a failure leaves the
-    old ones in place.
+    used. Engines that were built from the same things are left alone. What cannot be built, or
+    is not what it should be, is never put in place: the old engines stay. Old ones that are found
+    wrong are removed.
 
     Raises:
         StorageError, BundleError: the bundle cannot be read.
         ConfigError, LengthError: options that do not fit the bundle or TensorRT.
-        MissingDependencyError: TensorRT is not installed.
+        MissingDependencyError: TensorRT is not installed, or what verifies is not.
         DeviceError: standard TensorRT, and no GPU.
-        ParityError: half precision is broken for this model.
-        EngineError: TensorRT refuses a graph.
+        ParityError: half precision is too far from float32 for this model, or an engine is.
+        EngineError: TensorRT refuses a graph, or an engine does not run.
     """
+    if options.verify:
+        require_polygraphy()
     bundle = Bundle.open(bundle_path)
     profiles = options.profiles(bundle.manifest.max_length)
     library = load_tensorrt(options.flavour)
@@ -141,7 +159,12 @@ def build_engines(
     key = engine_key(bundle, library, capability, options.precision, profiles)
     target = bundle.engines_path / key.directory
     if not options.force and (existing := _existing(target, bundle, key)):
-        return EnginesReport(existing, True, note)
+        try:
+            verified = _verified(bundle, existing, options, progress)
+            return EnginesReport(existing, True, note, *verified)
+        except (ParityError, EngineError) as problem:
+            existing.remove()
+            raise type(problem)(f"{problem}; {target} was removed") from None
     steps = len(bundle.manifest.graphs) + (options.precision != "fp32")
     models: dict[str, onnx.ModelProto] = {}
     parity: Mapping[str, Any] = {}
@@ -172,7 +195,8 @@ def build_engines(
             )
         progress("write manifest", steps, steps)
         write_manifest(staging, EngineManifest(key, tuple(files), parity))
-    return EnginesReport(EngineSet.open(target, bundle), False, note)
+        verified = _verified(bundle, EngineSet.open(staging, bundle), options, progress)
+    return EnginesReport(EngineSet.open(target, bundle), False, note, *verified)
 
 
 def engine_key(
@@ -203,3 +227,18 @@ def _existing(target: Path, bundle: Bundle, key: EngineKey) -> EngineSet | None:
     except EngineError:  # stale, damaged or not there: it is built anew
         return None
     return engine_set if engine_set.manifest.key == key else None
+
+
+def _verified(
+    bundle: Bundle, engine_set: EngineSet, options: EngineOptions, progress: Progress
+) -> tuple[tuple[Verification, ...], str | None]:
+    """What was found where engines are to be verified, or why they cannot be.
+
+    Raises:
+        ParityError, EngineError: as ``verify_engines``.
+    """
+    if not options.verify:
+        return (), None
+    if reason := why_not_verifiable(engine_set):
+        return (), reason
+    return verify_engines(bundle, engine_set, progress), None

@@ -19,9 +19,14 @@ from trbert_deploy.files import (
     read_json,
     read_json_lines,
     require_directory,
-    staged_files,
     write_json,
     write_json_lines,
+)
+from trbert_deploy.journal import staged_files
+from trbert_deploy.modeling.checkpoints.checkpoint_files import (
+    CHECKPOINT_FILES,
+    REDUCTION_FILE,
+    read_whole,
 )
 from trbert_deploy.modeling.checkpoints.hf_source import (
     HfSource,
@@ -30,12 +35,11 @@ from trbert_deploy.modeling.checkpoints.hf_source import (
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_with_head
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
-from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer, remove_other_tokenizer
+from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
 
-REDUCTION_FILE = "reduction.json"
 CHECKPOINT_VERSION = 1
 
 
@@ -61,13 +65,16 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint into a directory, beside what else is there, whole or not at all."""
+    """Write a checkpoint into a directory, beside what else is there, in one step.
+
+    A tokenizer's file that this one has none of is removed: transformers would read it.
+    """
     model = checkpoint.model
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.family.save(model.state_dict(), model.spec).items()
     }
-    with staged_files(path) as staging:
+    with staged_files(path, CHECKPOINT_FILES) as staging:
         write_safetensors(staging / SAFETENSORS_FILE, tensors, {"format": "pt"})
         write_json(staging / CONFIG_FILE, _hf_config(checkpoint))
         write_json(
@@ -81,7 +88,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         )
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
-    remove_other_tokenizer(checkpoint.tokenizer_dir, path)
 
 
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -109,6 +115,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: no checkpoint, an unsupported family or head, missing or damaged files.
     """
     require_directory(path, "checkpoint", "trbert-deploy train")
+    return read_whole(str(path), lambda where: _load(Path(where)))
+
+
+def _load(path: Path) -> Checkpoint:
     source = open_source(str(path))
     if not (path / REDUCTION_FILE).is_file():
         return _load_dense(source, path)

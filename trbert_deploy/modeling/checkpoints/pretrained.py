@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import DataError
+from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.families.family import OWN
@@ -48,6 +49,10 @@ def load_pretrained(
         DataError: the source is fine-tuned for other labels.
         ConfigError: a cut out of range.
     """
+    return read_whole(where, lambda settled: _load(settled, labels, reduction))
+
+
+def _load(where: str, labels: Sequence[str], reduction: ReductionConfig | None) -> Pretrained:
     source = open_source(where)
     if source.is_bare:
         return _with_new_head(source, tuple(labels), reduction)

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from trbert_deploy.errors import CheckpointError, first_line
 from trbert_deploy.files import read_json, write_json
+from trbert_deploy.modeling.checkpoints.checkpoint_files import settled
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer_files import (
     SETTINGS_FILES,
@@ -41,7 +42,7 @@ def tokenizer_directory(model: str, scratch: Path) -> Path:
         CheckpointError: there is no tokenizer, one that tokenizer.json cannot express, or a
             package that its conversion needs is missing.
     """
-    source = Path(model) if Path(model).is_dir() else _download(model)
+    source = Path(settled(model)) if Path(model).is_dir() else _download(model)
     tokenizer = load_tokenizer(source, model)
     if (
         (source / TOKENIZER_FILE).is_file()
@@ -68,13 +69,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def remove_other_tokenizer(source: Path, target: Path) -> None:
-    """Remove a former tokenizer's files: transformers would read what ``source`` has none of."""
-    for name in TOKENIZER_FILES:
-        if not (source / name).is_file():
-            (target / name).unlink(missing_ok=True)
 
 
 def _download(model: str) -> Path:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trbert_deploy.errors import CheckpointError, StorageError, first_line
+from trbert_deploy.files import staged_file
 
 SAFETENSORS_FILE = "model.safetensors"
 PICKLE_FILE = "pytorch_model.bin"
@@ -48,16 +49,16 @@ _DAMAGE = (
 def write_safetensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, whole or not at all.
 
     Raises:
         StorageError: the disk refuses.
     """
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as problem:  # so it calls a full disk, too
-        raise StorageError(f"{path.name} cannot be written: {problem}") from None
-    path.chmod(0o644)  # the library makes it readable for its owner alone
+    with staged_file(path) as staging:
+        try:
+            save_file(tensors, staging, metadata=metadata)
+        except SafetensorError as problem:  # so it calls a full disk, too
+            raise StorageError(f"{path.name} cannot be written: {problem}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

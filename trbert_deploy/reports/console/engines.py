@@ -14,7 +14,7 @@ _MIB = 2**20
 
 
 def print_engines(report: EnginesReport, console: Console) -> None:
-    """The engines as a table, what half precision costs, and where the engines are."""
+    """The engines as a table, what half precision costs, where they are, what verifying found."""
     manifest = report.engine_set.manifest
     key = manifest.key
     table = Table(
@@ -46,7 +46,8 @@ def print_engines(report: EnginesReport, console: Console) -> None:
     parity = manifest.parity
     if parity:
         console.print(
-            f"{key.precision} against float32, {parity['rows']} rows: "
+            f"{key.precision} against float32, {parity['rows']} rows"
+            f"{' of random tokens' if parity.get('random_rows') else ''}: "
             f"largest output difference {parity['max_output_difference']:.2g} "
             f"(dense {parity['dense_output_difference']:.2g}), "
             f"same survivors {parity['survivor_agreement']:.2%}, "
@@ -54,9 +55,13 @@ def print_engines(report: EnginesReport, console: Console) -> None:
         )
     done = "unchanged, nothing built (--force builds again)" if report.skipped else "built"
     console.print(f"{done}: {report.engine_set.path}", soft_wrap=True)
+    if report.not_verified:
+        console.print(f"not verified: {report.not_verified}")
+    if report.verification:
+        _print_verification(report.verification, console)
 
 
-def print_verification(results: Sequence[Verification], console: Console) -> None:
+def _print_verification(results: Sequence[Verification], console: Console) -> None:
     """The largest difference per output of every engine, over its profiles."""
     table = Table("engine", "output", "largest difference", title="engines against ONNX Runtime")
     worst: dict[tuple[str, str], float] = {}

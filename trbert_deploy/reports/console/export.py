@@ -30,7 +30,7 @@ def print_export(report: ExportReport, console: Console) -> None:
     table.add_row(
         "chain",
         "-",
-        "-",
+        "-" if report.is_dense else f"{chain.keep_logit_difference:.1e}",
         f"{chain.max_output_difference:.1e}",
         f"{chain.survivor_agreement:.2%}",
         f"{chain.tolerance:.0e}",
@@ -42,6 +42,16 @@ def print_export(report: ExportReport, console: Console) -> None:
         console.print(
             f"8-bit weights: {report.int8_agreement:.1%} of the answers and of the tokens' fates, "
             "at least, are those of float32"
+        )
+    if report.random_rows:
+        console.print(
+            f"checked on random tokens: {report.source} has no sample texts, as training keeps them"
+        )
+    if not report.has_samples and not report.is_dense:
+        console.print(
+            "the bundle has no sample texts: what is measured or checked with it later "
+            "(--latency-budget, --dense-below auto, --backend auto, build-engine) takes random "
+            "tokens, of which its policies may keep more or fewer than of text"
         )
     if report.is_dense:
         console.print(

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
+from trbert_deploy.runtime.autotune.cache import remembered
+from trbert_deploy.runtime.autotune.conditions import chain_conditions
+from trbert_deploy.runtime.autotune.remarks import of_which_rows
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import TokenRow
@@ -24,6 +26,9 @@ ROWS = 4
 ROUNDS = 5
 #: Times that a model runs the rows in its turn; the first finds what the other left in the caches.
 PASSES = 4
+
+#: Seconds since whenever.
+Clock = Callable[[], float]
 
 
 def break_even(bundle: Bundle, chain: Chain, note: Callable[[str], None]) -> int:
@@ -39,25 +44,23 @@ def break_even(bundle: Bundle, chain: Chain, note: Callable[[str], None]) -> int
         Rows of fewer tokens are faster dense; 0 where none are.
     """
     key = chain_conditions(bundle, chain)
-    below = recall("break-even", key)
-    if below is None:
-        below = measure(bundle, chain)
-        remember("break-even", key, below)
-    note(
+    below = int(remembered("break-even", key, lambda: measure(bundle, chain), note))
+    said = (
         f"texts of fewer than {below} tokens are faster dense here, and keep all of them"
         if below
         else "no text is faster dense here"
     )
-    return int(below)
+    note(said + of_which_rows(bundle))
+    return below
 
 
-def measure(bundle: Bundle, chain: Chain) -> int:
+def measure(bundle: Bundle, chain: Chain, clock: Clock = time.perf_counter) -> int:
     """Go up the lengths until the chain wins."""
     longest = bundle.manifest.max_length
     lengths = [length for length in LENGTHS if length <= longest]
     below = wins = 0
     for place, length in enumerate(lengths):
-        if is_dense_faster(chain, sample_rows(bundle, [length], ROWS)):
+        if is_dense_faster(chain, sample_rows(bundle, [length], ROWS), clock):
             below = lengths[place + 1] if place + 1 < len(lengths) else longest + 1
             wins = 0
         else:
@@ -67,7 +70,9 @@ def measure(bundle: Bundle, chain: Chain) -> int:
     return below
 
 
-def is_dense_faster(chain: Chain, rows: Sequence[TokenRow]) -> bool:
+def is_dense_faster(
+    chain: Chain, rows: Sequence[TokenRow], clock: Clock = time.perf_counter
+) -> bool:
     """Whether the dense model takes less time for single rows, in the median.
 
     Each model runs for a while before the other has its turn: on a server it finds its own weights
@@ -78,8 +83,8 @@ def is_dense_faster(chain: Chain, rows: Sequence[TokenRow]) -> bool:
     for _ in range(ROUNDS):
         for dense, run in runs.items():
             for number, row in enumerate([*rows] * PASSES):
-                start = time.perf_counter()
+                start = clock()
                 run([row])
                 if number >= len(rows):
-                    spent[dense].append(time.perf_counter() - start)
+                    spent[dense].append(clock() - start)
     return bool(np.median(spent[True]) < np.median(spent[False]))

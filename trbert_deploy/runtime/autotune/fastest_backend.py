@@ -1,20 +1,22 @@
 """Chooses the backend that is fastest on this machine: measured once, and remembered.
 
-The candidates that are installed here answer the bundle's sample texts in turns. One whose
-answers or survivors are too often others than in float32 is out; of the rest the fastest wins.
+What ``auto`` tries answers the bundle's sample texts in turns. One whose answers or survivors are
+too often others than in float32 is out; of the rest the fastest wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import ConfigError, MissingDependencyError
-from trbert_deploy.runtime.autotune.cache import conditions, recall, remember
+from trbert_deploy.errors import MissingDependencyError, TrbertError, first_line
+from trbert_deploy.runtime.autotune.cache import remembered
+from trbert_deploy.runtime.autotune.conditions import conditions
+from trbert_deploy.runtime.autotune.remarks import of_which_rows
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.registry import BACKENDS, open_backend
 from trbert_deploy.runtime.chain import Chain, Timing
@@ -32,23 +34,26 @@ _ROWS_PER_LENGTH = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backend in a precision; ``package`` brings it."""
+    """A backend in a precision; None where it decides for itself."""
 
     backend: str
-    precision: str
-    package: str
+    precision: str | None
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.precision}"
+        return self.backend if self.precision is None else f"{self.backend} {self.precision}"
 
 
-def candidates() -> list[Candidate]:
-    """What may be chosen; the first is the reference for quality."""
+def candidates(engines: bool = True) -> list[Candidate]:
+    """What ``auto`` tries; the first in float32 that runs is the reference for the others.
+
+    Args:
+        engines: whether the bundle's engines may run.
+    """
     return [
-        Candidate(name, precision, info.packages[0])
+        Candidate(name, precision)
         for name, info in BACKENDS.items()
-        if info.auto
-        for precision in info.precisions
+        if info.auto and (engines or not info.engines)
+        for precision in info.precisions or (None,)
     ]
 
 
@@ -60,53 +65,88 @@ class Choice:
         backend, precision: the fastest.
         row_ms: candidate -> milliseconds for a row: medians, averaged over the lengths.
         refused: candidate -> why it is out, though it runs here.
+        skipped: candidate -> why it does not run here.
     """
 
     backend: str
-    precision: str
+    precision: str | None
     row_ms: dict[str, float]
     refused: dict[str, str]
+    skipped: dict[str, str]
 
     def __str__(self) -> str:
-        others = ", ".join(f"{name} {spent:.1f} ms" for name, spent in self.row_ms.items())
-        return f"{self.backend} {self.precision} is fastest here ({others} a text)"
+        tried = ", ".join(f"{name} {spent:.1f} ms" for name, spent in self.row_ms.items())
+        best = Candidate(self.backend, self.precision)
+        parts = [f"{best} is fastest here ({tried} a text)"]
+        for verdict, reasons in (("refused", self.refused), ("not tried", self.skipped)):
+            if reasons:
+                parts.append(f"{verdict}: {_by_reason(reasons)}")
+        return "; ".join(parts)
 
 
-def choose_backend(bundle: Bundle, reduction: ReductionConfig, threads: int = 0) -> Choice:
+def _by_reason(reasons: dict[str, str]) -> str:
+    """Candidates with the reason behind those that share it."""
+    shared: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        shared.setdefault(reason, []).append(name)
+    return ", ".join(f"{', '.join(names)} ({reason})" for reason, names in shared.items())
+
+
+def choose_backend(
+    bundle: Bundle,
+    reduction: ReductionConfig,
+    threads: int,
+    note: Callable[[str], None],
+    *,
+    engines: bool = True,
+) -> Choice:
     """The fastest backend for a bundle on this machine, from the last time or measured now.
 
     Args:
         reduction: the cuts with the rules that it will run with.
         threads: threads of one graph; 0 lets the backend choose.
+        note: told what was tried, and what was found.
+        engines: whether the bundle's engines may run.
+
+    Raises:
+        TrbertError: nothing runs here that computes in float32; says why the first does not.
     """
-    packages = [candidate.package for candidate in candidates()]
-    key = conditions(bundle, reduction, threads, packages)
-    known = recall("backend", key)
-    if known is not None:
-        return Choice(**known)
-    choice = measure(bundle, reduction, threads)
-    remember("backend", key, asdict(choice))
+    key = conditions(bundle, reduction, threads, engines)
+    found = remembered(
+        "backend", key, lambda: asdict(measure(bundle, reduction, threads, engines)), note
+    )
+    choice = Choice(**found)
+    note(f"{choice}{of_which_rows(bundle)}")
     return choice
 
 
-def measure(bundle: Bundle, reduction: ReductionConfig, threads: int) -> Choice:
-    """Let the candidates that run here answer the same rows in turns."""
+def measure(
+    bundle: Bundle, reduction: ReductionConfig, threads: int, engines: bool = True
+) -> Choice:
+    """Let the candidates that run here answer the same rows in turns.
+
+    Raises:
+        TrbertError: as ``choose_backend``.
+    """
     rows = sample_rows(bundle, LENGTHS, _ROWS_PER_LENGTH)
     layers = bundle.manifest.encoder.num_layers
     task = task_of(bundle.manifest.encoder)
     chains: dict[Candidate, Chain] = {}
-    for candidate in candidates():
+    answers: dict[Candidate, list[RowResult]] = {}
+    problems: dict[Candidate, TrbertError] = {}
+    for candidate in candidates(engines):
         options = BackendOptions(threads, candidate.precision)
         try:
-            backend = open_backend(candidate.backend, bundle, options)
-        except (MissingDependencyError, ConfigError):
-            continue  # not installed, or not for this processor
-        chains[candidate] = Chain(backend, reduction, layers)
-    expected = chains[next(iter(chains))].run(rows)
+            chain = Chain(open_backend(candidate.backend, bundle, options), reduction, layers)
+            answers[candidate] = chain.run(rows)  # warms up, too
+        except TrbertError as problem:
+            problems[candidate] = problem
+        else:
+            chains[candidate] = chain
+    expected = answers[_reference(chains, problems)]
     refused = {}
-    for candidate, chain in list(chains.items()):
-        received = chain.run(rows)  # warms up, too
-        agreement = least_agreement(task, rows, expected, received)
+    for candidate in list(chains):
+        agreement = least_agreement(task, rows, expected, answers[candidate])
         if agreement < LEAST_AGREEMENT:
             refused[str(candidate)] = f"agrees with float32 in {agreement:.1%} only"
             del chains[candidate]
@@ -122,7 +162,21 @@ def measure(bundle: Bundle, reduction: ReductionConfig, threads: int) -> Choice:
     }
     best = min(means, key=lambda candidate: means[candidate])
     shown = {str(candidate): round(1e3 * mean, 3) for candidate, mean in means.items()}
-    return Choice(best.backend, best.precision, shown, refused)
+    skipped = {str(candidate): _in_short(problem) for candidate, problem in problems.items()}
+    return Choice(best.backend, best.precision, shown, refused, skipped)
+
+
+def _reference(chains: Iterable[Candidate], problems: dict[Candidate, TrbertError]) -> Candidate:
+    """The first candidate in float32 that runs; where none does, the first one's problem."""
+    for candidate in chains:
+        if candidate.precision == "fp32":
+            return candidate
+    raise next(problem for each, problem in problems.items() if each.precision == "fp32")
+
+
+def _in_short(problem: TrbertError) -> str:
+    installed = not isinstance(problem, MissingDependencyError)
+    return first_line(problem) if installed else "not installed"
 
 
 def least_agreement(

@@ -10,7 +10,9 @@ import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.autotune.cache import chain_conditions, recall, remember
+from trbert_deploy.runtime.autotune.cache import remembered
+from trbert_deploy.runtime.autotune.conditions import chain_conditions
+from trbert_deploy.runtime.autotune.remarks import of_which_rows
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import TokenRow
@@ -48,20 +50,22 @@ def threshold_within(
         raise ConfigError(f"the latency budget is {budget_ms:g} ms: expected more than 0")
     length = bundle.manifest.max_length
     key = chain_conditions(bundle, chain) | {"length": length}
-    table = recall("latency", key)
-    if table is None:
-        table = measure(chain, sample_rows(bundle, [length], ROWS))
-        remember("latency", key, table)
+    table: LatencyTable = remembered(
+        "latency", key, lambda: measure(chain, sample_rows(bundle, [length], ROWS)), note
+    )
     fitting = [(threshold, spent) for threshold, spent in table if spent <= budget_ms]
     threshold, spent = min(fitting) if fitting else min(table, key=lambda point: point[1])
     note(
         f"threshold {threshold:.3f} takes {spent:.1f} ms for {length} tokens here"
         + ("" if fitting else f", the fastest there is: the budget of {budget_ms:g} ms is missed")
+        + of_which_rows(bundle)
     )
     return float(threshold)
 
 
-def measure(chain: Chain, rows: Sequence[TokenRow]) -> LatencyTable:
+def measure(
+    chain: Chain, rows: Sequence[TokenRow], clock: Callable[[], float] = time.perf_counter
+) -> LatencyTable:
     """Median milliseconds a row at each threshold, measured in turns."""
     thresholds = [0.0, *(float(1.0 / (1.0 + np.exp(-logit))) for logit in _LOGITS)]
     chains = [chain.at(OperatingPoint(threshold)) for threshold in thresholds]
@@ -69,8 +73,8 @@ def measure(chain: Chain, rows: Sequence[TokenRow]) -> LatencyTable:
     for number in range(ROUNDS + 1):  # the first warms up
         for place, row in enumerate(rows):
             for index, each in enumerate(chains):
-                start = time.perf_counter()
+                start = clock()
                 each.run([row])
-                spent[number, place, index] = 1e3 * (time.perf_counter() - start)
+                spent[number, place, index] = 1e3 * (clock() - start)
     medians = np.median(spent[1:], axis=(0, 1)).round(3).tolist()
     return list(zip(thresholds, medians, strict=True))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import onnxruntime
-
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
@@ -24,7 +22,16 @@ from trbert_deploy.runtime.backends.backend import (
     require_signature,
 )
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
+from trbert_deploy.runtime.backends.onnxruntime_package import (
+    CPU,
+    providers,
+    require_package,
+    why_no_cuda,
+)
 from trbert_deploy.runtime.once import OncePerKey
+
+require_package()  # before it is imported: what is left of two distributions is no package
+import onnxruntime  # noqa: E402
 
 
 class OnnxGraph:
@@ -59,7 +66,7 @@ class OnnxGraph:
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime on the CPU, or on CUDA where onnxruntime-gpu finds a device.
+    """ONNX Runtime on CUDA where it was built for it and can use it, and on the CPU elsewhere.
 
     Args:
         without_mask: the variant of the graphs for batches without padding; by default the one for
@@ -86,11 +93,8 @@ class OnnxRuntimeBackend:
         self._options.enable_cpu_mem_arena = False
         # For the sessions' own threads; the caller's is told at every call.
         self._options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        available = onnxruntime.get_available_providers()
-        self._providers = [
-            name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available
-        ]
-        on_cpu = self._providers[0] == "CPUExecutionProvider"
+        self._providers = providers()
+        on_cpu = self._providers[0] == CPU
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
         self._disabled = ["SkipLayerNormFusion"] if on_cpu else []
         self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
@@ -101,6 +105,7 @@ class OnnxRuntimeBackend:
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
             "provider": self._providers[0],
+            **({"no CUDA": reason} if (reason := why_no_cuda()) else {}),
             "precision": precision,
             "threads": str(options.threads or "all"),
         }

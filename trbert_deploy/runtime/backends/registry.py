@@ -20,46 +20,67 @@ class BackendInfo:
 
     Attributes:
         module: has a function ``open_backend(bundle, options) -> Backend``.
-        packages: top-level modules that it imports, the first of which names it.
-        extra: of this distribution, which brings them; empty for a plain installation.
+        packages: top-level modules that it imports.
+        extras: of this distribution; each of them brings these modules.
         precisions: what it can be asked to compute in; none where it decides for itself.
-        auto: whether ``auto`` considers it.
+        auto: whether ``auto`` tries it.
         concurrent: whether calls may come from several threads at once.
+        engines: whether it runs compiled code that lies in the bundle, instead of its graphs.
+        distributions: on whose versions the time depends that it takes.
     """
 
     module: str
     packages: tuple[str, ...]
-    extra: str = ""
+    extras: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     auto: bool = False
     concurrent: bool = True
+    engines: bool = False
+    distributions: tuple[str, ...] = ()
 
 
 _HERE = "trbert_deploy.runtime.backends"
+#: What multiplies matrices on NVIDIA GPUs, for CUDA 13 and for CUDA 12.
+_CUDA = ("nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cudnn-cu12")
 
-#: Name -> backend. One line per backend.
+#: Name -> backend. One entry per backend.
 BACKENDS: dict[str, BackendInfo] = {
     "onnxruntime": BackendInfo(
-        f"{_HERE}.onnxruntime", ("onnxruntime",), "", ("fp32", "int8"), auto=True
+        f"{_HERE}.onnxruntime",
+        ("onnxruntime",),
+        ("cpu", "gpu"),
+        ("fp32", "int8"),
+        auto=True,
+        distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
     ),
     "openvino": BackendInfo(
-        f"{_HERE}.openvino", ("openvino",), "openvino", ("fp32", "bf16", "int8"), auto=True
+        f"{_HERE}.openvino",
+        ("openvino",),
+        ("openvino",),
+        ("fp32", "bf16", "int8"),
+        auto=True,
+        distributions=("openvino",),
     ),
     "tensorrt": BackendInfo(
         f"{_HERE}.tensorrt.backend",
         ("tensorrt", "tensorrt_rtx", "cuda"),
-        "tensorrt",
+        ("tensorrt-rtx", "tensorrt"),
+        ("fp16", "bf16", "fp32"),
+        auto=True,
         concurrent=False,
+        engines=True,
+        distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
     ),
-    "torch": BackendInfo(
+    "torch": BackendInfo(  # the reference of the others; servers have no PyTorch
         "trbert_deploy.modeling.torch_backend",
         ("torch", "transformers", "safetensors"),
-        "export",
+        ("export",),
         ("fp32",),
+        distributions=("torch",),
     ),
 }
 DEFAULT_BACKEND = "onnxruntime"
-AUTO = "auto"  # the fastest that is installed and good enough (autotune)
+AUTO = "auto"  # the fastest of those that it tries and that answer alike (autotune)
 
 
 def register_backend(name: str, info: BackendInfo) -> None:
@@ -84,7 +105,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
         missing = (problem.name or "").partition(".")[0]
         if missing not in info.packages:
             raise
-        raise MissingDependencyError(f"backend {name}", missing, info.extra) from None
+        raise MissingDependencyError(f"backend {name}", missing, *info.extras) from None
     backend: Backend = module.open_backend(bundle, options)
     return backend
 
@@ -100,4 +121,17 @@ def require_precision(name: str, precision: str | None) -> None:
         raise ConfigError(
             f"backend {name} cannot be asked for {precision}: expected "
             f"{' or '.join(offered) or 'none, it chooses'}"
+        )
+
+
+def require_no_engines(name: str) -> None:
+    """Refuse the backend called ``name`` where engines are to be ignored.
+
+    Raises:
+        ConfigError: it runs nothing else.
+    """
+    if name in BACKENDS and BACKENDS[name].engines:
+        raise ConfigError(
+            f"backend {name} runs the bundle's engines, which are to be ignored (--no-engines): "
+            "choose another backend"
         )

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from trbert_deploy.files import staged_file
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
@@ -75,9 +74,8 @@ class Guide:
         """Write the guide, whole or not at all."""
         tensors = {f"{_TEACHER}{name}": values for name, values in self.answers.items()}
         tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
-        with staged_file(path) as staging:
-            stored = {name: torch.from_numpy(array) for name, array in tensors.items()}
-            write_safetensors(staging, {"starts": torch.from_numpy(self.starts), **stored})
+        stored = {name: torch.from_numpy(array) for name, array in tensors.items()}
+        write_safetensors(path, {"starts": torch.from_numpy(self.starts), **stored})
 
     @classmethod
     def load(cls, path: Path) -> Guide:

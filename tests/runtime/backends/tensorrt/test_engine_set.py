@@ -108,6 +108,17 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["key"].update(graphs=3),
         lambda data: data["key"]["profiles"][0].update(min_length=0),
         lambda data: data["key"]["profiles"][0].update(min_length="1"),
+        lambda data: data["key"]["profiles"][0].update(min_batch=1.5),
+        lambda data: data["key"].update(compute_capability=8.6),
+        lambda data: data["key"]["graphs"].update(dense=None),
+        lambda data: data["key"]["graphs"].update({"two\nlines": "0" * 64}),
+        lambda data: data["engines"][0].update(name=["segment_0"]),
+        lambda data: data["engines"][0].update(size_bytes="many"),
+        lambda data: data["engines"][0].update(build_seconds=None),
+        lambda data: data["engines"][0].update(name="../dense"),
+        lambda data: data["engines"][0].update(name="/dense"),
+        lambda data: data["engines"][0].update(name=".."),
+        lambda data: data["engines"][0].update(name="..\\dense"),
         lambda data: data.update(engines=[{"name": "dense"}]),
         lambda data: data.update(parity=None),
         lambda data: data["key"].update(compute_capability=8.6),
@@ -143,7 +154,7 @@ def test_engines_of_other_weights(bundle: Bundle, engine_set: EngineSet) -> None
     "change",
     [
         lambda data: data["key"]["graphs"].update(segment_0="0" * 64),
-        lambda data: data["engines"].pop(0),
+        lambda data: data["key"]["graphs"].pop("segment_0"),
     ],
 )
 def test_engines_of_other_graphs(
@@ -154,14 +165,71 @@ def test_engines_of_other_graphs(
         EngineSet.open(engine_set.path, bundle)
 
 
-def test_engine_of_a_graph_that_the_bundle_has_not(bundle: Bundle, engine_set: EngineSet) -> None:
-    def add(data: dict[str, Any]) -> None:
-        data["engines"].append({**data["engines"][0], "name": "../dense"})
-        data["key"]["graphs"]["../dense"] = "0" * 64
-
-    edit(engine_set, add)
-    with pytest.raises(EngineError, match=r"was not built from the graph \.\./dense"):
+def test_graph_that_the_bundle_has_not(bundle: Bundle, engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data["key"]["graphs"].update(extra="0" * 64))
+    with pytest.raises(EngineError, match="was not built from the graph extra"):
         EngineSet.open(engine_set.path, bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        (lambda engines: engines.append({**engines[0], "name": "extra"}), "dense, extra, segment"),
+        (lambda engines: engines.append(dict(engines[0])), "dense, segment_0, segment_0"),
+        (lambda engines: engines.pop(0), "dense, segment_1, segment_2: expected"),
+    ],
+)
+def test_engines_listed_are_one_for_each_graph(
+    bundle: Bundle,
+    engine_set: EngineSet,
+    change: Callable[[list[dict[str, Any]]], object],
+    listed: str,
+) -> None:
+    (engine_set.path / "extra.engine").write_text("engine of segment_0")
+    edit(engine_set, lambda data: change(data["engines"]))
+    with pytest.raises(EngineError, match=f"lists the engines {listed}") as caught:
+        EngineSet.open(engine_set.path, bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_engine_that_is_not_listed(bundle: Bundle, engine_set: EngineSet) -> None:
+    (engine_set.path / "segment_3.engine").write_text("engine of somebody")
+    (engine_set.path / "notes.txt").write_text("no engine")
+    with pytest.raises(EngineError, match=r"segment_3\.engine is not listed in manifest\.json"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+@pytest.mark.parametrize("target", ["../../outside", "../outside", "/{}/outside"])
+def test_link_out_of_the_directory(bundle: Bundle, engine_set: EngineSet, target: str) -> None:
+    engine = engine_set.path / "dense.engine"
+    outside = engine_set.path / target.format(bundle.path)
+    engine.rename(outside)
+    engine.symlink_to(outside)
+    with pytest.raises(EngineError, match=r"dense\.engine is a link out of its directory"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def test_what_is_read_is_what_was_found_sound(
+    engine_set: EngineSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is replaced the moment after it was read changes nothing."""
+    read_once = Path.read_bytes
+
+    def replaced_behind(path: Path) -> bytes:
+        data = read_once(path)
+        path.write_bytes(b"engine of another")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", replaced_behind)
+    assert engine_set.read("dense") == b"engine of dense"
+    with pytest.raises(EngineError, match=r"dense\.engine was altered"):
+        engine_set.read("dense")
+
+
+def test_engine_that_is_gone(engine_set: EngineSet) -> None:
+    (engine_set.path / "dense.engine").unlink()
+    with pytest.raises(EngineError, match=r"dense\.engine is missing"):
+        engine_set.read("dense")
 
 
 @pytest.mark.parametrize(
@@ -186,6 +254,86 @@ def test_half_precision_is_preferred(bundle: Bundle) -> None:
     assert find_engine_set(bundle, *HERE).manifest.key.precision == "fp16"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_precision_can_be_chosen(bundle: Bundle, precision: str) -> None:
+    for each in ("fp16", "bf16", "fp32"):
+        write_set(bundle, each)
+    found = find_engine_set(bundle, *HERE, precision)
+    assert found.manifest.key.precision == precision
+
+
+def make_stale(engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data["key"].update(weights_sha256="0" * 64))
+
+
+def make_old(engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data["key"].update(version="1.6"))
+
+
+def damage(engine_set: EngineSet) -> None:
+    (engine_set.path / "segment_1.engine").write_text("engine")
+
+
+def rename(engine_set: EngineSet) -> None:
+    edit(engine_set, lambda data: data["key"].update(precision="fp32"))
+
+
+UNFIT = [
+    (make_stale, "was built from other weights"),
+    (make_old, r"was built for TensorRT rtx 1\.6, here is rtx 1\.7\.1"),
+    (damage, r"segment_1\.engine was altered or truncated"),
+    (rename, "holds the engines of rtx-fp32-sm86"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), UNFIT)
+def test_an_unfit_set_hides_no_other(
+    bundle: Bundle, spoil: Callable[[EngineSet], None], reason: str
+) -> None:
+    spoil(write_set(bundle, "fp16"))
+    write_set(bundle, "bf16")
+    with pytest.warns(UserWarning, match="engines rtx-bf16-sm86: rtx-fp16-sm86 .*" + reason):
+        assert find_engine_set(bundle, *HERE).manifest.key.precision == "bf16"
+    assert find_engine_set(bundle, *HERE, "bf16").manifest.key.precision == "bf16"  # no warning
+
+
+@pytest.mark.parametrize(("spoil", "reason"), UNFIT)
+def test_the_chosen_precision_alone_is_taken(
+    bundle: Bundle, spoil: Callable[[EngineSet], None], reason: str
+) -> None:
+    spoil(write_set(bundle, "fp16"))
+    write_set(bundle, "bf16")
+    with pytest.raises(EngineError, match=rf"capability 8\.6 in fp16: rtx-fp16-sm86 .*{reason}"):
+        find_engine_set(bundle, *HERE, "fp16")
+    with pytest.raises(EngineError, match=r"in fp32: rtx-bf16-sm86 .*is not rtx-fp32-sm86"):
+        find_engine_set(bundle, *HERE, "fp32")
+
+
+def test_each_set_that_does_not_fit_is_named(bundle: Bundle) -> None:
+    make_stale(write_set(bundle, "fp16"))
+    damage(write_set(bundle, "bf16"))
+    write_set(bundle, "fp32", capability="8.9")
+    with pytest.raises(EngineError) as caught:
+        find_engine_set(bundle, *HERE)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "rtx-fp16-sm86 is passed over (",
+        "other weights",
+        "rtx-bf16-sm86 is passed over (",
+        "was altered",
+        "rtx-fp32-sm89 is passed over (is not rtx-*-sm86)",
+    ):
+        assert part in message
+
+
+def test_a_build_in_progress_is_no_set(bundle: Bundle) -> None:
+    engine_set = write_set(bundle)
+    engine_set.path.rename(engine_set.path.with_name(f".{engine_set.path.name}.x"))
+    with pytest.raises(EngineError, match="has no engines: run trbert-deploy build-engine"):
+        find_engine_set(bundle, *HERE)
+
+
 def test_no_engines(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match="has no engines: run trbert-deploy build-engine"):
         find_engine_set(bundle, *HERE)
@@ -193,7 +341,7 @@ def test_no_engines(bundle: Bundle) -> None:
 
 def test_engines_for_other_gpus_alone(bundle: Bundle) -> None:
     write_set(bundle, capability="8.9")
-    with pytest.raises(EngineError, match=r"has engines rtx-fp16-sm89: .* needs rtx-\*-sm86"):
+    with pytest.raises(EngineError, match=r"no engines .* rtx-fp16-sm89 .* not rtx-\*-sm86"):
         find_engine_set(bundle, *HERE)
 
 

@@ -44,11 +44,11 @@ class TensorRTBackend:
         EngineError: no engines, or none that may run here.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str | None = None) -> None:
         self._library = load_tensorrt()
         capability = gpu_compute_capability()
         self._engine_set = find_engine_set(
-            bundle, self._library.flavour, self._library.version, capability
+            bundle, self._library.flavour, self._library.version, capability, precision
         )
         self._bundle = bundle
         self._runtime = self._library.module.Runtime(library_log(self._library))
@@ -235,5 +235,5 @@ class Device:
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TensorRTBackend:
-    """Open ``bundle`` with TensorRT (the engines choose; ``options`` has nothing for a GPU)."""
-    return TensorRTBackend(bundle)
+    """Open ``bundle`` with TensorRT, on engines of the wanted precision (threads mean nothing)."""
+    return TensorRTBackend(bundle, options.precision)

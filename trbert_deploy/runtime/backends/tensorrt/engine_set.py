@@ -7,11 +7,14 @@
 
 An engine fits one TensorRT version, one GPU architecture and one graph. Everything that must
 agree is in the manifest and checked before an engine is loaded. Names are declared here and
-nowhere else.
+nowhere else. Digests show damage, not who made a file: an engine is code, and runs as such.
 """
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +24,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.fields import known_fields, require_kind
-from trbert_deploy.files import read_json, sha256, write_json
+from trbert_deploy.files import read_json, write_json
 
 FORMAT_VERSION = 1
 ENGINE_MANIFEST = "manifest.json"
@@ -35,7 +38,9 @@ _RENAMED = {
 #: In the order in which a runtime prefers them.
 ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
 
-_REBUILD = "run trbert-deploy build-engine again"
+_BUILD = "run trbert-deploy build-engine"
+_REBUILD = f"{_BUILD} again"
+_SUFFIX = ".engine"
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Profile:
     def __post_init__(self) -> None:
         batches = (1, self.min_batch, self.opt_batch, self.max_batch)
         lengths = (1, self.min_length, self.max_length)
+        if any(type(number) is not int for number in (*batches, *lengths)):
+            raise ConfigError(f"profile {self}: expected whole numbers")
         if sorted(batches) != list(batches) or sorted(lengths) != list(lengths):
             raise ConfigError(f"profile {self}: expected ascending numbers from 1")
 
@@ -73,12 +80,12 @@ def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
 
 def engine_file(name: str) -> str:
     """File name of the engine of the graph called ``name``."""
-    return f"{name}.engine"
+    return f"{name}{_SUFFIX}"
 
 
 @dataclass(frozen=True)
 class EngineFile:
-    """One engine.
+    """One engine, a plain file in the set's directory.
 
     Attributes:
         name: the graph's name in the bundle.
@@ -87,6 +94,10 @@ class EngineFile:
         scratch_bytes: GPU memory that the largest profile needs beside weights, inputs and
             outputs; None where the builder did not tell.
         build_seconds: time to build it.
+
+    Raises:
+        TypeError: an entry of another kind.
+        ValueError: the name leads elsewhere.
     """
 
     name: str
@@ -94,6 +105,15 @@ class EngineFile:
     size_bytes: int
     scratch_bytes: int | None
     build_seconds: float
+
+    def __post_init__(self) -> None:
+        _require_strings(self.name, self.sha256)
+        if type(self.size_bytes) is not int or type(self.scratch_bytes) not in (int, type(None)):
+            raise TypeError(f"size of the engine {self.name}: expected a whole number of bytes")
+        if type(self.build_seconds) not in (int, float):
+            raise TypeError(f"build time of the engine {self.name}: expected a number")
+        if not self.name or any(part in self.name for part in ("/", "\\", "..")):
+            raise ValueError(f"engine {self.name!r}: expected a plain file name")
 
     @property
     def file(self) -> str:
@@ -111,6 +131,9 @@ class EngineKey:
         profiles: of every engine, in ascending length.
         weights_sha256: of the bundle's file of weights.
         graphs: SHA-256 of each graph.
+
+    Raises:
+        TypeError: an entry of another kind.
     """
 
     flavour: str
@@ -121,10 +144,20 @@ class EngineKey:
     weights_sha256: str
     graphs: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        _require_strings(self.flavour, self.version, self.compute_capability, self.precision)
+        _require_strings(self.weights_sha256, *self.graphs, *self.graphs.values())
+
     @property
     def directory(self) -> str:
         """Name of the set's directory in the bundle's ``engines/``."""
         return set_directory(self.flavour, self.precision, self.compute_capability)
+
+
+def _require_strings(*values: object) -> None:
+    for value in values:
+        if not isinstance(value, str) or not value.isprintable():  # errors name it in one line
+            raise TypeError(f"{value!r}: expected a plain string")
 
 
 def set_directory(flavour: str, precision: str, compute_capability: str) -> str:
@@ -203,40 +236,58 @@ class EngineSet:
         """Open an engine set that was built from ``bundle`` as it is now.
 
         Raises:
-            EngineError: it is missing, damaged, of another format version, or was built from
-                other graphs or weights.
+            EngineError: it is missing, damaged, of another format version, was built from other
+                graphs or weights, or holds engines that its manifest or the bundle knows nothing
+                of.
         """
         manifest = EngineManifest.from_json(read_json(path / ENGINE_MANIFEST, EngineError))
         digests = bundle.manifest.files
         if manifest.key.weights_sha256 != digests[WEIGHTS]:
             raise EngineError(f"{path} was built from other weights than {bundle.path}; {_REBUILD}")
         expected = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-        built = {engine.name: manifest.key.graphs.get(engine.name) for engine in manifest.engines}
+        built = manifest.key.graphs
         for name in sorted(expected.keys() | built.keys()):
             if expected.get(name) != built.get(name):
                 raise EngineError(
                     f"{path} was not built from the graph {name} that {bundle.path} has; {_REBUILD}"
                 )
+        listed = sorted(engine.name for engine in manifest.engines)
+        if listed != sorted(expected):
+            raise EngineError(
+                f"{path} lists the engines {', '.join(listed)}: expected one for each graph of "
+                f"{bundle.path}, {', '.join(sorted(expected))}; {_REBUILD}"
+            )
+        for file in sorted(path.glob(f"*{_SUFFIX}")):
+            if file.name.removesuffix(_SUFFIX) not in expected:
+                raise EngineError(
+                    f"{file} is not listed in {ENGINE_MANIFEST}: remove it, or {_REBUILD}"
+                )
         for engine in manifest.engines:
-            if not (path / engine.file).is_file():
-                raise EngineError(f"{path / engine.file} is missing; {_REBUILD}")
+            file = path / engine.file
+            if not file.is_file():
+                raise EngineError(f"{file} is missing; {_REBUILD}")
+            if file.resolve().parent != path.resolve():
+                raise EngineError(f"{file} is a link out of its directory; {_REBUILD}")
         return cls(path, manifest)
 
     def read(self, name: str) -> bytes:
-        """The engine of the graph called ``name``.
+        """The engine of the graph called ``name``: the very bytes that were found sound.
 
         Raises:
-            EngineError: the file was altered or truncated since it was built.
+            EngineError: the file was altered, truncated or removed since it was built.
         """
         engine = self.manifest.engine(name)
         path = self.path / engine.file
-        if sha256(path) != engine.sha256:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise EngineError(f"{path} is missing; {_REBUILD}") from None
+        if hashlib.sha256(data).hexdigest() != engine.sha256:
             raise EngineError(
                 f"{path} was altered or truncated: its SHA-256 is not the one in "
-                f"{ENGINE_MANIFEST}; "
-                f"{_REBUILD}"
+                f"{ENGINE_MANIFEST}; {_REBUILD}"
             )
-        return path.read_bytes()
+        return data
 
     def verify(self) -> None:
         """Read every engine.
@@ -246,6 +297,11 @@ class EngineSet:
         """
         for engine in self.manifest.engines:
             self.read(engine.name)
+
+    def remove(self) -> None:
+        """Delete the set; the manifest goes first, without which it is none."""
+        (self.path / ENGINE_MANIFEST).unlink()
+        shutil.rmtree(self.path)
 
     def require_fit(self, flavour: str, version: str, compute_capability: str) -> None:
         """Refuse engines that cannot run on this GPU with this TensorRT.
@@ -286,24 +342,69 @@ def write_manifest(directory: Path, manifest: EngineManifest) -> None:
     write_json(directory / ENGINE_MANIFEST, manifest.to_json())
 
 
+def engine_set_names(bundle: Bundle) -> list[str]:
+    """Names of the bundle's engine sets, whether they fit or not."""
+    names = (path.parent.name for path in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
+    return sorted(name for name in names if not name.startswith("."))  # a build in progress
+
+
 def find_engine_set(
-    bundle: Bundle, flavour: str, version: str, compute_capability: str
+    bundle: Bundle,
+    flavour: str,
+    version: str,
+    compute_capability: str,
+    precision: str | None = None,
 ) -> EngineSet:
-    """The bundle's engine set for this TensorRT and GPU; half precision is preferred.
+    """The bundle's sound engine set for this TensorRT and GPU; half precision is preferred.
+
+    Sets that would have been preferred and are stale or damaged are passed over, with a warning.
+
+    Args:
+        precision: the only one to take; None takes any.
 
     Raises:
-        EngineError: there are no engines, or those there are do not fit, with the reason.
+        EngineError: there are no engines, or none that fit: each is named with the reason.
     """
-    names = sorted(path.parent.name for path in bundle.engines_path.glob(f"*/{ENGINE_MANIFEST}"))
+    names = engine_set_names(bundle)
     if not names:
-        raise EngineError(f"{bundle.path} has no engines: run trbert-deploy build-engine")
-    for precision in ENGINE_PRECISIONS:
-        name = set_directory(flavour, precision, compute_capability)
-        if name in names:
-            engine_set = EngineSet.open(bundle.engines_path / name, bundle)
+        raise EngineError(f"{bundle.path} has no engines: {_BUILD}")
+    unfit: dict[str, str] = {}
+    for each in ENGINE_PRECISIONS if precision is None else (precision,):
+        name = set_directory(flavour, each, compute_capability)
+        if name not in names:
+            continue
+        try:
+            engine_set = _sound_set(bundle, name)
             engine_set.require_fit(flavour, version, compute_capability)
-            return engine_set
+        except EngineError as problem:
+            unfit[name] = str(problem).removesuffix(f"; {_REBUILD}")
+            continue
+        if unfit:
+            warnings.warn(f"running the engines {name}: {_reasons(unfit)}", stacklevel=2)
+        return engine_set
+    needed = set_directory(flavour, precision or "*", compute_capability)
+    unfit |= {name: f"is not {needed}" for name in names if name not in unfit}
     raise EngineError(
-        f"{bundle.path} has engines {', '.join(names)}: this GPU with this TensorRT needs "
-        f"{set_directory(flavour, '*', compute_capability)}; run trbert-deploy build-engine here"
+        f"{bundle.path} has no engines that can run here, with {flavour} {version} and compute "
+        f"capability {compute_capability}{f' in {precision}' if precision else ''}: "
+        f"{_reasons(unfit)}; {_BUILD} here"
     )
+
+
+def _sound_set(bundle: Bundle, name: str) -> EngineSet:
+    """The engine set called ``name``, every byte of it read.
+
+    Raises:
+        EngineError: it is stale or damaged, or another set under this name.
+    """
+    engine_set = EngineSet.open(bundle.engines_path / name, bundle)
+    if engine_set.manifest.key.directory != name:
+        raise EngineError(
+            f"{engine_set.path} holds the engines of {engine_set.manifest.key.directory}"
+        )
+    engine_set.verify()
+    return engine_set
+
+
+def _reasons(unfit: Mapping[str, str]) -> str:
+    return "; ".join(f"{name} is passed over ({reason})" for name, reason in unfit.items())

@@ -61,7 +61,6 @@ class MissingTensorRTError(MissingDependencyError):
     """No TensorRT is installed; says which one suits which GPU."""
 
     def __init__(self, flavour: str | None) -> None:
-        self.extra = "tensorrt" if flavour == "tensorrt" else "tensorrt-rtx"
         wanted = FLAVOURS[flavour] if flavour else "TensorRT"
         ImportError.__init__(
             self,

@@ -1,0 +1,49 @@
+"""What the process runs on, as the system tells it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trbert_deploy import machine
+from trbert_deploy.machine import describe_machine, gpus
+
+RELEASE = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
+    "GCC version:  gcc version 15.3.0 (GCC)\n"
+)
+INFORMATION = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 41\nGPU Firmware: \t 580.159.04\n"
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the driver would tell of its GPUs; it is not there yet."""
+    directory = tmp_path / "nvidia"
+    monkeypatch.setattr(machine, "_NVIDIA", directory)
+    return directory
+
+
+def tell(driver: Path, *information: str) -> None:
+    driver.mkdir()
+    (driver / "version").write_text(RELEASE)
+    for number, text in enumerate(information):
+        place = driver / "gpus" / f"0000:00:0{number}.0"
+        place.mkdir(parents=True)
+        (place / "information").write_text(text)
+
+
+def test_gpus_are_named_with_their_driver(driver: Path) -> None:
+    tell(driver, INFORMATION, INFORMATION.replace("H100 80GB HBM3", "L4"))
+    assert gpus() == [
+        "NVIDIA H100 80GB HBM3, driver 580.159.04",
+        "NVIDIA L4, driver 580.159.04",
+    ]
+    assert describe_machine()["gpus"] == "; ".join(gpus())
+
+
+def test_a_machine_without_a_gpu_names_none(driver: Path) -> None:
+    assert gpus() == []
+    assert "gpus" not in describe_machine()
+    tell(driver)  # the driver without a GPU
+    assert gpus() == []
