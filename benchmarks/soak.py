@@ -13,12 +13,14 @@ Exit code 3: the memory grew too much, or an answer was wrong.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -137,22 +139,45 @@ def whole_words(pipeline: Pipeline) -> tuple[list[str], int]:
     return [word for word, size in zip(words, lengths, strict=True) if size == least], least - 1
 
 
-def requests(
-    words: Sequence[str], special: int, longest: int, seed: int = 0
-) -> Iterator[list[str]]:
-    """Requests without end: one text, or up to 32, mostly short, a fifth of any length.
+def request(words: Sequence[str], special: int, longest: int, seed: int, number: int) -> list[str]:
+    """One text, or up to 32, mostly short, a fifth of any length; the same for the same number.
 
     Args:
         special: tokens that stand around a text.
         longest: most tokens of a text, those included.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, number))
     most = longest - special
-    while True:
-        size = 1 if rng.random() < 0.5 else int(min(2 + rng.geometric(0.15), 32))
-        short = np.exp(rng.normal(np.log(max(most / 8, 1)), 0.8, size)).astype(int)
-        lengths = np.where(rng.random(size) < 0.2, rng.integers(1, most + 1, size), short)
-        yield [" ".join(rng.choice(words, length)) for length in np.clip(lengths, 1, most)]
+    size = 1 if rng.random() < 0.5 else int(min(2 + rng.geometric(0.15), 32))
+    short = np.exp(rng.normal(np.log(max(most / 8, 1)), 0.8, size)).astype(int)
+    lengths = np.where(rng.random(size) < 0.2, rng.integers(1, most + 1, size), short)
+    return [" ".join(rng.choice(words, length)) for length in np.clip(lengths, 1, most)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What tells an answer from another, in a few bytes: thousands are kept while memory is read.
+
+    Attributes:
+        label: its label.
+        scores: of every label.
+        survivors: digest of their positions.
+    """
+
+    label: str
+    scores: tuple[float, ...]
+    survivors: bytes
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> Answer:
+        places = repr([cut.positions for cut in prediction.kept]).encode()
+        digest = hashlib.blake2b(places, digest_size=16).digest()
+        return cls(sys.intern(prediction.label), tuple(prediction.scores.values()), digest)
+
+    def is_like(self, other: Answer) -> bool:
+        """Whether both have the same survivors, and the same scores within the tolerance."""
+        apart = (abs(one - two) for one, two in zip(self.scores, other.scores, strict=True))
+        return self.survivors == other.survivors and max(apart) <= TOLERANCE
 
 
 def soak(
@@ -172,49 +197,46 @@ def soak(
     """
     step = max(WARM_UP, texts // READINGS)
     words, special = whole_words(pipeline)
-    stream = requests(words, special, pipeline.tokenizer.max_length, seed)
+    asked = partial(request, words, special, pipeline.tokenizer.max_length, seed)
     lengths: set[int] = set()
     readings: list[Reading] = []
-    repeated: list[tuple[list[str], list[Prediction]]] = []
+    repeated: dict[int, list[Answer]] = {}  # by the number of the request
+    numbers = count()
     done = 0
 
-    def answer(request: list[str]) -> list[Prediction]:
-        return pipeline(request, return_kept=True)
+    def answers(texts: list[str]) -> list[Prediction]:
+        return pipeline(texts, return_kept=True)
 
     with ThreadPoolExecutor(callers) as pool:
         while done < texts:
-            part: list[list[str]] = []
+            part: dict[int, list[str]] = {}
             wanted = WARM_UP if not readings else step
-            while sum(map(len, part)) < wanted:
-                part.append(next(stream))
-            answers = list(pool.map(answer, part))
-            done += sum(map(len, part))
-            lengths.update(each.num_tokens for row in answers for each in row)
+            while sum(map(len, part.values())) < wanted:
+                number = next(numbers)
+                part[number] = asked(number)
+            for number, row in zip(part, pool.map(answers, part.values()), strict=True):
+                done += len(row)
+                lengths.update(each.num_tokens for each in row)
+                if number == max(part) and len(repeated) < REPEATED:
+                    repeated[number] = [Answer.of(each) for each in row]
             readings.append(Reading(done, len(lengths), Memory.of_this_process()))
-            if len(repeated) < REPEATED:
-                repeated.append((part[-1], answers[-1]))
             progress("soak", min(done, texts), texts)
-    return Soak(tuple(readings), *compare(repeated, opened_anew(), float32()))
+    requests = [(asked(number), row) for number, row in repeated.items()]
+    return Soak(tuple(readings), *compare(requests, opened_anew(), float32()))
 
 
 def compare(
-    repeated: Sequence[tuple[list[str], list[Prediction]]], opened_anew: Pipeline, float32: Pipeline
+    repeated: Sequence[tuple[list[str], list[Answer]]], opened_anew: Pipeline, float32: Pipeline
 ) -> tuple[int, int, float]:
     """Texts answered again, those that got another answer, and the share PyTorch labels alike."""
-    count = wrong = alike = 0
-    for request, answers in repeated:
-        again = opened_anew(request, return_kept=True)
-        for one, other, reference in zip(answers, again, float32(request), strict=True):
-            count += 1
-            wrong += not same(one, other)
+    texts = wrong = alike = 0
+    for asked, answers in repeated:
+        again = opened_anew(asked, return_kept=True)
+        for one, other, reference in zip(answers, again, float32(asked), strict=True):
+            texts += 1
+            wrong += not one.is_like(Answer.of(other))
             alike += one.label == reference.label
-    return count, wrong, alike / count
-
-
-def same(one: Prediction, other: Prediction) -> bool:
-    """Whether two answers have the same survivors, and the same scores within the tolerance."""
-    apart = (abs(one.scores[label] - other.scores[label]) for label in one.scores)
-    return one.kept == other.kept and max(apart) <= TOLERANCE
+    return texts, wrong, alike / texts
 
 
 def draw(runs: dict[str, dict[str, Any]]) -> Figure:

@@ -66,6 +66,7 @@ FITTING = [
     (1, int), (-(2**63), int), (2**63 - 1, int), (1, float), (1.5, float), (True, bool), ("ä", str),
     ("no\u00a0break", str), ("", str), ([1, 2], tuple[int, ...]), ((), tuple[int, ...]),
     ({"a": 1}, Mapping[str, int]), ({}, Mapping[str, int]), (None, int | None), (3, int | None),
+    ([{"a": 1}], tuple[Mapping[str, int], ...]),
     (["B", 3], tuple[str | int, ...]), (None, Any), (nested(MOST_LEVELS - 1), Any),
 ]  # fmt: skip
 MISFITS = [
@@ -74,6 +75,7 @@ MISFITS = [
     (1, bool), (1, str), ("two\nlines", str), ("\0", str), ("\x85", str), ("\u2028", str),
     ("\ud800", str), (b"a", str), ("ab", tuple[str, ...]), ([1, "2"], tuple[int, ...]),
     ({"a": "1"}, Mapping[str, int]), ({"a\n": 1}, Mapping[str, int]), ([], Mapping[str, int]),
+    ([{"a": "1"}], tuple[Mapping[str, int], ...]), ([{3: 1}], tuple[Mapping[str, int], ...]),
     ("3", int | None), (nested(MOST_LEVELS), Any), (nested(100_000), Any), ([], Inner),
 ]  # fmt: skip
 

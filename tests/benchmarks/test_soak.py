@@ -102,8 +102,12 @@ def test_an_answer_that_changes_is_found(opened: Callable[[], Pipeline]) -> None
 def test_survivors_that_change_are_found(opened: Callable[[], Pipeline]) -> None:
     (answer,) = opened()(["a film that tells of a sailor"], return_kept=True)
     fewer = replace(answer.kept[0], positions=answer.kept[0].positions[:-1])
-    assert soak.same(answer, answer)
-    assert not soak.same(answer, replace(answer, kept=(fewer, *answer.kept[1:])))
+    own = soak.Answer.of(answer)
+    assert own.is_like(soak.Answer.of(answer))
+    assert not own.is_like(soak.Answer.of(replace(answer, kept=(fewer, *answer.kept[1:]))))
+    bad, good = own.scores
+    assert own.is_like(replace(own, scores=(bad + 0.0009, good - 0.0009)))
+    assert not own.is_like(replace(own, scores=(bad + 0.0011, good - 0.0011)))
 
 
 def reading(texts: int, mib: float) -> soak.Reading:
@@ -133,8 +137,9 @@ def test_the_exit_code_tells(
 def test_texts_are_of_every_length(opened: Callable[[], Pipeline]) -> None:
     pipeline = opened()
     words, special = soak.whole_words(pipeline)
-    stream = soak.requests(words, special, 64)
-    requests = [next(stream) for _ in range(300)]
+    requests = [soak.request(words, special, 64, 0, number) for number in range(300)]
+    assert requests[7] == soak.request(words, special, 64, 0, 7) != requests[8]
+    assert requests[7] != soak.request(words, special, 64, 1, 7)
     lengths = {len(row) for request in requests for row in pipeline.tokenize(request)}
     assert lengths == set(range(special + 1, 65))
     assert {1} < {len(request) for request in requests} and max(map(len, requests)) > 16

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ from hypothesis import strategies as st
 
 import trbert_deploy
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import DIGEST, MANIFEST, Manifest, _digest
-from trbert_deploy.errors import BundleError, StorageError
+from trbert_deploy.bundle.manifest import (
+    DIGEST,
+    MANIFEST,
+    Manifest,
+    _digest,
+    require_length,
+    write_manifest,
+)
+from trbert_deploy.errors import BundleError, ConfigError, LengthError, StorageError
 from trbert_deploy.files import sha256
 
 Change = Callable[[dict[str, Any]], None]
@@ -141,7 +150,12 @@ def nested(levels: int) -> Change:
         (lambda data: data["reduction"].update(version=9), "manifest is damaged .*version 9"),
         (lambda data: data["reduction"]["cuts"][1].update(position=9), "cut 9 is out of range"),
         (lambda data: data["encoder"].pop("num_heads"), "manifest is damaged"),
-        (lambda data: data["graphs"].pop(1), "graphs are segment_0, segment_2, dense: expected"),
+        (
+            lambda data: data["graphs"].pop(1),
+            "segment_0, segment_2, dense: expected segment_0, segment_1, segment_2, dense",
+        ),
+        (graph(0, inputs=[{"name": "a"}]), r"inputs has the fields \['name'\]"),
+        (graph(0, outputs=[{"name": 3, "dtype": "", "shape": []}]), "name of outputs is 3"),
         (lambda data: data.update(max_length=0), "max_length is 0: expected 1 to 64"),
         (lambda data: data.update(max_length=65), "max_length is 65: expected 1 to 64"),
         (lambda data: data.update(max_length="64"), "max_length of manifest is '64': expected int"),
@@ -152,10 +166,14 @@ def nested(levels: int) -> Change:
         (rule(round_to=4.0), "round_to of selection rule is 4.0: expected int"),
         (rule(kind="budget", value=1e300), "budget is 1e.300: expected a whole number"),
         (graph(0, name=["a"]), "name of graph is .* expected str"),
-        (graph(0, variants=["masked", "quick"]), "segment_0 has the variants masked, quick"),
+        (
+            graph(0, variants=["masked", "quick"]),
+            "segment_0 has the variants masked, quick: expected masked and others of dequantized, fus",
+        ),
         (graph(0, variants=["fused"]), "segment_0 has the variants fused: expected masked"),
         (graph(0, variants=["masked"] * 2), "segment_0 has the variants masked, masked"),
         (inputs(0, "hidden", "attention_mask"), "segment_0 takes hidden, .*: expected input_ids"),
+        (inputs(0, "input_ids", "hidden"), "segment_0 takes input_ids, hidden: expected input_ids"),
         (inputs(0, "input_ids", "words"), "segment_0 takes input_ids, words: expected input_ids"),
         (inputs(1, "input_ids"), "segment_1 takes input_ids: expected hidden"),
         (inputs(1, "hidden", "hidden"), "segment_1 takes hidden, hidden: expected hidden"),
@@ -222,3 +240,136 @@ def test_samples_are_texts(own_bundle: Path, line: str) -> None:
     rewrite(own_bundle, lambda data: data["files"].update({samples.name: sha256(samples)}))
     with pytest.raises(BundleError, match=r"samples\.jsonl"):
         Bundle.open(own_bundle).samples()
+
+
+def content_of(bundle: Path) -> dict[str, Any]:
+    content = json.loads((bundle / MANIFEST).read_text())
+    del content[DIGEST]
+    return content
+
+
+def read(content: dict[str, Any]) -> Manifest:
+    return Manifest.from_json({**content, DIGEST: _digest(content)})
+
+
+def test_everything_is_written_and_read_again(tiny_bundle: Path, tmp_path: Path) -> None:
+    content = {**content_of(tiny_bundle), "max_length": 1}
+    content |= {"training": {"seed": 3}, "parity": {"rows": [1]}, "made_by": {"torch": "2"}}
+    manifest = read(content)
+    assert (manifest.max_length, manifest.training, manifest.parity, manifest.made_by) == (
+        1, {"seed": 3}, {"rows": [1]}, {"torch": "2"},
+    )  # fmt: skip
+    write_manifest(tmp_path, manifest)
+    written = json.loads((tmp_path / MANIFEST).read_text())
+    assert Manifest.from_json(written) == manifest
+    assert {key: value for key, value in written.items() if key != DIGEST} == content
+    for key in ("training", "parity", "made_by"):  # an older release may not have known them
+        del content[key]
+    assert read(content) == replace(manifest, training={}, parity={}, made_by={})
+
+
+def test_graphs_follow_from_the_cuts(tiny_bundle: Path) -> None:
+    content = content_of(tiny_bundle)
+    first, _, last, dense = content["graphs"]
+    dense.pop("variants")
+    without = {**content, "reduction": {"version": 1, "cuts": []}, "graphs": [dense]}
+    assert [graph.variants for graph in read(without).graphs] == [("masked",)]
+    one = {"version": 1, "cuts": content["reduction"]["cuts"][:1]}
+    graphs = [first, {**last, "name": "segment_1"}, dense]
+    manifest = read({**content, "reduction": one, "graphs": graphs})
+    assert [graph.name for graph in manifest.graphs] == ["segment_0", "segment_1", "dense"]
+    assert manifest.graph("segment_1").answers == ("logits",)
+    assert manifest.graph("segment_0").answers == ("hidden_out", "keep_logit")
+    with pytest.raises(BundleError, match="graphs are dense: expected segment_0, segment_1, dense"):
+        read({**content, "reduction": one, "graphs": [dense]})
+
+
+@pytest.mark.parametrize(("name", "fits"), [("X", True), ("x" * 200, True), ("x" * 201, False)])
+def test_names_of_files_are_plain(tiny_bundle: Path, name: str, fits: bool) -> None:
+    content = content_of(tiny_bundle)
+    content["files"][name] = "0" * 64
+    if fits:
+        assert name in read(content).files
+    else:
+        with pytest.raises(BundleError, match=r"a file is called 'xxx.*: expected a plain name"):
+            read(content)
+
+
+def test_digests_that_are_missing_are_named_together(own_bundle: Path) -> None:
+    def drop(data: dict[str, Any]) -> None:
+        for name in ("tokenizer.json", "dense.onnx"):
+            del data["files"][name]
+
+    rewrite(own_bundle, drop)
+    with pytest.raises(BundleError, match=r"no digest of dense\.onnx, tokenizer\.json$"):
+        Bundle.open(own_bundle)
+
+
+def test_files_may_go_unverified_and_nothing_else(own_bundle: Path) -> None:
+    (own_bundle / "weights.safetensors").write_bytes(b"other")
+    unverified = Bundle.open(own_bundle, verify=False)
+    with pytest.raises(BundleError, match=r"weights\.safetensors was altered"):
+        Bundle.of(own_bundle, unverified.manifest)
+    (own_bundle / "weights.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"weights\.safetensors is missing"):
+        Bundle.open(own_bundle, verify=False)
+
+
+def test_what_is_read_is_what_was_opened(own_bundle: Path) -> None:
+    bundle, name = Bundle.open(own_bundle), "tokenizer.json"
+    file = own_bundle / name
+    content = file.read_bytes()
+
+    def read_it() -> None:
+        with bundle.reading(name) as path:
+            assert path == file
+
+    read_it()
+    os.utime(file, (1, 1))  # touched, as copying does
+    read_it()
+    file.write_bytes(content + b" ")
+    with pytest.raises(BundleError, match=r"json was replaced since the bundle was opened: load"):
+        read_it()
+    file.unlink()
+    with pytest.raises(BundleError, match="was replaced since"):
+        read_it()
+    file.write_bytes(content)
+    read_it()
+
+
+def test_an_unchanged_file_is_not_hashed_again(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(own_bundle)
+    monkeypatch.setattr("hashlib.file_digest", lambda *arguments: pytest.fail("hashed again"))
+    with bundle.reading("tokenizer.json", "weights.safetensors"):
+        pass
+
+
+def test_variants_and_their_files(opened: Bundle) -> None:
+    for variant, suffix in (("masked", ""), ("unmasked", ".unmasked"), ("fused", ".fused")):
+        assert opened.has_variant(variant)
+        opened.require_variant(variant)
+        assert opened.manifest.graph("dense").file_of(variant) == f"dense{suffix}.onnx"
+    for variant in ("int8", "dequantized"):
+        assert not opened.has_variant(variant)
+        with pytest.raises(
+            ConfigError, match="has no graphs with 8-bit weights: export it with --"
+        ):
+            opened.require_variant(variant)
+    with pytest.raises(ConfigError, match="has no other variant of its graphs: export the check"):
+        opened.require_variant("other")
+
+
+def test_a_variant_is_there_if_every_graph_has_it(opened: Bundle) -> None:
+    *others, dense = opened.manifest.graphs
+    graphs = (*others, replace(dense, variants=("masked",)))
+    partly = replace(opened, manifest=replace(opened.manifest, graphs=graphs))
+    assert partly.has_variant("masked") and not partly.has_variant("fused")
+
+
+def test_longer_rows_than_the_bundle_takes() -> None:
+    require_length(64, 64)
+    expected = "length 65 is more than the bundle takes: expected at most 64; train with --max-le"
+    with pytest.raises(LengthError, match=expected):
+        require_length(65, 64)

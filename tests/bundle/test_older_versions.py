@@ -9,6 +9,7 @@ import pytest
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.older_versions import upgraded
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -32,11 +33,26 @@ def test_a_bundle_of_version_2_answers_as_then(backend: str) -> None:
 
 
 def test_its_manifest_is_read_as_one_of_today() -> None:
+    written = json.loads((OLD / "bundle" / "manifest.json").read_text())
     manifest = Bundle.open(OLD / "bundle").manifest
     assert manifest.task == "text-classification"
-    assert set(manifest.graphs[0].variants) == {
-        "masked", "unmasked", "fused", "int8", "dequantized",
-    }  # fmt: skip
+    assert (manifest.files, manifest.max_length) == (written["files"], written["max_length"])
+    for graph, old in zip(manifest.graphs, written["graphs"], strict=True):
+        assert graph.variants == ("masked", "dequantized", "fused", "int8", "unmasked")
+        assert graph.name == old["name"]
+        assert [each.name for each in graph.inputs] == [each["name"] for each in old["inputs"]]
+
+
+def test_its_variants_are_those_whose_files_it_lists() -> None:
+    content = json.loads((OLD / "bundle" / "manifest.json").read_text())
+    files = ["dense.onnx", "dense.fused.onnx", "dense.fused.txt", "segment_0.int8.onnx", "a.onnx"]
+    content |= {"files": dict.fromkeys(files, ""), "graphs": [{"name": "dense", "inputs": []}]}
+    content["encoder"] = {"task": "another"}
+    today = upgraded(content)
+    assert today["format_version"] == 3 and today["encoder"] == {"task": "another"}
+    assert today["graphs"] == [{"name": "dense", "inputs": [], "variants": ["masked", "fused"]}]
+    assert "variants" not in content["graphs"][0]  # what was given stays as it is
+    assert upgraded(today) is today
 
 
 def test_its_8_bit_graphs_run() -> None:
