@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import SAMPLES, write_manifest
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, StorageError
 from trbert_deploy.files import read_directory, staged_directory
 
 READER = """
@@ -55,6 +56,12 @@ def test_a_bundle_that_is_replaced_can_always_be_opened(
     found, problem = reader.communicate()
     assert reader.returncode == 0, problem
     assert int(found) > 0
+
+
+def test_a_pipe_is_no_bundle(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="is a file: expected a directory"):
+        Bundle.open(tmp_path / "pipe")
 
 
 def test_a_directory_that_was_replaced_is_read_again(tmp_path: Path) -> None:
