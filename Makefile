@@ -13,12 +13,14 @@ EXTRAS := train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,dev
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint test-gpu bench-gpu clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
 	@echo "make test        style, types, import rules and tests"
 	@echo "make lint        style, types and import rules only"
+	@echo "make test-gpu    the tests that need an NVIDIA GPU"
+	@echo "make bench-gpu   the chain against the dense model on a GPU: docs/performance-gpu.md"
 	@echo "make clean       remove .venv, caches and build outputs"
 
 quickstart: $(STAMP)
@@ -37,6 +39,12 @@ lint: $(STAMP)
 	@$(BIN)/mypy
 	@echo "== import rules"
 	@$(BIN)/lint-imports
+
+test-gpu: $(STAMP)
+	@$(BIN)/pytest -n 0 -m gpu $(ARGS)
+
+bench-gpu: $(STAMP)
+	@$(BIN)/python benchmarks/gpu.py --output docs/performance-gpu.md $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(TOOL_CACHES) build dist *.egg-info
