@@ -10,9 +10,11 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -22,12 +24,12 @@ from host_cuda import HostCuda
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS, GraphDescription
 from trbert_deploy.errors import DeviceError, EngineError, LengthError
-from trbert_deploy.runtime.backends.backend import BackendOptions, Graph
+from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
+from trbert_deploy.runtime.backends.tensorrt import backend as backend_module
 from trbert_deploy.runtime.backends.tensorrt import device
-from trbert_deploy.runtime.backends.tensorrt.backend import EngineGraph, row_ranges
-from trbert_deploy.runtime.backends.tensorrt.device import Device
+from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
     EngineManifest,
@@ -115,38 +117,48 @@ class HostEngine:
         return 1000 * (profile + 1)
 
 
-class HostBackend:
-    """The graphs of a bundle as ``EngineGraph``s on the host."""
-
-    def __init__(self, bundle: Bundle, cuda: HostCuda) -> None:
-        digests = bundle.manifest.files
-        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
-        engine_set = EngineSet(bundle.engines_path, EngineManifest(key, (), {}))
-        library = TensorRT("rtx", HostModule(), "1.0")
-        self.description: dict[str, str] = {}
-        self.max_padding = 0.05
-        self.device = Device()
-        self.engines = {
-            graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)
-            for graph in bundle.manifest.graphs
-        }
-        self.graphs: dict[str, Graph] = {
-            name: EngineGraph(library, engine, engine.graph, engine_set, self.device)
-            for name, engine in self.engines.items()
-        }
-
-    def graph(self, name: str) -> Graph:
-        return self.graphs[name]
-
-
 class HostModule:
-    """As much of TensorRT's module as running an engine needs."""
+    """As much of TensorRT's module as running engines needs."""
 
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
     class ILogger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)
+
+    def __init__(self, engines: Mapping[str, HostEngine]) -> None:
+        self.engines = engines
+
+    def Runtime(self, log: object) -> SimpleNamespace:
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self.engines[data.decode()])
+
+
+class HostEngineSet(EngineSet):
+    """Engines that consist of their names."""
+
+    def read(self, name: str) -> bytes:
+        return name.encode()
+
+
+class HostBackend(TensorRTBackend):
+    """The backend as it is, with engines that run on the host."""
+
+    def __init__(self, bundle: Bundle, cuda: HostCuda) -> None:
+        digests = bundle.manifest.files
+        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
+        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
+        engine_set = HostEngineSet(bundle.engines_path, EngineManifest(key, (), {}))
+        self.engines = {
+            graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)
+            for graph in bundle.manifest.graphs
+        }
+        library = TensorRT("rtx", HostModule(self.engines), "1.0")
+        with mock.patch.multiple(
+            backend_module,
+            load_tensorrt=lambda: library,
+            gpu_compute_capability=lambda: "8.6",
+            find_engine_set=lambda *_: engine_set,
+        ):
+            super().__init__(bundle)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +222,7 @@ def test_graphs_share_their_scratch(host: HostBackend, cuda: HostCuda) -> None:
         host.graph("dense")(tokens(1, length))
     used = cuda.used_bytes
     host.graph("segment_0")(tokens(1, 48))
-    address = host.device.reserve("scratch", 2000)
+    address = host._device.reserve("scratch", 2000)
     assert cuda.memory[address].nbytes == 2000
     # The second graph brought its own outputs alone.
     hidden, keep_logit = 48 * 32 * 4, 48 * 4
@@ -344,7 +356,7 @@ def test_without_cuda_bindings() -> None:
 
 
 def test_the_log_keeps_errors_apart() -> None:
-    library = TensorRT("rtx", HostModule(), "1.0")
+    library = TensorRT("rtx", HostModule({}), "1.0")
     log: Any = library_log(library)
     for level, text in ((1, "wrong"), (3, "note"), (0, "broken"), (4, "chatter")):
         log.log(level, text)
