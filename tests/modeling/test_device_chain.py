@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modeling.families.test_survivors import CONFIGS, make_case
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
@@ -77,6 +78,26 @@ def test_as_the_numpy_chain(cuts: str, device: str, kind: type[DeviceChain]) -> 
     for _ in range(3):  # the second time is a recording's first
         assert_same(numpy_chain(model).run(rows), chain.run(rows))
         assert_same(numpy_chain(model).run_dense(rows), chain.run_dense(rows))
+
+
+@KINDS
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family(family: str, device: str, kind: type[DeviceChain]) -> None:
+    model = make_case(family, (1, 4)).model
+    with torch.no_grad():
+        for policy in model.policies:
+            policy.score.weight.mul_(50.0)  # decides clearly
+    rng = np.random.default_rng(0)
+    types = max(model.spec.token_types, 1)
+    rows = [
+        TokenRow(rng.integers(10, 90, length), rng.integers(0, types, length))
+        for length in (150, 3, 1, 77, 77)
+    ]
+    chain, expected = kind(model, device), numpy_chain(model).run(rows)
+    for _ in range(2):
+        assert_same(expected, chain.run(rows), atol=1e-5 if device == "cpu" else 1e-4)
+    assert 0 < sum(len(row.kept[1]) for row in expected) < sum(map(len, rows))
 
 
 @pytest.mark.parametrize("lengths", [(64,), (32, 32, 32), (1,), (1, 1)])
@@ -151,7 +172,7 @@ def test_half_precision_is_close_and_keeps_float32_where_it_must(
         module = chain.model.get_submodule(name)
         module.register_forward_hook(lambda _module, _given, made: seen.update({name: made.dtype}))
 
-    norm, product = "encoder.layers.0.attention.norm", "encoder.layers.0.attention.query"
+    norm, product = "encoder.layers.0.attention.norm", "encoder.layers.0.attention.merged"
     for name in (norm, product, "encoder.layers.3.feed_forward", "policies.0", "head.pooler"):
         note(name)
     expected, received = numpy_chain(model).run(rows), chain.run(rows)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trbert_deploy.batching import split_by_tokens
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.layout import RowsLayout
 from trbert_deploy.modeling.layouts.packed import PackedLayout
@@ -86,6 +87,9 @@ class DeviceChain:
         self.device = torch.device(device)
         self._dtype = PRECISIONS[precision]
         self.model = deepcopy(model).to(self.device).eval()
+        for module in self.model.encoder.layers.modules():
+            if isinstance(module, Attention):
+                module.merge()
         for module in self.model.encoder.layers.modules():
             if isinstance(module, nn.Linear):  # once, and not in every call
                 module.to(self._dtype)
