@@ -117,6 +117,15 @@ def test_other_rows_take_the_same_recording(device: str) -> None:
     assert len(chain._recordings) == 1
 
 
+def test_recordings_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RecordedChain, "MOST", 2)
+    model, chain = model_of("1,2"), RecordedChain(model_of("1,2"))
+    for length in (5, 6, 7, 7, 6, 5):
+        rows = rows_of(length)
+        assert_same(numpy_chain(model).run(rows), chain.run(rows))
+        assert len(chain._recordings) <= 2
+
+
 def test_more_survivors_than_there_is_room_for(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,8 @@ from trbert_deploy.modeling.device_chain import DeviceChain, PackedRows
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.fixed import FixedLayout
 from trbert_deploy.modeling.layouts.layout import RowsLayout
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 Computed = tuple[Outputs, list[RowsLayout]]
@@ -58,12 +60,20 @@ class RecordedChain(DeviceChain):
     Attributes:
         SPARE: of one row, the share of the tokens seen to survive that there is room for besides;
             sums over rows vary less.
+        MOST: recordings that are kept, each with memory of its own; the oldest goes first.
     """
 
     SPARE = 0.2
+    MOST = 32
 
-    def __init__(self, *arguments: object, **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        model: ReducedModel,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> None:
+        super().__init__(model, device, precision, max_batch_tokens)
         self._recordings: dict[Sizes, Recording] = {}
         self._room: dict[Sizes, tuple[int, ...]] = {}
 
@@ -99,6 +109,8 @@ class RecordedChain(DeviceChain):
             room = [min(_up(int(left * more), 64), sizes.tokens) for left in seen]
             before = self._room.get(sizes, (0,) * len(room))
             self._room[sizes] = tuple(map(max, room, before))
+            if len(self._recordings) >= self.MOST:
+                del self._recordings[next(iter(self._recordings))]
             self._recordings[sizes] = Recording(sizes, self._room[sizes], compute, self.device)
             return computed
         return recording.replay(batch)
