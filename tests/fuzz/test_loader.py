@@ -55,9 +55,9 @@ def test_damage_is_refused_or_answered_rightly(
     workers = min(len(os.sched_getaffinity(0)), len(cases)) if wanted else 1
 
     def progress(verdicts: Verdicts) -> None:
-        done = verdicts.outcomes.total()
+        done, failed = verdicts.outcomes.total(), sum(map(len, verdicts.failures.values()))
         if wanted and done % 1000 == 0:
-            print(f"{done} of {wanted} cases, {len(verdicts.failures)} failed", flush=True)
+            print(f"{done} of {wanted} cases, {failed} failed", verdicts, flush=True)
 
     verdicts = judge_all(cases, originals, tmp_path, workers, progress)
     if single is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Graph, Tensors
 from trbert_deploy.runtime.backends.registry import open_backend
-from trbert_deploy.runtime.chain import Chain, Timing
-from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
+from trbert_deploy.runtime.scorers import PolicyScorer
+from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.rules import SelectionRule
 
 #: Cuts before any layer, inside one, next to each other; one, two, three of them, and none.
@@ -218,6 +220,28 @@ def test_rows_go_on_with_those_that_kept_as_many() -> None:
     ]
 
 
+def test_two_rows_are_not_padded_either() -> None:
+    backend = Watching(torch_backend("none"))
+    Chain(backend, ReductionConfig(), 4).run(rows_of(6, 3))
+    assert backend.calls == [("dense", (1, 3)), ("dense", (1, 6))]
+
+
+def test_a_backend_that_loses_rows_is_found() -> None:
+    class Losing(Watching):
+        def graph(self, name: str) -> Graph:
+            graph = self._backend.graph(name)
+
+            def call(inputs: Tensors) -> Tensors:
+                outputs = graph(inputs)
+                return {**outputs, "hidden_out": outputs["hidden_out"][:1]}
+
+            call.inputs = graph.inputs  # type: ignore[attr-defined]
+            return call  # type: ignore[return-value]
+
+    with pytest.raises(ValueError, match="is shorter than"):
+        Chain(Losing(torch_backend("1,2")), ReductionConfig.parse("1,2"), 4).run(rows_of(6, 6))
+
+
 def test_so_many_tokens_are_on_their_way_at_a_time() -> None:
     backend = Watching(torch_backend("1,2"))
     rows = rows_of(10, 30, 10, 20, 50)
@@ -233,6 +257,119 @@ def test_so_many_tokens_are_on_their_way_at_a_time() -> None:
 def test_no_rows_no_results(cuts: str) -> None:
     assert torch_chain(cuts).run([]) == []
     assert torch_chain(cuts).run_dense([]) == []
+
+
+def test_time_is_counted_once_and_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(1000))  # every look at the clock takes one
+    monkeypatch.setattr("trbert_deploy.runtime.chain.time.perf_counter", lambda: next(seconds))
+    timing = Timing()
+    chain = torch_chain("1,2", dense_below=10)
+    chain.run(rows_of(20), timing)
+    once = {"segment_0": 1, "segment_1": 1, "segment_2": 1}
+    assert (timing.graph_seconds, timing.total_seconds) == (once, 7)
+    assert timing.outside_share == pytest.approx(4 / 7)
+    chain.run(rows_of(20), timing)
+    assert timing.graph_seconds == dict.fromkeys(once, 2) and timing.total_seconds == 14
+    chain.run(rows_of(5, 20), timing)
+    assert timing.graph_seconds == {**dict.fromkeys(once, 3), "dense": 1}
+    assert timing.total_seconds == 14 + 3 + 7
+
+
+class Backwards:
+    """Scores tokens by their place, the last ones highest."""
+
+    def keep_logits(self, cut: int, batch: Sequence[TokenState], outputs: Tensors) -> np.ndarray:
+        longest = max(map(len, batch))
+        return np.tile(np.arange(longest, dtype=np.float32) + cut, (len(batch), 1))
+
+
+HALF = SelectionRule("ratio", 0.5)
+
+
+def test_another_scorer_takes_the_place_of_the_policy() -> None:
+    limits = {"max_batch_tokens": 70, "max_padding": 0.3, "dense_below": 30}
+    reduction = ReductionConfig.parse("1,2").with_rules((HALF, HALF))
+    own = Chain(torch_backend("1,2"), reduction, 4, **limits)
+    scored = own.scored_by(Backwards())
+    assert (scored.backend, scored.reduction) == (own.backend, own.reduction)
+    assert (scored.max_batch_tokens, scored.max_padding) == (70, 0.3)
+    assert scored.dense_below == 0  # whatever the number of tokens
+    (result,) = scored.run(rows_of(8))
+    assert [kept.tolist() for kept in result.kept] == [[0, 5, 6, 7], [0, 7]]
+
+
+def test_another_operating_point_changes_nothing_else() -> None:
+    limits = {"max_batch_tokens": 70, "max_padding": 0.3, "dense_below": 5}
+    scorer = Backwards()
+    own = Chain(torch_backend("1,2"), ReductionConfig.parse("1,2"), 4, **limits, scorer=scorer)
+    other = own.at(OperatingPoint(ratio=0.5))
+    assert [cut.rule for cut in other.reduction.cuts] == [HALF, HALF]
+    assert (other.backend, other.scorer) == (own.backend, scorer)
+    assert (other.max_batch_tokens, other.max_padding, other.dense_below) == (70, 0.3, 5)
+    assert [len(kept) for kept in other.run(rows_of(8))[0].kept] == [4, 2]
+    assert own.at(OperatingPoint(dense_below=9)).dense_below == 9
+    assert own.at(OperatingPoint(dense_below=0)).dense_below == 0
+    assert own.at(OperatingPoint(dense_below="auto")).dense_below == 5
+
+
+def test_what_is_not_said_is_the_backends_and_the_policys() -> None:
+    backend = Watching(torch_backend("1,2"))
+    backend.max_padding = 0.25
+    chain = Chain(backend, ReductionConfig.parse("1,2"), 4)
+    assert (chain.max_padding, chain.max_batch_tokens) == (0.25, MAX_BATCH_TOKENS)
+    assert chain.dense_below == 0 and isinstance(chain.scorer, PolicyScorer)
+    assert Chain(backend, ReductionConfig.parse("1,2"), 4, max_padding=0.0).max_padding == 0.0
+    assert Chain(backend, ReductionConfig(), 4, dense_below=9).dense_below == 0  # it is dense
+
+
+@pytest.mark.parametrize(
+    ("cuts", "below", "names"),
+    [
+        ("1,2", 0, ["segment_0", "segment_1", "segment_2"]),
+        ("1,2", 5, ["segment_0", "segment_1", "segment_2", "dense"]),
+        ("0.5", 0, ["segment_0", "segment_1"]),
+        ("none", 5, ["dense"]),
+    ],
+)
+def test_what_rows_will_pass_is_opened(cuts: str, below: int, names: list[str]) -> None:
+    opened: list[str] = []
+
+    class Opening(Watching):
+        def graph(self, name: str) -> Graph:
+            opened.append(name)
+            return super().graph(name)
+
+    Chain(Opening(torch_backend(cuts)), ReductionConfig.parse(cuts), 4, dense_below=below).open()
+    assert opened == names
+
+
+def test_padded_rows_come_with_a_mask_and_without_changing_their_kind() -> None:
+    given: list[dict[str, np.ndarray]] = []
+
+    class Noting(Watching):
+        def graph(self, name: str) -> Graph:
+            graph = self._backend.graph(name)
+
+            def call(inputs: Tensors) -> Tensors:
+                given.append(dict(inputs))
+                return graph(inputs)
+
+            call.inputs = graph.inputs  # type: ignore[attr-defined]
+            return call  # type: ignore[return-value]
+
+    reduction = ReductionConfig.parse("1").with_rules((HALF,))
+    rows = rows_of(6, 3)
+    Chain(Noting(torch_backend("1")), reduction, 4, max_padding=1.0).run(rows)
+    first, second = given
+    mask = [[True] * 3 + [False] * 3, [True] * 6]
+    assert first["attention_mask"].tolist() == mask and first["attention_mask"].dtype == bool
+    assert first["input_ids"].tolist() == [[*rows[1].input_ids, 0, 0, 0], [*rows[0].input_ids]]
+    assert first["input_ids"].dtype == first["token_type_ids"].dtype == np.int64
+    assert second["attention_mask"].tolist() == [[True, True, False], [True, True, True]]
+    assert second["hidden"].dtype == np.float32 and not second["hidden"][0, 2].any()
+    given.clear()
+    Chain(Noting(torch_backend("1")), reduction, 4, max_padding=1.0).run(rows_of(6, 6))
+    assert all("attention_mask" not in inputs for inputs in given)
 
 
 def test_timing_tells_graphs_from_the_rest() -> None:

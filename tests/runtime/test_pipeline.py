@@ -262,6 +262,14 @@ def test_a_tokenizer_that_fails_at_a_text_is_one_line(own_bundle: Path) -> None:
         changed(["\u20ac"])
 
 
+def test_special_tokens_have_a_name_for_each_number(own_bundle: Path) -> None:
+    def unname(data: dict[str, Any]) -> None:
+        data["post_processor"]["special_tokens"]["[CLS]"]["tokens"] = []
+
+    with pytest.raises(FileFormatError, match="special tokens with 2 numbers and 1 names"):
+        other_tokenizer(own_bundle, unname)
+
+
 class PanicException(BaseException):
     """As the tokenizers' library raises them."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,17 @@ def tokenizer_of(
         return TextTokenizer(path, limit, truncate)
 
 
+@contextmanager
+def _failing_in_one_line(what: str) -> Iterator[None]:
+    """Says of the library's failures, which are plain exceptions and panics, what they are of."""
+    try:
+        yield
+    except BaseException as problem:
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+            raise
+        raise FileFormatError(f"{what}: {first_line(problem)}") from None
+
+
 class TruncationWarning(UserWarning):
     """Texts were cut to the model's maximum length."""
 
@@ -80,14 +92,18 @@ class TextTokenizer:
     """
 
     def __init__(self, path: Path, max_length: int, truncate: bool = True) -> None:
-        try:
+        with _failing_in_one_line(f"{path} is not a readable tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as problem:  # noqa: BLE001 - the library raises plain Exception
-            reason = first_line(problem)
-            raise FileFormatError(f"{path} is not a readable tokenizer: {reason}") from None
         side = (self._tokenizer.truncation or {}).get("direction", "right")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        for nothing in ("", ("", "")):
+            special = self._tokenizer.encode_batch([nothing])[0]
+            if not len(special.ids) == len(special.tokens) == len(special.type_ids):
+                raise FileFormatError(
+                    f"{path} has special tokens with {len(special.ids)} numbers and "
+                    f"{len(special.tokens)} names: expected one name for each"
+                )
         least = self._tokenizer.num_special_tokens_to_add(is_pair=True) + 1
         if max_length < least:  # the library would cut nothing, without a word
             raise ConfigError(
@@ -136,15 +152,10 @@ class TextTokenizer:
                     raise DataError(f"{name} is empty: expected at least one word")
                 if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
                     raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
-        try:
+        with _failing_in_one_line(
+            f"the tokenizer cannot split {', '.join(names[:1])} or one behind it"
+        ):
             encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-        except BaseException as problem:
-            if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
-                raise
-            reason = first_line(problem)
-            raise FileFormatError(
-                f"the tokenizer cannot split {names[0]} or one behind it: {reason}"
-            ) from None
         return encodings
 
     def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
