@@ -14,7 +14,7 @@ EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,benchmarks,demo,de
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint faults fuzz soak mutants clean
+.PHONY: help quickstart test lint faults fuzz soak mutants test-gpu bench-gpu clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
@@ -24,6 +24,8 @@ help:
 	@echo "make fuzz        100,000 damaged bundles (half an hour); ARGS=--fuzz-case=N repeats one"
 	@echo "make soak        memory and answers over many texts; ARGS='BUNDLE --backend openvino'"
 	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
+	@echo "make test-gpu    the tests that need an NVIDIA GPU"
+	@echo "make bench-gpu   the chain against the dense model on a GPU: docs/performance-gpu.md"
 	@echo "make clean       remove .venv, caches and build outputs"
 
 quickstart: $(STAMP)
@@ -45,6 +47,7 @@ lint: $(STAMP)
 
 faults: $(STAMP)
 	@FAULTS=$(FAULTS) $(BIN)/pytest -n 0 -q -s tests/faults $(ARGS)
+
 fuzz: ARGS = --fuzz-cases=100000
 fuzz: $(STAMP)
 	@$(BIN)/pytest -n 0 -q -s tests/fuzz $(ARGS)
@@ -55,6 +58,12 @@ soak: $(STAMP)
 mutants: $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "mutmut>=3.8"
 	@$(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
+
+test-gpu: $(STAMP)
+	@$(BIN)/pytest -n 0 -m gpu $(ARGS)
+
+bench-gpu: $(STAMP)
+	@$(BIN)/python benchmarks/gpu.py --output docs/performance-gpu.md $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(TOOL_CACHES) mutants build dist *.egg-info

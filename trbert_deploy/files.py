@@ -112,7 +112,9 @@ def read_directory(directory: Path, read: Callable[[], Result]) -> Result:
 def _held_open(directory: Path) -> Iterator[Callable[[], bool]]:
     """Tells whether a directory is still the one that it is now; its number is not used again."""
     try:
-        handle = os.open(directory, os.O_RDONLY)
+        handle = os.open(
+            directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
+        )  # no pipe: it waits
     except OSError:  # missing, no directory, or one that only ``read`` can say something of
         yield lambda: True
         return

@@ -53,11 +53,17 @@ def killed(scratch: Path) -> Iterator[Victim]:
 
 
 def kill_everywhere(
-    killed: Victim, key: str, prepare: Prepare, check: Check, scratch: Path, points: list[Point]
+    killed: Victim,
+    key: str,
+    prepare: Prepare,
+    check: Check,
+    scratch: Path,
+    points: list[Point],
+    quick: int = QUICK,
 ) -> None:
     """Kill an action at some of ``points``, or at all, each in a directory that is made anew."""
-    assert len(points) > QUICK
-    chosen = points[::EVERY] if EVERY else some(points, QUICK)
+    assert len(points) > quick
+    chosen = points[::EVERY] if EVERY else some(points, quick)
     for number, point in enumerate(chosen):
         place = scratch / key / str(number)
         place.mkdir(parents=True)
@@ -212,7 +218,7 @@ def test_a_training_run(tokenizer_dir: Path, scratch: Path, killed: Victim) -> N
         assert tree(place) == whole
         assert not list(place.rglob(".*"))
 
-    kill_everywhere(killed, "train", lambda place: None, check, scratch, points)
+    kill_everywhere(killed, "train", lambda place: None, check, scratch, points, quick=4)
 
 
 def test_reports_and_what_is_remembered(scratch: Path, killed: Victim) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import SAMPLES, write_manifest
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, StorageError
 from trbert_deploy.files import read_directory, staged_directory
 
 READER = """
@@ -33,9 +34,9 @@ def replace(bundle: Path, source: Path) -> None:
         shutil.copytree(source, staging, dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("how", ["verify", "no verification"])
+@pytest.mark.parametrize(("how", "times"), [("verify", 200), ("no verification", 50)])
 def test_a_bundle_that_is_replaced_can_always_be_opened(
-    own_bundle: Path, tiny_bundle: Path, tmp_path: Path, how: str
+    own_bundle: Path, tiny_bundle: Path, tmp_path: Path, how: str, times: int
 ) -> None:
     other = Path(shutil.copytree(tiny_bundle, tmp_path / "other"))
     (other / SAMPLES).unlink()
@@ -49,12 +50,18 @@ def test_a_bundle_that_is_replaced_can_always_be_opened(
         text=True,
     )
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
-    for number in range(200):
+    for number in range(times):
         replace(own_bundle, other if number % 2 == 0 else tiny_bundle)
     (tmp_path / "done").touch()
     found, problem = reader.communicate()
     assert reader.returncode == 0, problem
     assert int(found) > 0
+
+
+def test_a_pipe_is_no_bundle(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="is a file: expected a directory"):
+        Bundle.open(tmp_path / "pipe")
 
 
 def test_a_directory_that_was_replaced_is_read_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The walk through the segments in PyTorch, over packed rows: training, validation, pictures.
+"""The walk through the segments in PyTorch, over packed rows: training, validation, GPUs.
 
 Tokens are really dropped here: behind every cut the packed tensor is shorter. What travels is one
 value, ``TokenState``.
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.layouts.layout import Layout
-from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import select
 
@@ -36,7 +35,7 @@ class TokenBatch(Protocol):
     @property
     def protected(self) -> Tensor: ...
     @property
-    def layout(self) -> PackedLayout: ...
+    def layout(self) -> RowsLayout: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class TokenState:
     """
 
     hidden: Tensor
-    layout: PackedLayout
+    layout: RowsLayout
     token: Tensor
     protected: Tensor
 
@@ -62,12 +61,12 @@ class TokenState:
         Args:
             keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
         """
-        kept = torch.nonzero(keep.flatten()).squeeze(1) % len(self.hidden)
-        counts = self.layout.row_sums(keep.float()).flatten().round().long()
-        positions = self.layout.positions.index_select(0, kept)
-        layout = PackedLayout(counts.cpu().numpy(), self.hidden.device, positions)
+        kept, layout = self.layout.compact(keep)
         return TokenState(
-            self.hidden.index_select(0, kept), layout, self.token[kept], self.protected[kept]
+            self.hidden.index_select(0, kept),
+            layout,
+            self.token.index_select(0, kept),
+            self.protected.index_select(0, kept),
         )
 
     def run(
@@ -156,10 +155,11 @@ def choose_by_rule(model: ReducedModel) -> Chooser:
 
     def choose(index: int, logit: Tensor, tokens: TokenState) -> Tensor:
         layout = tokens.layout
-        lengths = torch.from_numpy(layout.lengths).to(logit.device)
         rule = model.reduction.cuts[index].rule
+        if rule.kind == "threshold" and rule.round_to == 1:  # no row counts: all are as one
+            return select(logit[None], None, rule, tokens.protected[None])
         protected = layout.pad(tokens.protected)
-        return layout.unpad(select(layout.pad(logit), lengths, rule, protected))[None]
+        return layout.unpad(select(layout.pad(logit), layout.counts, rule, protected))[None]
 
     return choose
 

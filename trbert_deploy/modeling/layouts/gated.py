@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from trbert_deploy.modeling.layouts.layout import ScoreBias
-from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.layouts.layout import RowsLayout, ScoreBias
 from trbert_deploy.modeling.memo import T
 
 
@@ -28,7 +27,7 @@ class GatedLayout:
 
     EXTRA = 8  # columns added to a head: one for the gate, padded to what kernels like
 
-    def __init__(self, layout: PackedLayout, gate: Tensor) -> None:
+    def __init__(self, layout: RowsLayout, gate: Tensor) -> None:
         self.layout = layout
         self.gate = gate
 

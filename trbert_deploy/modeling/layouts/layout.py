@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -82,6 +84,59 @@ class Layout(Protocol):
         Returns:
             context: [..., H].
         """
+        ...
+
+
+class RowsLayout(Layout, Protocol):
+    """Rows one behind the other in a tensor [T, ...], of which some tokens may be taken.
+
+    Attributes:
+        positions: [T] int64, where the tokens stood in their rows.
+    """
+
+    positions: Tensor
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per row: [B], on the host."""
+        ...
+
+    @property
+    def counts(self) -> Tensor:
+        """Tokens per row: [B] int64, on the device."""
+        ...
+
+    @property
+    def offsets(self) -> Tensor:
+        """Where each row begins, and the end: [B + 1] int32."""
+        ...
+
+    @property
+    def row_of_token(self) -> Tensor:
+        """The row that each token belongs to: [T] int64."""
+        ...
+
+    def compact(self, keep: Tensor) -> tuple[Tensor, RowsLayout]:
+        """Which tokens survive, and the rows that they form.
+
+        Args:
+            keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
+
+        Returns:
+            The survivors' places in [T], in order, and their layout.
+        """
+        ...
+
+    def pad(self, values: Tensor) -> Tensor:
+        """Values of every token [T] -> [B, S], zero behind a row's tokens."""
+        ...
+
+    def unpad(self, values: Tensor) -> Tensor:
+        """Values [B, S] -> those of every token: [T]."""
+        ...
+
+    def row_sums(self, values: Tensor) -> Tensor:
+        """Sum of values [..., T] over each row: [..., B]."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -14,7 +15,7 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     GraphDescription,
 )
-from trbert_deploy.errors import BundleError, first_line
+from trbert_deploy.errors import BundleError, DeviceError, first_line
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
     BackendOptions,
@@ -24,6 +25,7 @@ from trbert_deploy.runtime.backends.backend import (
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
 from trbert_deploy.runtime.backends.onnxruntime_package import (
     CPU,
+    CUDA,
     providers,
     require_package,
     why_no_cuda,
@@ -32,6 +34,9 @@ from trbert_deploy.runtime.once import OncePerKey
 
 require_package()  # before it is imported: what is left of two distributions is no package
 import onnxruntime  # noqa: E402
+
+#: float32 is float32: TF32 leaves products 10 bits of their mantissa.
+_CUDA_OPTIONS = {"use_tf32": "0"}
 
 
 class OnnxGraph:
@@ -74,6 +79,7 @@ class OnnxRuntimeBackend:
 
     Raises:
         ConfigError: the bundle has no graphs of the wanted precision.
+        DeviceError: opening a graph, that CUDA fails, which would run it on the CPU.
     """
 
     def __init__(
@@ -93,18 +99,18 @@ class OnnxRuntimeBackend:
         self._options.enable_cpu_mem_arena = False
         # For the sessions' own threads; the caller's is told at every call.
         self._options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        self._providers = providers()
-        on_cpu = self._providers[0] == CPU
+        self._on_cuda = CUDA in providers()
+        self._providers = [(CUDA, _CUDA_OPTIONS), CPU] if self._on_cuda else [CPU]
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
-        self._disabled = ["SkipLayerNormFusion"] if on_cpu else []
-        self.max_padding = 0.0 if on_cpu else PADDING_ON_GPUS
+        self._disabled = [] if self._on_cuda else ["SkipLayerNormFusion"]
+        self.max_padding = PADDING_ON_GPUS if self._on_cuda else 0.0
         self.graph: OncePerKey[str, OnnxGraph] = OncePerKey(
             lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name))
         )
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "version": onnxruntime.__version__,
-            "provider": self._providers[0],
+            "provider": CUDA if self._on_cuda else CPU,
             **({"no CUDA": reason} if (reason := why_no_cuda()) else {}),
             "precision": precision,
             "threads": str(options.threads or "all"),
@@ -121,14 +127,26 @@ class OnnxRuntimeBackend:
                     self._options,
                     providers=self._providers,
                     disabled_optimizers=self._disabled,
-                    enable_fallback=0,  # which prints, and tries the same again
+                    enable_fallback=0,  # to the CPU, when CUDA fails, now or in a run
                 )
             except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
+                if failure := re.search(r"CUDA failure \d+: [^;\n]*", str(problem)):
+                    raise _cuda_error(failure[0].strip()) from problem
                 reason = first_line(problem)
                 raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from problem
+        if self._on_cuda and CUDA not in session.get_providers():
+            raise _cuda_error("the session runs on the CPU")
         tensors = (session.get_inputs(), session.get_outputs())
         require_signature(path, graph, *([tensor.name for tensor in each] for each in tensors))
         return session
+
+
+def _cuda_error(reason: str) -> DeviceError:
+    return DeviceError(
+        f"ONNX Runtime {onnxruntime.__version__} cannot use the GPU that answered before "
+        f"({reason}): free its memory or check its driver; for the CPU, run pip uninstall -y "
+        "onnxruntime-gpu && pip install 'trbert-deploy[cpu]'"
+    )
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OnnxRuntimeBackend:

@@ -1,30 +1,35 @@
 """The TensorRT backend: what it refuses, and its handling of batches on a stand-in device.
 
 Engines only run on an NVIDIA GPU. Everything around them (profiles, parts of batches, buffers,
-copies) runs here on host memory, where a context is ONNX Runtime reading and writing the
-addresses that it was given.
+copies) runs here as it is, on CUDA's bindings in host memory, where a context is ONNX Runtime
+reading and writing the addresses that it was given.
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
 import pytest
+from host_cuda import HostCuda
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS, GraphDescription
 from trbert_deploy.errors import DeviceError, EngineError, LengthError
-from trbert_deploy.runtime.backends.backend import BackendOptions, Graph
+from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
-from trbert_deploy.runtime.backends.tensorrt.backend import EngineGraph, row_ranges
+from trbert_deploy.runtime.backends.tensorrt import backend as backend_module
+from trbert_deploy.runtime.backends.tensorrt import device
+from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
     EngineManifest,
@@ -42,36 +47,13 @@ from trbert_deploy.runtime.token_state import TokenRow
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
 
 
-class HostDevice:
-    """Buffers in host memory that grow and are reused, as ``Device`` has them on a GPU."""
-
-    stream = 0
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, np.ndarray] = {}
-
-    def reserve(self, name: str, size_bytes: int) -> int:
-        if name not in self.buffers or self.buffers[name].nbytes < size_bytes:
-            self.buffers[name] = np.empty(max(size_bytes, 1), np.uint8)
-        return self.buffers[name].ctypes.data
-
-    def upload(self, name: str, array: np.ndarray) -> int:
-        address = self.reserve(name, array.nbytes)
-        ctypes.memmove(address, array.ctypes.data, array.nbytes)
-        return address
-
-    def download(self, name: str, array: np.ndarray) -> None:
-        ctypes.memmove(array.ctypes.data, self.buffers[name].ctypes.data, array.nbytes)
-
-    def synchronize(self) -> None:
-        pass
-
-
 class HostContext:
-    """An execution context that runs the ONNX graph on host addresses."""
+    """An execution context that runs the ONNX graph on host addresses, when its turn comes."""
 
-    def __init__(self, graph: GraphDescription, session: onnxruntime.InferenceSession) -> None:
-        self.graph, self.session = graph, session
+    def __init__(
+        self, graph: GraphDescription, session: onnxruntime.InferenceSession, cuda: HostCuda
+    ) -> None:
+        self.graph, self.session, self.cuda = graph, session, cuda
         self.profile = -1
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -106,71 +88,77 @@ class HostContext:
     def execute_async_v3(self, stream: int) -> bool:
         def view(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            memory = (ctypes.c_char * size).from_address(self.addresses[name])
-            return np.frombuffer(memory, dtype).reshape(shape)
+            return self.cuda.memory[self.addresses[name]][:size].view(dtype).reshape(shape)
 
-        feed = {t.name: view(t.name, self.shapes[t.name], t.dtype) for t in self.graph.inputs}
-        for tensor, value in zip(self.graph.outputs, self.session.run(None, feed), strict=True):
-            assert self.get_tensor_shape(tensor.name) == value.shape
-            view(tensor.name, value.shape, tensor.dtype)[...] = value
+        def run() -> None:
+            feed = {t.name: view(t.name, self.shapes[t.name], t.dtype) for t in self.graph.inputs}
+            for tensor, value in zip(self.graph.outputs, self.session.run(None, feed), strict=True):
+                assert self.get_tensor_shape(tensor.name) == value.shape
+                view(tensor.name, value.shape, tensor.dtype)[...] = value
+
+        self.cuda.launch(stream, run)
         return not self.fails
 
 
 class HostEngine:
     """An engine whose contexts run on the host."""
 
-    def __init__(self, graph: GraphDescription, path: Path) -> None:
-        self.graph = graph
+    def __init__(self, graph: GraphDescription, path: Path, cuda: HostCuda) -> None:
+        self.graph, self.cuda = graph, cuda
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.contexts: list[HostContext] = []
 
     def create_execution_context(self, strategy: str) -> HostContext:
         assert strategy == "user managed"
-        self.contexts.append(HostContext(self.graph, self.session))
+        self.contexts.append(HostContext(self.graph, self.session, self.cuda))
         return self.contexts[-1]
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return 1000 * (profile + 1)
 
 
-class HostBackend:
-    """The graphs of a bundle as ``EngineGraph``s on the host."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        digests = bundle.manifest.files
-        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
-        engine_set = EngineSet(bundle.engines_path, EngineManifest(key, (), {}))
-        library = TensorRT("rtx", HostModule(), "1.0")
-        self.description: dict[str, str] = {}
-        self.max_padding = 0.05
-        self.device = HostDevice()
-        self.engines = {
-            graph.name: HostEngine(graph, bundle.graph_path(graph.name))
-            for graph in bundle.manifest.graphs
-        }
-        self.graphs: dict[str, Graph] = {
-            name: EngineGraph(
-                library,
-                engine,
-                engine.graph,
-                engine_set,
-                self.device,  # type: ignore[arg-type]
-            )
-            for name, engine in self.engines.items()
-        }
-
-    def graph(self, name: str) -> Graph:
-        return self.graphs[name]
-
-
 class HostModule:
-    """As much of TensorRT's module as running an engine needs."""
+    """As much of TensorRT's module as running engines needs."""
 
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
     class ILogger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)
+
+    def __init__(self, engines: Mapping[str, HostEngine]) -> None:
+        self.engines = engines
+
+    def Runtime(self, log: object) -> SimpleNamespace:
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: self.engines[data.decode()])
+
+
+class HostEngineSet(EngineSet):
+    """Engines that consist of their names."""
+
+    def read(self, name: str) -> bytes:
+        return name.encode()
+
+
+class HostBackend(TensorRTBackend):
+    """The backend as it is, with engines that run on the host."""
+
+    def __init__(self, bundle: Bundle, cuda: HostCuda) -> None:
+        digests = bundle.manifest.files
+        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
+        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
+        engine_set = HostEngineSet(bundle.engines_path, EngineManifest(key, (), {}))
+        self.engines = {
+            graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)
+            for graph in bundle.manifest.graphs
+        }
+        library = TensorRT("rtx", HostModule(self.engines), "1.0")
+        with mock.patch.multiple(
+            backend_module,
+            load_tensorrt=lambda: library,
+            gpu_compute_capability=lambda: "8.6",
+            find_engine_set=lambda *_: engine_set,
+        ):
+            super().__init__(bundle)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +167,16 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture
-def host(bundle: Bundle) -> HostBackend:
-    return HostBackend(bundle)
+def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+    """CUDA's bindings in host memory, which every device of the test uses."""
+    host = HostCuda()
+    monkeypatch.setattr(device, "import_cuda", lambda: host)
+    return host
+
+
+@pytest.fixture
+def host(bundle: Bundle, cuda: HostCuda) -> HostBackend:
+    return HostBackend(bundle, cuda)
 
 
 def rows_of(*lengths: int) -> list[TokenRow]:
@@ -219,7 +215,45 @@ def test_one_context_per_profile_is_made_when_first_needed(host: HostBackend) ->
         graph(tokens(1, length))
     assert [context.profile for context in engine.contexts] == [0, 1]
     assert [context.scratch for context in engine.contexts] == [1000, 2000]
-    assert host.device.buffers["scratch"].nbytes == 2000
+
+
+def test_graphs_share_their_scratch(host: HostBackend, cuda: HostCuda) -> None:
+    for length in (5, 48):
+        host.graph("dense")(tokens(1, length))
+    used = cuda.used_bytes
+    host.graph("segment_0")(tokens(1, 48))
+    address = host._device.reserve("scratch", 2000)
+    assert cuda.memory[address].nbytes == 2000
+    # The second graph brought its own outputs alone.
+    hidden, keep_logit = 48 * 32 * 4, 48 * 4
+    assert cuda.used_bytes - used <= hidden + keep_logit
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_memory_is_given_back_with_the_backend(bundle: Bundle, cuda: HostCuda, fails: bool) -> None:
+    backend = HostBackend(bundle, cuda)
+    graph = backend.graph("dense")
+    graph(tokens(1, 16))
+    assert cuda.used_bytes and cuda.streams
+    if fails:
+        backend.engines["dense"].contexts[0].fails = True
+        with pytest.raises(EngineError):
+            graph(tokens(1, 16))
+    gc.disable()  # reference counts alone must do
+    try:
+        del graph, backend
+        assert not cuda.used_bytes and not cuda.streams
+    finally:
+        gc.enable()
+
+
+def test_too_little_memory(bundle: Bundle, cuda: HostCuda) -> None:
+    backend = HostBackend(bundle, cuda)
+    cuda.total_bytes = 2500
+    with pytest.raises(DeviceError, match="too little GPU memory for hidden_out: 1 MiB are needed"):
+        backend.graph("dense")(tokens(1, 48))
+    cuda.total_bytes = 2**20  # and goes on when there is some
+    assert backend.graph("dense")(tokens(1, 48))["logits"].shape == (1, 2)
 
 
 def test_large_batch_runs_in_parts(host: HostBackend, bundle: Bundle) -> None:
@@ -322,7 +356,7 @@ def test_without_cuda_bindings() -> None:
 
 
 def test_the_log_keeps_errors_apart() -> None:
-    library = TensorRT("rtx", HostModule(), "1.0")
+    library = TensorRT("rtx", HostModule({}), "1.0")
     log: Any = library_log(library)
     for level, text in ((1, "wrong"), (3, "note"), (0, "broken"), (4, "chatter")):
         log.log(level, text)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,13 +18,12 @@ from trbert_deploy.runtime.backends.backend import (
     Tensors,
     with_mask,
 )
+from trbert_deploy.runtime.backends.tensorrt.device import Device
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet, Profile, find_engine_set
 from trbert_deploy.runtime.backends.tensorrt.library import (
     TensorRT,
-    check_cuda,
     failure,
     gpu_compute_capability,
-    import_cuda,
     library_log,
     load_tensorrt,
 )
@@ -36,7 +33,8 @@ class TensorRTBackend:
     """The engines that fit this GPU; not for use from several threads at once.
 
     All contexts share one stream and one scratch buffer: graphs of a chain run one after the
-    other, so that the GPU holds the largest scratch and not the sum.
+    other, so that the GPU holds the largest scratch and not the sum. Nothing here refers to itself:
+    the GPU's memory is free as soon as the backend is let go, not when cycles are looked for.
 
     Raises:
         MissingDependencyError: TensorRT or CUDA's bindings are not installed.
@@ -53,7 +51,7 @@ class TensorRTBackend:
         self._bundle = bundle
         self._runtime = self._library.module.Runtime(library_log(self._library))
         self._device = Device()
-        self.graph = cache(self._open)
+        self._graphs: dict[str, EngineGraph] = {}
         self.max_padding = PADDING_ON_GPUS
         key = self._engine_set.manifest.key
         self.description: Mapping[str, str] = {
@@ -63,7 +61,12 @@ class TensorRTBackend:
             "compute capability": capability,
         }
 
-    def _open(self, name: str) -> Graph:
+    def graph(self, name: str) -> Graph:
+        if name not in self._graphs:
+            self._graphs[name] = self._open(name)
+        return self._graphs[name]
+
+    def _open(self, name: str) -> EngineGraph:
         data = self._engine_set.read(name)
         log = library_log(self._library)
         log.lines.clear()
@@ -92,7 +95,7 @@ class EngineGraph:
         self._graph = graph
         self._engine_set = engine_set
         self._device = device
-        self._context = cache(self._make_context)
+        self._contexts: dict[int, Any] = {}
         self.inputs = graph.token_inputs
         # Behind the head nobody reads the states: copying them would cost more than the head.
         self._returned = graph.answers
@@ -141,6 +144,11 @@ class EngineGraph:
         device.synchronize()
         return outputs
 
+    def _context(self, profile: int) -> Any:
+        if profile not in self._contexts:
+            self._contexts[profile] = self._make_context(profile)
+        return self._contexts[profile]
+
     def _make_context(self, profile: int) -> Any:
         strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
@@ -166,72 +174,6 @@ def row_ranges(batch: int, profile: Profile, length: int) -> list[tuple[int, int
             "(rows x tokens); build with a smaller first --batch"
         )
     return list(pairwise(bounds))
-
-
-@dataclass
-class _Buffer:
-    address: int = 0
-    size_bytes: int = 0
-
-
-class Device:
-    """A CUDA stream, and named buffers of GPU memory that grow and are reused."""
-
-    def __init__(self) -> None:
-        self._cuda = import_cuda()
-        self._stream = check_cuda(self._cuda.cudaStreamCreate())
-        self._buffers: dict[str, _Buffer] = {}
-
-    @property
-    def stream(self) -> int:
-        return int(self._stream)
-
-    def reserve(self, name: str, size_bytes: int) -> int:
-        """Address of the buffer ``name``, of at least ``size_bytes``; growing loses its content.
-
-        Raises:
-            DeviceError: the GPU has no such memory left.
-        """
-        buffer = self._buffers.setdefault(name, _Buffer())
-        if size_bytes > buffer.size_bytes or not buffer.address:
-            if buffer.address:
-                check_cuda(self._cuda.cudaFree(buffer.address))
-                buffer.address = buffer.size_bytes = 0
-            wanted = max(size_bytes, 1)
-            buffer.address = int(check_cuda(self._cuda.cudaMalloc(wanted)))
-            buffer.size_bytes = wanted
-        return buffer.address
-
-    def upload(self, name: str, array: np.ndarray) -> int:
-        """Copy a contiguous array into the buffer ``name``; returns its address."""
-        address = self.reserve(name, array.nbytes)
-        # From pageable memory the call returns when the array has been read.
-        check_cuda(
-            self._cuda.cudaMemcpyAsync(
-                address,
-                array.ctypes.data,
-                array.nbytes,
-                self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice,
-                self._stream,
-            )
-        )
-        return address
-
-    def download(self, name: str, array: np.ndarray) -> None:
-        """Copy the buffer ``name`` into an array, which is filled after ``synchronize``."""
-        check_cuda(
-            self._cuda.cudaMemcpyAsync(
-                array.ctypes.data,
-                self._buffers[name].address,
-                array.nbytes,
-                self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost,
-                self._stream,
-            )
-        )
-
-    def synchronize(self) -> None:
-        """Wait until everything on the stream is done."""
-        check_cuda(self._cuda.cudaStreamSynchronize(self._stream))
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TensorRTBackend:

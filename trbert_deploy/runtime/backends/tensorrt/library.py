@@ -125,7 +125,7 @@ def import_cuda() -> Any:
 
 
 def check_cuda(result: tuple[Any, ...]) -> Any:
-    """What a CUDA call returned behind its status.
+    """What a CUDA call returned behind its status: nothing, a value, or several.
 
     Raises:
         DeviceError: the call failed.
@@ -133,7 +133,7 @@ def check_cuda(result: tuple[Any, ...]) -> Any:
     status, *values = result
     if status.value:
         raise DeviceError(f"CUDA call failed ({status.name}): free GPU memory or check the driver")
-    return values[0] if values else None
+    return values[0] if len(values) == 1 else tuple(values) or None
 
 
 def gpu_compute_capability() -> str:

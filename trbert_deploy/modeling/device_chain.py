@@ -1,0 +1,151 @@
+"""The chain on one device, in PyTorch: no state leaves it, the host learns survivors' counts.
+
+It gives what ``runtime/chain.py`` gives, by the walk of training: rows packed without padding,
+selection and compaction on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trbert_deploy.batching import split_by_tokens
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.modeling.blocks.attention import Attention
+from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.layouts.layout import RowsLayout
+from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.walk import begin, choose_by_rule, select_at_cuts
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of tokens, packed on a device: what a walk begins with.
+
+    Attributes:
+        input_ids, token_type_ids: [T] int64.
+        protected: [T] bool, tokens that must survive every cut.
+        layout: where the rows lie.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    protected: Tensor
+    layout: RowsLayout
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow], device: torch.device | str) -> PackedRows:
+        """Pack rows, which attention likes best in ascending length."""
+
+        def packed(parts: list[np.ndarray]) -> Tensor:
+            return torch.from_numpy(np.concatenate(parts)).to(device)
+
+        return cls(
+            packed([row.input_ids for row in rows]),
+            packed([row.token_type_ids for row in rows]),
+            packed([row.protected for row in rows]),
+            PackedLayout(np.array([len(row) for row in rows], np.int64), device),
+        )
+
+
+class DeviceChain:
+    """A model and the cuts it has, on one device.
+
+    In half precision, matrix products and attention are halved; normalization, residual sums,
+    policies and head stay float32, as in exported graphs. The model that is given stays as it is.
+
+    Args:
+        model: any family.
+        device: such as ``cpu`` or ``cuda``.
+        precision: fp32, fp16 or bf16.
+        max_batch_tokens: tokens that are on their way at a time; a longer row goes alone.
+
+    Raises:
+        ConfigError: no such precision.
+    """
+
+    def __init__(
+        self,
+        model: ReducedModel,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision {precision!r}: expected {', '.join(PRECISIONS)}")
+        self.device = torch.device(device)
+        self._dtype = PRECISIONS[precision]
+        self.model = deepcopy(model).to(self.device).eval()
+        for module in self.model.encoder.layers.modules():
+            if isinstance(module, Attention):
+                module.merge()
+        for module in self.model.encoder.layers.modules():
+            if isinstance(module, nn.Linear):  # once, and not in every call
+                module.to(self._dtype)
+        self.max_batch_tokens = max_batch_tokens
+
+    def run(self, rows: Sequence[TokenRow]) -> list[RowResult]:
+        """Run rows, dropping tokens at every cut; one result per row, in the given order."""
+        return self._run(rows, self.reduced)
+
+    def run_dense(self, rows: Sequence[TokenRow]) -> list[RowResult]:
+        """Run rows with the dense model."""
+        return self._run(rows, self.dense)
+
+    @torch.inference_mode()
+    def reduced(self, batch: PackedRows) -> tuple[Outputs, list[RowsLayout]]:
+        """The head's outputs on packed rows, and where the survivors of every cut lie."""
+        layouts: list[RowsLayout] = []
+        with self._halved():
+            tokens = begin(self.model, batch)
+            tokens = tokens.run(self.model, 0, self.model.segments[0].stop)
+            for left in select_at_cuts(self.model, tokens, choose_by_rule(self.model)):
+                tokens = left
+                layouts.append(tokens.layout)
+            if layouts:
+                last = self.model.segments[-1]
+                tokens = tokens.run(self.model, last.start, last.stop)
+        return tokens.answer(self.model), layouts  # in float32
+
+    @torch.inference_mode()
+    def dense(self, batch: PackedRows) -> tuple[Outputs, list[RowsLayout]]:
+        """The dense model's outputs on packed rows."""
+        with self._halved():
+            tokens = begin(self.model, batch).run(self.model, 0, self.model.spec.num_steps)
+        return tokens.answer(self.model), []
+
+    def _halved(self) -> AbstractContextManager[None]:
+        if self._dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._dtype)
+
+    def _run(
+        self,
+        rows: Sequence[TokenRow],
+        compute: Callable[[PackedRows], tuple[Outputs, list[RowsLayout]]],
+    ) -> list[RowResult]:
+        results: dict[int, RowResult] = {}
+        for window in split_by_tokens([len(row) for row in rows], self.max_batch_tokens):
+            outputs, layouts = compute(
+                PackedRows.of([rows[index] for index in window], self.device)
+            )
+            answers = {name: values.cpu().numpy() for name, values in outputs.items()}
+            kept = [
+                np.split(layout.positions.cpu().numpy(), np.cumsum(layout.lengths))
+                for layout in layouts
+            ]
+            for place, index in enumerate(window):
+                answer = {name: values[place] for name, values in answers.items()}
+                results[int(index)] = RowResult(answer, tuple(cut[place] for cut in kept))
+        return [results[index] for index in range(len(rows))]

@@ -1,0 +1,172 @@
+"""The chain on a GPU as one recording: the host launches it once, and waits for nothing in it.
+
+A chain of some hundred small kernels takes longer to launch than to run. A CUDA graph holds them
+all, if no size depends on what was computed: so rows, and what survives each cut, lie in tensors
+of a fixed size (``layouts/fixed.py``), with room for some more tokens than were seen to survive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trbert_deploy.modeling.device_chain import DeviceChain, PackedRows
+from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.layouts.fixed import FixedLayout
+from trbert_deploy.modeling.layouts.layout import RowsLayout
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+
+Computed = tuple[Outputs, list[RowsLayout]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What recordings differ in.
+
+    Attributes:
+        rows: B.
+        longest: no row has more tokens.
+        tokens: T, those that there is room for.
+        equal: every row has ``longest`` tokens.
+        dense: whether no token is removed.
+    """
+
+    rows: int
+    longest: int
+    tokens: int
+    equal: bool
+    dense: bool
+
+    @classmethod
+    def of(cls, batch: PackedRows, dense: bool) -> Sizes:
+        """Those of a batch; rounded up, so that batches share recordings, if rows are unequal."""
+        lengths = batch.layout.lengths
+        longest, total = int(lengths.max()), int(lengths.sum())
+        if int(lengths.min()) == longest:
+            return cls(len(lengths), longest, total, True, dense)
+        return cls(len(lengths), _up(longest, 64), _up(total, 256), False, dense)
+
+
+class RecordedChain(DeviceChain):
+    """As ``DeviceChain``, replayed from recordings; on a CPU their fixed sizes alone.
+
+    A batch of sizes not seen yet runs without a recording, and tells how much room survivors
+    take. A batch that needs more room than there is runs again without one.
+
+    Attributes:
+        SPARE: of one row, the share of the tokens seen to survive that there is room for besides;
+            sums over rows vary less.
+        MOST: recordings that are kept, each with memory of its own; the oldest goes first.
+    """
+
+    SPARE = 0.2
+    MOST = 32
+
+    def __init__(
+        self,
+        model: ReducedModel,
+        device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        max_batch_tokens: int = MAX_BATCH_TOKENS,
+    ) -> None:
+        super().__init__(model, device, precision, max_batch_tokens)
+        self._recordings: dict[Sizes, Recording] = {}
+        self._room: dict[Sizes, tuple[int, ...]] = {}
+
+    def run(self, rows: Sequence[TokenRow]) -> list[RowResult]:
+        return self._run(rows, self._or_again)
+
+    def reduced(self, batch: PackedRows) -> Computed:
+        """As ``DeviceChain.reduced``; the results hold until the next call.
+
+        Where ``overflowed`` of the last layout is True, they mean nothing.
+        """
+        return self._replayed(batch, Sizes.of(batch, dense=False), super().reduced)
+
+    def dense(self, batch: PackedRows) -> Computed:
+        """As ``DeviceChain.dense``; the results hold until the next call."""
+        return self._replayed(batch, Sizes.of(batch, dense=True), super().dense)
+
+    def _or_again(self, batch: PackedRows) -> Computed:
+        outputs, layouts = self.reduced(batch)
+        if any(isinstance(left, FixedLayout) and bool(left.overflowed) for left in layouts[-1:]):
+            del self._recordings[Sizes.of(batch, dense=False)]
+            return self.reduced(batch)  # anew, with more room for the next
+        return outputs, layouts
+
+    def _replayed(
+        self, batch: PackedRows, sizes: Sizes, compute: Callable[[PackedRows], Computed]
+    ) -> Computed:
+        recording = self._recordings.get(sizes)
+        if recording is None:
+            computed = compute(batch)
+            more = 1 + self.SPARE / sizes.rows**0.5
+            seen = [int(layout.lengths.sum()) for layout in computed[1]]
+            room = [min(_up(int(left * more), 64), sizes.tokens) for left in seen]
+            before = self._room.get(sizes, (0,) * len(room))
+            self._room[sizes] = tuple(map(max, room, before))
+            if len(self._recordings) >= self.MOST:
+                del self._recordings[next(iter(self._recordings))]
+            self._recordings[sizes] = Recording(sizes, self._room[sizes], compute, self.device)
+            return computed
+        return recording.replay(batch)
+
+
+class Recording:
+    """A chain over rows of fixed sizes."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        room: tuple[int, ...],
+        compute: Callable[[PackedRows], Computed],
+        device: torch.device,
+    ) -> None:
+        self._sizes, self._room, self._compute = sizes, room, compute
+
+        def filled(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(sizes.tokens, dtype=dtype, device=device)
+
+        self._offsets = torch.arange(sizes.rows + 1, dtype=torch.int32, device=device)
+        self._columns = (filled(torch.int64), filled(torch.int64), filled(torch.bool))
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            self._record()
+
+    def replay(self, batch: PackedRows) -> Computed:
+        """Run the recording on a batch of its sizes."""
+        total = len(batch.input_ids)
+        columns = (batch.input_ids, batch.token_type_ids, batch.protected)
+        for column, values in zip(self._columns, columns, strict=True):
+            column[:total].copy_(values)
+        self._offsets.copy_(batch.layout.offsets)
+        if self._graph is None:
+            return self._run()
+        self._graph.replay()
+        return self._computed
+
+    def _run(self) -> Computed:
+        sizes = self._sizes
+        layout = FixedLayout(
+            self._offsets, sizes.tokens, sizes.longest, self._room, equal=sizes.equal
+        )
+        return self._compute(PackedRows(*self._columns, layout))
+
+    def _record(self) -> None:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside), torch.inference_mode():
+            for _ in range(2):  # libraries choose kernels and take memory
+                self._run()
+        torch.cuda.current_stream().wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph), torch.inference_mode():
+            self._computed = self._run()
+
+
+def _up(number: int, step: int) -> int:
+    return -(-number // step) * step
