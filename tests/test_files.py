@@ -14,6 +14,7 @@ import torch
 
 from trbert_deploy.errors import BundleError, FileFormatError, StorageError
 from trbert_deploy.files import (
+    _names_open_files,
     read_json,
     read_json_lines,
     require_directory,
@@ -317,3 +318,41 @@ def test_json_text_is_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": [1]})
     text = (tmp_path / "a.json").read_text()
     assert text.endswith("}\n") and json.loads(text) == {"b": [1]}
+
+
+def test_what_is_written_is_known_to_the_letter(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_json(path, {"ä": [1, "\u2028"]})
+    assert path.read_bytes() == '{\n  "ä": [\n    1,\n    "\u2028"\n  ]\n}\n'.encode()
+    write_json_lines(path, [{"ä": 1}, {}])
+    assert path.read_bytes() == '{"ä": 1}\n{}\n'.encode()
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n3\n")
+    with pytest.raises(BundleError, match=r"a\.jsonl, line 2: expected a JSON object$"):
+        read_json_lines(path, BundleError)
+    path.write_text('{}\n{"')
+    with pytest.raises(BundleError, match=r"a\.jsonl cannot be read as JSON lines: Unterminated"):
+        read_json_lines(path, BundleError)
+
+
+@pytest.mark.parametrize("name", ["/dev", "/dev/fd", "/proc/self/fd", "/proc/1/fd"])
+def test_directories_of_open_files_are_known_by_name(name: str) -> None:
+    assert _names_open_files(Path(name))
+
+
+@pytest.mark.parametrize("name", ["/", "/dev/shm", "/devices", "/procs", "/tmp"])
+def test_other_directories_are_not_among_them(name: str) -> None:
+    assert not _names_open_files(Path(name))
+
+
+def test_a_directory_has_to_be_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
+    with pytest.raises(
+        StorageError, match=f"^bundle {tmp_path} cannot be read: permission denied$"
+    ):
+        require_directory(tmp_path, "bundle", "nothing")
+    assert asked == [(tmp_path, os.R_OK | os.X_OK)]

@@ -223,3 +223,119 @@ def test_the_next_writer_removes_what_the_dead_left_and_nothing_of_the_living(
         living.communicate()
     assert names(tmp_path) == ["a", "living"]
     assert not is_empty(tmp_path)
+
+
+def refusing(number: int) -> Callable[..., None]:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_a_failed_exchange_says_why_and_of_what(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        exchange(tmp_path / "there", tmp_path / "missing")
+    expected = (errno.ENOENT, os.strerror(errno.ENOENT), str(tmp_path / "missing"))
+    assert (caught.value.errno, caught.value.strerror, caught.value.filename) == expected
+
+
+def test_directories_are_exchanged_by_relative_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, name).touch()
+    exchange(Path("a"), Path("b"))
+    assert Path("a", "b").exists() and Path("b", "a").exists()
+
+
+class Library:
+    """A system's library, which notes its calls."""
+
+    def __init__(self, *names: str) -> None:
+        self.calls: list[tuple[object, ...]] = []
+        for name in names:
+            setattr(self, name, lambda *arguments: self.calls.append(arguments))
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32", "darwin"])
+def test_each_system_has_its_own_call_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    names = {"darwin": ("renamex_np", "renameat2")}.get(platform, ())
+    library = Library(*names)
+    monkeypatch.setattr(replacing.sys, "platform", platform)
+    monkeypatch.setattr(replacing.ctypes, "CDLL", lambda name, use_errno: library)
+    first, second = tmp_path / "a", tmp_path / "b"
+    if names:
+        exchange(first, second)
+        assert library.calls == [(os.fsencode(first), os.fsencode(second), 2)]
+        return
+    if platform == "win32":
+        monkeypatch.setattr(replacing.ctypes, "CDLL", lambda *name: pytest.fail("opened"))
+    with pytest.raises(OSError) as caught:
+        exchange(first, second)
+    expected = (errno.ENOSYS, os.strerror(errno.ENOSYS), str(second))
+    assert (caught.value.errno, caught.value.strerror, caught.value.filename) == expected
+
+
+def test_everything_in_a_tree_is_kept_through_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").touch()
+    kept: list[Path] = []
+
+    def note(handle: int) -> None:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            if os.path.samestat(path.stat(), os.fstat(handle)):
+                kept.append(path)
+
+    monkeypatch.setattr("os.fsync", note)
+    replacing.sync_tree(tmp_path)
+    assert kept == [tmp_path / "inner" / "file", tmp_path / "inner", tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"), [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)]
+)
+def test_a_disk_that_fails_is_said_and_one_that_cannot_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, passes: bool
+) -> None:
+    monkeypatch.setattr("os.fsync", refusing(number))
+    if passes:
+        replacing.sync(tmp_path)
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            replacing.sync(tmp_path)
+
+
+def test_windows_keeps_no_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr("os.fsync", kept.append)
+    monkeypatch.setattr(replacing.sys, "platform", "win32")
+    replacing.sync(tmp_path)
+    assert not kept
+    (tmp_path / "file").touch()
+    replacing.sync(tmp_path / "file")
+    assert len(kept) == 1
+
+
+def test_who_may_not_give_a_file_away_gives_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, ...]] = []
+
+    def chown(*arguments: object) -> None:
+        given.append(arguments)
+        raise PermissionError
+
+    own = tmp_path.stat()
+    other = os.stat_result((0o750, *own[1:4], own.st_uid + 1, own.st_gid + 1, *own[6:10]))
+    monkeypatch.setattr("os.chown", chown)
+    replacing.take_on(tmp_path, other)
+    ids = (own.st_uid + 1, own.st_gid + 1)
+    assert given == [(tmp_path, *ids), (tmp_path, -1, ids[1])]
+    assert tmp_path.stat().st_mode & 0o777 == 0o750
