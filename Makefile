@@ -57,7 +57,7 @@ soak: $(STAMP)
 
 mutants: $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "mutmut>=3.8"
-	@$(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
+	@TINY_BUNDLE=$(CURDIR)/build/tiny_bundle $(BIN)/mutmut run $(ARGS) && $(BIN)/mutmut results
 
 test-gpu: $(STAMP)
 	@$(BIN)/pytest -n 0 -m gpu $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,10 +142,15 @@ def tiny_checkpoint(make_checkpoint: CheckpointMaker) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle shared by tests that only read it."""
-    path = tmp_path_factory.mktemp("exported") / "bundle"
-    export_bundle(tiny_checkpoint, path)
+def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle shared by tests that only read it.
+
+    With TINY_BUNDLE in the environment it is made there once, for all runs: planted faults are
+    tried in hundreds of them.
+    """
+    path = Path(os.environ.get("TINY_BUNDLE") or tmp_path_factory.mktemp("exported") / "bundle")
+    if not path.exists():
+        export_bundle(request.getfixturevalue("tiny_checkpoint"), path)
     return path
 
 

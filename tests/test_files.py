@@ -356,3 +356,22 @@ def test_a_directory_has_to_be_readable(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         require_directory(tmp_path, "bundle", "nothing")
     assert asked == [(tmp_path, os.R_OK | os.X_OK)]
+
+
+EVERY_FILE = """
+import sys
+from pathlib import Path
+from trbert_deploy import files
+
+path = Path(sys.argv[1])
+files.write_json(path, {})
+files.read_json(path)
+files.write_json_lines(path, [{}])
+files.read_json_lines(path)
+"""
+
+
+def test_text_is_utf_8_wherever_it_is_written(tmp_path: Path) -> None:
+    """Not what the system's language has it be."""
+    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:trbert_deploy.files"]
+    subprocess.run([sys.executable, *strict, "-c", EVERY_FILE, str(tmp_path / "a")], check=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -234,6 +235,7 @@ def refusing(number: int) -> Callable[..., None]:
 
 def test_a_failed_exchange_says_why_and_of_what(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
+    ctypes.set_errno(0)
     with pytest.raises(FileNotFoundError) as caught:
         exchange(tmp_path / "there", tmp_path / "missing")
     expected = (errno.ENOENT, os.strerror(errno.ENOENT), str(tmp_path / "missing"))
