@@ -270,6 +270,14 @@ def test_special_tokens_have_a_name_for_each_number(own_bundle: Path) -> None:
         other_tokenizer(own_bundle, unname)
 
 
+def test_special_tokens_without_numbers_are_one_line(own_bundle: Path) -> None:
+    def forget(data: dict[str, Any]) -> None:
+        del data["post_processor"]["special_tokens"]["[CLS]"]
+
+    with pytest.raises(FileFormatError, match="is not a (readable|usable) tokenizer: "):
+        other_tokenizer(own_bundle, forget)
+
+
 class PanicException(BaseException):
     """As the tokenizers' library raises them."""
 

@@ -98,7 +98,8 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         for nothing in ("", ("", "")):
-            special = self._tokenizer.encode_batch([nothing])[0]
+            with _failing_in_one_line(f"{path} is not a usable tokenizer"):
+                special = self._tokenizer.encode_batch([nothing])[0]
             if not len(special.ids) == len(special.tokens) == len(special.type_ids):
                 raise FileFormatError(
                     f"{path} has special tokens with {len(special.ids)} numbers and "

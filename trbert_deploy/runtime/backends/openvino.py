@@ -78,7 +78,7 @@ class OpenVinoGraph:
                 tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
                 call.request.set_tensor(name, tensor)
             call.request.infer(share_outputs=True)
-        except RuntimeError as problem:
+        except (RuntimeError, UnicodeDecodeError) as problem:
             raise BundleError(f"OpenVINO cannot run {self._name}: {_reason(problem)}") from problem
         # Inputs and outputs are used where they lie; but the request overwrites its outputs at
         # the next call, so what is returned is a copy.
@@ -163,16 +163,17 @@ class OpenVinoBackend:
             try:
                 model = self._core.read_model(path)
                 compiled = self._core.compile_model(model, _DEVICE, self._settings)
-            except RuntimeError as problem:
+                ports = [
+                    [name for port in each for name in port.names]
+                    for each in (compiled.inputs, compiled.outputs)
+                ]
+            except (RuntimeError, UnicodeDecodeError) as problem:  # a name in it may be no text
                 raise BundleError(f"OpenVINO cannot load {path}: {_reason(problem)}") from problem
-        ports = (compiled.inputs, compiled.outputs)
-        require_signature(
-            path, graph, *([name for port in each for name in port.names] for each in ports)
-        )
+        require_signature(path, graph, *ports)
         return compiled
 
 
-def _reason(problem: RuntimeError) -> str:
+def _reason(problem: Exception) -> str:
     """The line of OpenVINO's message that says what was wrong, behind those that say where."""
     return printable((str(problem).strip() or type(problem).__name__).splitlines()[-1])
 
