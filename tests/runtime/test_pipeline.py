@@ -274,7 +274,7 @@ def test_special_tokens_without_numbers_are_one_line(own_bundle: Path) -> None:
     def forget(data: dict[str, Any]) -> None:
         del data["post_processor"]["special_tokens"]["[CLS]"]
 
-    with pytest.raises(FileFormatError, match="is not a (readable|usable) tokenizer: "):
+    with pytest.raises(FileFormatError, match=r"is not a (readable|usable) tokenizer: "):
         other_tokenizer(own_bundle, forget)
 
 
