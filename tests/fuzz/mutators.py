@@ -113,7 +113,13 @@ def _tweak(holder: Any, key: Any, data: Any, rng: random.Random) -> None:
         )
     elif isinstance(value, list):
         holder[key] = rng.choice(
-            (value * 2, value[::-1], value[:-1], dict(enumerate(value)), [value])
+            (
+                value * 2,
+                value[::-1],
+                value[:-1],
+                {str(n): each for n, each in enumerate(value)},
+                [value],
+            )
         )
     else:
         holder[key] = rng.choice((list(value), list(value.values()), [value], {**value, "x": 1}))
