@@ -35,7 +35,7 @@ _DEVICE = "CPU"
 _COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 #: Kernels that a graph keeps for shapes that it met: without a bound every new length takes up to
 #: two megabytes for good. A shape that was forgotten costs what a new one does.
-_KEPT_KERNELS = 16
+_KEPT_KERNELS = 4
 #: The same of the matrix library below, for all graphs of the process, read at its first use.
 _KEPT_BY_LIBRARY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(4 * _KEPT_KERNELS))
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
