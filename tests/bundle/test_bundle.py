@@ -19,6 +19,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DIGEST,
     MANIFEST,
+    WEIGHTS,
     Manifest,
     _digest,
     require_length,
@@ -373,3 +374,18 @@ def test_longer_rows_than_the_bundle_takes() -> None:
     expected = "length 65 is more than the bundle takes: expected at most 64; train with --max-le"
     with pytest.raises(LengthError, match=expected):
         require_length(65, 64)
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == WEIGHTS:  # whoever runs the tests may be allowed everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(BundleError, match=f"{WEIGHTS} cannot be read: permission denied"):
+        Bundle.open(own_bundle)

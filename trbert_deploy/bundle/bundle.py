@@ -183,9 +183,12 @@ class Bundle:
 
 def _identify(path: Path, known_digest: str | None = None) -> tuple[_Identity, str]:
     """A file's identity, and the SHA-256 of just that content (unless it is taken as known)."""
-    with path.open("rb") as file:
-        identity = _identity(os.fstat(file.fileno()))
-        return identity, known_digest or hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            identity = _identity(os.fstat(file.fileno()))
+            return identity, known_digest or hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError:
+        raise BundleError(f"{path} cannot be read: permission denied") from None
 
 
 def _identity(status: os.stat_result) -> _Identity:
