@@ -18,7 +18,7 @@ ONE_PLACE = {
         ("modeling/families/", "modeling/checkpoints/adapters.py"),  # which shows a line to run
     ),
     "the first token survives": (r"def first_token\b", ("selection/select.py",)),
-    "whole rows' positions": (r"np\.arange\(length\) for length", ("modeling/layouts/",)),
+    "whole rows' positions": (r"arange\(length, device=device\) for", ("modeling/layouts/",)),
 }
 
 

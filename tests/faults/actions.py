@@ -117,12 +117,16 @@ def training(**options: Any) -> Action:
     return act
 
 
+#: Of what is remembered.
+CONDITIONS = {"bundle": "b" * 64}
+
+
 def report() -> Action:
     """Writes a report's files and what is remembered of a machine, over others."""
 
     def act(place: Path) -> None:
         cache.user_cache_path = lambda name: place / name
-        cache.remember("backend", {"bundle": "b" * 64}, {"backend": "new"})
+        cache.remembered("backend", CONDITIONS, lambda: {"backend": "new"}, print)
         write_json(place / "figures.json", {"report": "new"})
         write_text(place / "report.html", "new")
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults.actions import CONDITIONS
 from faults.killing import Point, Victim, some, strace_works
 from training.test_run import make_workplace, options_for
 
@@ -21,6 +22,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.files import sha256
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.runtime.autotune.cache import _digest
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +34,7 @@ EVERY = int(os.environ.get("FAULTS", "0"))
 #: Renames that the quick form kills before and after, and other calls.
 QUICK = 6
 SMALL: dict[str, Any] = {"cuts": "", "num_layers": 1}
-REMEMBERED = f"trbert-deploy/backend-{'b' * 16}.json"
+REMEMBERED = f"trbert-deploy/backend-{_digest(CONDITIONS)}.json"
 
 #: Makes what is there before, in an empty directory.
 Prepare = Callable[[Path], None]
