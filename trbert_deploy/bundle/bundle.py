@@ -116,6 +116,16 @@ class Bundle:
             for name in names:
                 self._require_unchanged(name)
 
+    @contextmanager
+    def reading_graph(self, name: str, variant: str = MASKED) -> Iterator[Path]:
+        """The ONNX file of the graph called ``name``, while it and its weights are read.
+
+        Raises:
+            BundleError: as ``reading``.
+        """
+        with self.reading(self.manifest.graph(name).file_of(variant), WEIGHTS) as path:
+            yield path
+
     def _require_unchanged(self, name: str) -> None:
         path = self.path / name
         try:
@@ -153,10 +163,6 @@ class Bundle:
     def digest(self) -> str:
         """SHA-256 of the manifest, and so of everything that it lists."""
         return str(self.manifest.to_json()[DIGEST])
-
-    @property
-    def weights_path(self) -> Path:
-        return self.path / WEIGHTS
 
     @property
     def tokenizer_path(self) -> Path:

@@ -22,7 +22,7 @@ from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.layout import RowsLayout
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.walk import begin, choose_by_rule, select_at_cuts
+from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, last_states
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
@@ -106,16 +106,9 @@ class DeviceChain:
     @torch.inference_mode()
     def reduced(self, batch: PackedRows) -> tuple[Outputs, list[RowsLayout]]:
         """The head's outputs on packed rows, and where the survivors of every cut lie."""
-        layouts: list[RowsLayout] = []
         with self._halved():
-            tokens = begin(self.model, batch)
-            tokens = tokens.run(self.model, 0, self.model.segments[0].stop)
-            for left in select_at_cuts(self.model, tokens, choose_by_rule(self.model)):
-                tokens = left
-                layouts.append(tokens.layout)
-            if layouts:
-                last = self.model.segments[-1]
-                tokens = tokens.run(self.model, last.start, last.stop)
+            tokens = first_segment(self.model, batch)
+            tokens, layouts = last_states(self.model, tokens, choose_by_rule(self.model))
         return tokens.answer(self.model), layouts  # in float32
 
     @torch.inference_mode()

@@ -128,6 +128,24 @@ def select_at_cuts(
         yield tokens
 
 
+def last_states(
+    model: ReducedModel, tokens: TokenState, choose: Chooser
+) -> tuple[TokenState, list[RowsLayout]]:
+    """The tokens that are left at the end, and where the survivors of every cut lay.
+
+    Args:
+        tokens, choose: as ``select_at_cuts`` takes them.
+    """
+    layouts: list[RowsLayout] = []
+    for left in select_at_cuts(model, tokens, choose):
+        tokens = left
+        layouts.append(tokens.layout)
+    if layouts:
+        last = model.segments[-1]
+        tokens = tokens.run(model, last.start, last.stop)
+    return tokens, layouts
+
+
 def later_segments(
     model: ReducedModel, tokens: TokenState, choose: Chooser
 ) -> tuple[Outputs, list[Tensor]]:
@@ -140,14 +158,8 @@ def later_segments(
         The head's outputs (of P * B rows where a choice makes P), and the tokens left in each row
         behind every cut, int64.
     """
-    kept = []
-    for left in select_at_cuts(model, tokens, choose):
-        tokens = left
-        kept.append(torch.from_numpy(tokens.layout.lengths))
-    if kept:
-        last = model.segments[-1]
-        tokens = tokens.run(model, last.start, last.stop)
-    return tokens.answer(model), kept
+    tokens, layouts = last_states(model, tokens, choose)
+    return tokens.answer(model), [torch.from_numpy(layout.lengths) for layout in layouts]
 
 
 def choose_by_rule(model: ReducedModel) -> Chooser:

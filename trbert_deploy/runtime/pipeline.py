@@ -276,55 +276,33 @@ def load(
     point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
 
     def start(bundle: Bundle) -> Pipeline:
-        return _start(
-            bundle,
-            backend,
-            BackendOptions(threads, precision),
-            point,
-            max_length,
-            truncate,
-            max_batch_tokens,
-            engines,
-            note,
-        )
+        manifest = bundle.manifest
+        limit = manifest.max_length if max_length is None else max_length
+        if not 1 <= limit <= manifest.max_length:
+            raise ConfigError(
+                f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
+                f"{manifest.max_length} tokens"
+            )
+        name, options, wanted = backend, BackendOptions(threads, precision), point
+        reduction = manifest.reduction.at(point)
+        if backend == AUTO:
+            require_precision(backend, precision)
+            choice = choose_backend(bundle, reduction, threads, note, engines=engines)
+            name, options = choice.backend, BackendOptions(threads, choice.precision)
+            if dense_below is None:
+                wanted = replace(point, dense_below="auto")
+        if not engines:
+            require_no_engines(name)
+        runner = open_backend(name, bundle, options)
+        chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
+        tokenizer = tokenizer_of(bundle, limit, truncate)
+        pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
+        pipeline = pipeline.at(wanted, note)
+        pipeline.chain.open()
+        return pipeline
 
     if isinstance(bundle, Bundle):
         return start(bundle)
     path = Path(bundle)
     # Replaced meanwhile, it is begun anew with what is there then.
     return read_directory(path, lambda: start(Bundle.open(path, verify=verify)))
-
-
-def _start(
-    bundle: Bundle,
-    backend: str,
-    options: BackendOptions,
-    point: OperatingPoint,
-    max_length: int | None,
-    truncate: bool,
-    max_batch_tokens: int,
-    engines: bool,
-    note: Callable[[str], None],
-) -> Pipeline:
-    manifest = bundle.manifest
-    limit = manifest.max_length if max_length is None else max_length
-    if not 1 <= limit <= manifest.max_length:
-        raise ConfigError(
-            f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
-            f"{manifest.max_length} tokens"
-        )
-    reduction = manifest.reduction.at(point)
-    if backend == AUTO:
-        require_precision(backend, options.precision)
-        choice = choose_backend(bundle, reduction, options.threads, note, engines=engines)
-        backend, options = choice.backend, replace(options, precision=choice.precision)
-        if point.dense_below is None:
-            point = replace(point, dense_below="auto")
-    if not engines:
-        require_no_engines(backend)
-    runner = open_backend(backend, bundle, options)
-    chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
-    tokenizer = tokenizer_of(bundle, limit, truncate)
-    pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle).at(point, note)
-    pipeline.chain.open()
-    return pipeline

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.errors import (
     BundleError,
     ConfigError,
@@ -20,8 +21,10 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.exporters.checks.engines import Verification
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.tensorrt import engine_build
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST, EngineSet, Profile
+from trbert_deploy.runtime.backends.tensorrt.library import TensorRT
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -245,3 +248,21 @@ def test_unknown_compute_capability(built: Path) -> None:
 def test_unknown_flavour(built: Path) -> None:
     with pytest.raises(ConfigError, match="unknown TensorRT 'lite': expected one of tensorrt, rtx"):
         build_engines(built, replace(OPTIONS, flavour="lite"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_bundle_that_is_replaced_meanwhile_gets_no_engines(
+    own: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = engine_build.load_tensorrt
+
+    def slow(flavour: str | None) -> TensorRT:
+        with (own / WEIGHTS).open("ab") as file:
+            file.write(b"other")
+        return load(flavour)
+
+    monkeypatch.setattr(engine_build, "load_tensorrt", slow)
+    before = sorted(path.name for path in (own / "engines").iterdir())
+    with pytest.raises(BundleError, match="was replaced since the bundle was opened"):
+        build_engines(own, replace(OPTIONS, precision=precision, force=True))
+    assert sorted(path.name for path in (own / "engines").iterdir()) == before

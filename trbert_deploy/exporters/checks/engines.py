@@ -101,9 +101,8 @@ def verify_engines(
     results: list[Verification] = []
     steps = len(bundle.manifest.graphs) * len(profiles)
     for graph in bundle.manifest.graphs:
-        reference = onnxruntime.InferenceSession(
-            str(bundle.graph_path(graph.name)), providers=["CPUExecutionProvider"]
-        )
+        with bundle.reading_graph(graph.name) as path:
+            reference = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         outputs = [tensor.name for tensor in graph.outputs]
         engine = EngineFromBytes(engine_set.read(graph.name))
         for profile, batches in enumerate(profiles):

@@ -170,18 +170,19 @@ def build_engines(
     parity: Mapping[str, Any] = {}
     if options.precision != "fp32":
         progress("compare precisions", 0, steps)
-        models = {
-            graph.name: onnx.load(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs
-        }
+        for graph in bundle.manifest.graphs:
+            with bundle.reading_graph(graph.name) as path:
+                models[graph.name] = onnx.load(path)
         parity = compare_precision(bundle, models, options.precision).to_json()
     files: list[EngineFile] = []
     with staged_directory(target) as staging:
         for graph in bundle.manifest.graphs:
             progress(f"build {graph.name}", steps - len(bundle.manifest.graphs) + len(files), steps)
-            source: Path | bytes = bundle.graph_path(graph.name)
-            if models:
-                source = half_graph(models[graph.name], options.precision).SerializeToString()
-            built = build_engine(library, source, profiles, capability)
+            with bundle.reading_graph(graph.name) as path:
+                source: Path | bytes = path
+                if models:
+                    source = half_graph(models[graph.name], options.precision).SerializeToString()
+                built = build_engine(library, source, profiles, capability)
             path = staging / engine_file(graph.name)
             path.write_bytes(built.data)
             files.append(

@@ -12,7 +12,6 @@ from trbert_deploy.bundle.manifest import (
     FUSED,
     INT8,
     MASKED,
-    WEIGHTS,
     GraphDescription,
 )
 from trbert_deploy.errors import BundleError, DeviceError, first_line
@@ -118,9 +117,9 @@ class OnnxRuntimeBackend:
 
     def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
         graph = self._bundle.manifest.graph(name)
-        file = graph.file_of(MASKED if masked else self._without_mask)
+        variant = MASKED if masked else self._without_mask
         # A process' first session would change how the caller's thread computes.
-        with self._bundle.reading(file, WEIGHTS) as path, denormals_as_zero():
+        with self._bundle.reading_graph(name, variant) as path, denormals_as_zero():
             try:
                 session = onnxruntime.InferenceSession(
                     str(path),

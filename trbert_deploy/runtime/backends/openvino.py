@@ -17,7 +17,6 @@ from trbert_deploy.bundle.manifest import (
     DEQUANTIZED,
     MASKED,
     UNMASKED,
-    WEIGHTS,
     GraphDescription,
 )
 from trbert_deploy.errors import BundleError, ConfigError, printable
@@ -158,8 +157,7 @@ class OpenVinoBackend:
 
     def _open(self, name: str, variant: str) -> openvino.CompiledModel:
         graph = self._bundle.manifest.graph(name)
-        file = graph.file_of(variant)
-        with self._bundle.reading(file, WEIGHTS) as path:
+        with self._bundle.reading_graph(name, variant) as path:
             try:
                 model = self._core.read_model(path)
                 compiled = self._core.compile_model(model, _DEVICE, self._settings)
