@@ -32,7 +32,6 @@ from trbert_deploy.commands.options import given_training_options, training_opti
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.validation import Validator
 
 #: FLOPs speed-ups at which rows with a threshold are looked at beside their own.
 OTHER_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
@@ -85,8 +84,8 @@ def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, A
         "correct": "".join("01"[right] for right in outcome.correct.tolist()),
     }
     if split == "validation":  # dense on all test rows would take longer than the row itself
-        validator = Validator(rows, tokens, setting.device, run.progress)
-        figures["dense_accuracy"] = validator.dense_accuracy(student.model)
+        validator = setting.validator(rows, tokens, run.progress)
+        figures["dense_accuracy"] = validator.dense(student.model).score
         if run.row in THRESHOLDED:
             points = validator.operating_points(student.model, OTHER_SPEEDUPS)
             figures["points"] = [point.to_json() for point in points]

@@ -30,7 +30,6 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
-from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
 
 #: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.
@@ -79,8 +78,8 @@ def _with_policies(run: Run, *stages: str) -> Student:
     """The product's stages after the teacher's."""
     setting, options = run.setting, run.options
     model = setting.load_teacher(options.cuts)
-    validator = Validator(setting.validation_rows, options.batch_tokens, setting.device)
-    aim = Aim(options, validator, teacher_accuracy=0.0, note=console.notes.print)
+    validator = setting.validator(setting.validation_rows, options.batch_tokens)
+    aim = Aim(options, validator, teacher_score=0.0, note=console.notes.print)
     for name in stages:
         if run.load(name, model):
             continue

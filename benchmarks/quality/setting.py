@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -29,12 +29,14 @@ from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.progress import Progress
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training.data import TrainingRow, read_examples, tokenize
 from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.stages.guide import Guide, answers, make_guide
+from trbert_deploy.training.validation import Validator
 
 SETTING_FILE = "setting.json"
 
@@ -92,6 +94,19 @@ class Setting:
         model.set_reduction(reduction_at(cuts, model.spec))
         return model.to(self.device)
 
+    @property
+    def task(self) -> Task:
+        return task_of(self.spec)
+
+    def validator(
+        self,
+        rows: Sequence[TrainingRow],
+        batch_tokens: int,
+        progress: Progress = no_progress,
+    ) -> Validator:
+        """Judges by labelled rows."""
+        return Validator(rows, self.task, True, batch_tokens, self.device, progress=progress)
+
     @cached_property
     def training_rows(self) -> list[TrainingRow]:
         return self.read(self.train, self.texts)
@@ -110,7 +125,7 @@ class Setting:
             tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # a shorter maximum is a choice here
-            return tokenize(examples, tokenizer, task_of(self.spec))
+            return tokenize(examples, tokenizer, self.task, self._dense.head.no_target)
 
     def guide(
         self, cuts: str | None, directory: Path, batch_tokens: int, progress: Progress

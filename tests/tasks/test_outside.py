@@ -42,6 +42,7 @@ class Marking(Task):
 
     name = "text-marking"
     outputs = (Output("mark", "row"),)
+    measure = "closeness"
     columns = ("mark",)
 
     @classmethod
@@ -71,6 +72,9 @@ class Marking(Task):
 
     def agreement(self, one: Any, other: Any) -> float:
         return float(abs(one["mark"][0] - other["mark"][0]) < 0.1)
+
+    def divergence(self, teacher: Any, student: Any) -> float:
+        return float(abs(teacher["mark"][0] - student["mark"][0]))
 
     def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
         return np.array([example.target for example in examples])
@@ -112,6 +116,9 @@ class MarkingHead(Head):
 
     def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
         return 1.0 / (1.0 + (outputs["mark"][:, 0] - target).abs())
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        return outputs["mark"][:, 0]
 
     def has_target(self, target: Tensor) -> Tensor:
         return target >= 0

@@ -52,17 +52,12 @@ def test_pairs_and_numbered_labels(tmp_path: Path) -> None:
     [
         ("empty.jsonl", "", "is empty"),
         ("a.txt", "hello", "ends in .txt: expected one of .jsonl"),
-        ("a.jsonl", '{"text": "a"}\n', "has the columns text: expected text and label"),
+        ("a.jsonl", '{"label": "a"}\n', "has the columns label: expected text"),
         ("b.jsonl", "{nonsense\n", "cannot be read"),
         (
             "c.jsonl",
             lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]),
             'row 2: the field "text" is empty',
-        ),
-        (
-            "d.jsonl",
-            lines([{"text": "a", "label": "x"}, {"text": "b", "label": None}]),
-            "row 2 has no label",
         ),
         ("e.parquet", "not parquet", "cannot be read"),
     ],
@@ -96,7 +91,7 @@ def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     examples = [Example("the film", "good"), Example("the film", "ugly", "line 2")]
     message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
     with pytest.raises(DataError, match=message):
-        tokenize(examples, tokenizer, TextClassification(LABELS))
+        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
 
 
 def test_validation_is_held_out_at_random_but_the_same_again() -> None:

@@ -35,7 +35,7 @@ from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared
 from trbert_deploy.training.run import train
 from trbert_deploy.training.stages.stage import Stage
-from trbert_deploy.training.validation import Validator
+from trbert_deploy.training.validation import Quality, Validator
 
 
 def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:
@@ -122,7 +122,7 @@ def test_all_stages_leave_checkpoints_and_figures(
         steps.append(step.partition(" ")[0])
 
     report = train(options, output, progress=progress)
-    assert ("answers" in steps) == (recombined > 0)
+    assert "answers" in steps  # on the validation rows, and on recombined ones
     assert set(steps) <= {
         *options.stages, "answers", "validation", "validation,", "calibration"
     }  # fmt: skip
@@ -135,12 +135,12 @@ def test_all_stages_leave_checkpoints_and_figures(
         figures = [json.loads(line) for line in lines]
         assert [step["step"] for step in figures] == list(range(len(figures)))
         assert sum("validation" in step for step in figures) == options.validations_of(stage)
-        assert all(0 <= step.get("accuracy", 0.0) <= 1 for step in figures)
+        assert all(0 <= step.get("agreement", 0.0) <= 1 for step in figures)
         assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
         assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
         assert {path.name for path in directory.glob("*.safetensors")} == {"model.safetensors"}
-    assert report.stages["teacher"].dense_accuracy > 0.8  # one telling word a text
-    assert report.teacher_accuracy == report.stages["teacher"].dense_accuracy
+    assert report.stages["teacher"].dense_score > 0.8  # one telling word a text
+    assert report.teacher_score == report.stages["teacher"].dense_score
     assert list((output / "stages").glob("events.out.tfevents.*"))
     assert same(output, output / "stages" / STAGES_OF[estimator][-1])
     final = load_checkpoint(output)
@@ -168,11 +168,11 @@ def test_a_stage_ends_with_its_best_checkpoint(
     scores = iter([0.6, 0.9, 0.7])
     seen: list[torch.Tensor] = []
 
-    def dense_accuracy(self: Validator, model: ReducedModel) -> float:
+    def dense(self: Validator, model: ReducedModel) -> Quality:
         seen.append(model.head.classifier.weight.detach().clone())
-        return next(scores, 0.0)
+        return Quality(next(scores, 0.0), None)
 
-    monkeypatch.setattr(Validator, "dense_accuracy", dense_accuracy)
+    monkeypatch.setattr(Validator, "dense", dense)
     options = replace(options, teacher_epochs=1, validations=3, stages=("teacher",))
     train(options, tmp_path / "ckpt")
     model = load_checkpoint(tmp_path / "ckpt").model
@@ -192,7 +192,7 @@ def test_a_wanted_quality_decides_what_is_saved(options: TrainOptions, tmp_path:
     report = train(strict, tmp_path / "strict", note=notes.append)
     assert any("32 validation rows cannot tell a loss of 0.001 points" in note for note in notes)
     kept = report.stages["hard"]
-    assert kept.accuracy == max(point.accuracy for point in report.points)
+    assert kept.score == max(point.score for point in report.points)
 
 
 def test_a_speedup_out_of_reach_is_told(options: TrainOptions, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_warm_start_goes_on_from_a_reduced_model(
     assert not any(step.startswith(("teacher", "policy")) for step in steps)
     assert same(reduced, tmp_path / "ckpt" / "stages" / "policy")
     before = load_checkpoint(reduced).training["stages"]
-    assert report.teacher_accuracy == before["teacher"]["dense_accuracy"]
+    assert report.teacher_score == before["teacher"]["dense_score"]
     assert report.stages["policy"].flops_speedup == before["hard"]["flops_speedup"]
     assert openings == [before["hard"]["flops_speedup"], 1.0]  # joint, hard
     assert not same(reduced, tmp_path / "ckpt")

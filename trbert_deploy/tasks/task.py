@@ -17,6 +17,10 @@ from trbert_deploy.selection.select import first_token
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
 Outputs = Mapping[str, NDArray[np.float32]]
 
+#: What a model is judged by that has no labels to be judged by: how far its answers are the
+#: teacher's, by ``Task.agreement``.
+AGREEMENT = "agreement"
+
 #: A text, or a pair of them.
 Text = str | tuple[str, str] | list[str]
 
@@ -89,11 +93,13 @@ class Task(ABC):
     Attributes:
         name: that of the transformers pipeline.
         outputs: what its head computes.
+        measure: name of the first of its ``metrics``, which models are judged by.
         columns: of a record that holds it, besides the text's.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[tuple[Output, ...]]
+    measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -144,6 +150,13 @@ class Task(ABC):
         """How far two answers to one row are the same, from 0 to 1."""
 
     @abstractmethod
+    def divergence(self, teacher: Outputs, student: Outputs) -> float:
+        """How far a student's answer to a row is from its teacher's, 0 where they are the same.
+
+        Unlike ``agreement`` it tells how sure the two are.
+        """
+
+    @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
 
@@ -178,6 +191,12 @@ class Task(ABC):
     @abstractmethod
     def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
         """Each row's share of the first measure, whose mean it is: [N]."""
+
+
+def rows_of_outputs(outputs: Outputs) -> list[dict[str, NDArray[np.float32]]]:
+    """The outputs of a batch, [B, ...] each, row by row."""
+    rows = len(next(iter(outputs.values())))
+    return [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
 
 
 def mean_agreement(task: Task, ones: Sequence[Outputs], others: Sequence[Outputs]) -> float:

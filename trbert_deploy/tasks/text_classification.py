@@ -42,6 +42,7 @@ class TextClassification(Task):
 
     name = "text-classification"
     outputs = (Output(LOGITS, "row"),)
+    measure = "accuracy"
     columns = ("label", "labels")
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -84,6 +85,11 @@ class TextClassification(Task):
             return 0.0
         return float(np.argmax(one[LOGITS]) == np.argmax(other[LOGITS]))
 
+    def divergence(self, teacher: Outputs, student: Outputs) -> float:
+        """Kullback-Leibler divergence from the teacher's probabilities, in nats."""
+        wanted, found = (_log_softmax(each[LOGITS]) for each in (teacher, student))
+        return float(max(0.0, (np.exp(wanted) * (wanted - found)).sum()))
+
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, LabelPrediction)
         return prediction.label
@@ -124,7 +130,7 @@ class TextClassification(Task):
         """Accuracy; F1 of each label that occurs or is answered, averaged; calibration error."""
         logits = np.stack([each[LOGITS] for each in outputs])
         return {
-            "accuracy": float((logits.argmax(1) == targets).mean()),
+            self.measure: float((logits.argmax(1) == targets).mean()),
             "macro_f1": _macro_f1(targets, logits.argmax(1)),
             "calibration_error": _calibration_error(logits, targets),
         }
@@ -134,10 +140,15 @@ class TextClassification(Task):
         return (answers == targets).astype(np.float64)
 
 
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Logarithms [..., C] of the probabilities of logits [..., C]."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities [..., C] of logits [..., C]."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return shifted / shifted.sum(-1, keepdims=True)
+    return np.exp(_log_softmax(logits))
 
 
 def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:

@@ -29,13 +29,13 @@ class Aim:
     Attributes:
         options: of the run.
         validator: held-out rows.
-        teacher_accuracy: on them.
+        teacher_score: on them, 1 where they are judged by its own answers.
         note: told what a person should know.
     """
 
     options: TrainOptions
     validator: Validator
-    teacher_accuracy: float
+    teacher_score: float
     note: Callable[[str], None]
 
     def prepare(self, stage: str, model: ReducedModel) -> float:
@@ -69,7 +69,7 @@ class Aim:
     ) -> Callable[[float], float]:
         """How a stage is validated: share of it that is done -> score, the highest is best."""
         if stage == "teacher":
-            return lambda done: self.validator.dense_accuracy(model)
+            return lambda done: self.validator.rank(self.validator.dense(model))
         if self.options.max_drop is None:
             return lambda done: self._at_speedup(model, self.options.target_speedup, done)
         if stage == "joint" and constraint is not None:
@@ -81,11 +81,11 @@ class Aim:
         return lambda done: self._at_speedup(model, speedup, done)
 
     def _at_speedup(self, model: ReducedModel, speedup: float | None, done: float) -> float:
-        """Accuracy at a speed-up; where none is wanted the last checkpoint counts as best."""
+        """Rank at a speed-up; where none is wanted the last checkpoint counts as best."""
         if speedup is None:
             return done
         self.validator.calibrate(model, speedup)
-        return self.validator.chain(model).accuracy
+        return self.validator.rank(self.validator.chain(model))
 
     def _while_quality_lasts(
         self, model: ReducedModel, constraint: FlopsConstraint, done: float
@@ -93,7 +93,7 @@ class Aim:
         """Let the computation fall until it costs too much quality; the last one is best."""
         goal = constraint.goal(done)
         self.validator.calibrate(model, 1.0 / goal)
-        if self.drop_of(self.validator.chain(model).accuracy) > self.max_drop:
+        if self.drop_of(self.validator.chain(model).score) > self.max_drop:
             constraint.stop_falling(goal)
         return done
 
@@ -102,9 +102,9 @@ class Aim:
         """The wanted largest loss, in points."""
         return math.inf if self.options.max_drop is None else self.options.max_drop
 
-    def drop_of(self, accuracy: float) -> float:
+    def drop_of(self, score: float) -> float:
         """Points under the teacher."""
-        return 100.0 * (self.teacher_accuracy - accuracy)
+        return 100.0 * (self.teacher_score - score)
 
     def finish(self, model: ReducedModel) -> list[ValidatedPoint]:
         """Set the operating point that was asked for; the table of others beside it."""
@@ -126,13 +126,13 @@ class Aim:
 
     def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:
         """The fastest point within the wanted loss, or the best one there is."""
-        within = [point for point in points if self.drop_of(point.accuracy) <= self.max_drop]
+        within = [point for point in points if self.drop_of(point.score) <= self.max_drop]
         if within:
             return max(within, key=lambda point: point.flops_speedup)
-        best = max(points, key=lambda point: point.accuracy)
+        best = max(points, key=lambda point: point.score)
         self.note(
             f"no operating point loses {self.max_drop:g} points or less: kept the best, "
-            f"{self.drop_of(best.accuracy):.2f} points at {best.flops_speedup:.2f} times fewer "
+            f"{self.drop_of(best.score):.2f} points at {best.flops_speedup:.2f} times fewer "
             "FLOPs; train longer, or allow a larger --max-drop"
         )
         return best

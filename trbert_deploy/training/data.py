@@ -58,25 +58,23 @@ def read_examples(
     """
     table = _load_table(source, split)
     column = next((name for name in task.columns if name in table.column_names), None)
-    if TEXT not in table.column_names or column is None:
+    if TEXT not in table.column_names:
         raise DataError(
-            f"{source} has the columns {', '.join(table.column_names)}: expected text and "
-            f"{task.columns[0]} (and optionally text_pair)"
+            f"{source} has the columns {', '.join(table.column_names)}: expected text (and "
+            f"optionally text_pair and {task.columns[0]})"
         )
     if not len(table):
-        raise DataError(f"{source} holds no rows: expected labelled texts")
-    feature = table.features[column]
+        raise DataError(f"{source} holds no rows: expected texts")
+    feature = None if column is None else table.features[column]
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    wanted = [name for name in (TEXT, TEXT_PAIR, column) if name in table.column_names]
+    present = set(table.column_names)
+    wanted = [name for name in (TEXT, TEXT_PAIR, column) if name is not None and name in present]
     examples = []
     for number, values in enumerate(zip(*(table[name] for name in wanted), strict=True), start=1):
         record = dict(zip(wanted, values, strict=True))
-        if names is not None and record[column] is not None:
+        if column is not None and names is not None and record[column] is not None:
             record[column] = names[record[column]]
-        example = task.read(record, f"{source}, row {number}")
-        if example.target is None:
-            raise DataError(f"{source}, row {number} has no {task.columns[0]}")
-        examples.append(example)
+        examples.append(task.read(record, f"{source}, row {number}"))
     return examples
 
 
@@ -122,13 +120,18 @@ def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task
+    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task, no_target: int
 ) -> list[TrainingRow]:
     """Examples as rows of tokens.
+
+    Args:
+        no_target: the head's mark of a row without a target.
 
     Raises:
         DataError: a target that the model does not know.
     """
-    targets = task.targets(examples).tolist()
+    labelled = [example for example in examples if example.target is not None]
+    known = iter(task.targets(labelled).tolist() if labelled else ())
+    targets = [no_target if example.target is None else next(known) for example in examples]
     rows = rows_of(tokenizer.encode([example.text for example in examples]), task.protected)
     return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
@@ -28,6 +29,7 @@ from trbert_deploy.training.data import (
 )
 from trbert_deploy.training.options import DISTILLING, TrainOptions
 from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
 
 NUM_SAMPLES = 16
@@ -41,7 +43,8 @@ class Prepared:
         checkpoint: the model that is trained, with its tokenizer.
         fine_tuned: whether it knows the labels already.
         warm_start: the model to go on from once this one, the teacher, has given its answers.
-        training, validation: the rows, tokenized.
+        training: the rows, tokenized.
+        validator: judges by the rows that are held out.
         recombined: rows without labels that are made of the training rows.
         device: to compute on.
     """
@@ -50,12 +53,15 @@ class Prepared:
     fine_tuned: bool
     warm_start: ReducedModel | None
     training: list[TrainingRow]
-    validation: list[TrainingRow]
+    validator: Validator
     recombined: list[TrainingRow]
     device: torch.device
 
     def rows_of(self, stage: str) -> list[TrainingRow]:
-        """What a stage learns from: those that distil take rows without labels too."""
+        """What a stage learns from: the teacher from labels, those that distil from all texts."""
+        if stage == "teacher":
+            unknown = self.checkpoint.model.head.no_target
+            return [row for row in self.training if row.target != unknown]
         return self.training + self.recombined if stage in DISTILLING else self.training
 
 
@@ -77,7 +83,8 @@ def prepare(
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
         validation = read_examples(options.validation, split="validation")
-    labels = TextClassification.labels_in(training)
+    labelled = [example for example in training if example.target is not None]
+    labels = TextClassification.labels_in(labelled) if labelled else ()
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -89,9 +96,10 @@ def prepare(
     model = pretrained.model
     if pretrained.note:
         note(pretrained.note)
+    validation, by_labels = _judged(validation, pretrained, options.model, note)
     if reduction is None and options.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
-    max_length = _fit_positions(pretrained, options, note)
+    max_length = fit_positions(model, options.max_length, note)
     warm_start = None
     if options.warm_start is not None:
         warm_start = load_warm_start(options.warm_start, model.spec, options.cuts)
@@ -100,7 +108,8 @@ def prepare(
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = [tokenize(part, tokenizer, task_of(model.spec)) for part in (training, validation)]
+        task, no_target = task_of(model.spec), model.head.no_target
+        rows = [tokenize(part, tokenizer, task, no_target) for part in (training, validation)]
     if tokenizer.truncated:
         note(
             f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
@@ -117,27 +126,54 @@ def prepare(
         fine_tuned=pretrained.fine_tuned,
         warm_start=warm_start,
         training=rows[0],
-        validation=rows[1],
+        validator=Validator(rows[1], task, by_labels, options.batch_tokens, device),
         recombined=recombine(
-            rows[0],
-            round(options.recombined * len(rows[0])),
-            options.seed,
-            model.head.no_target,
+            rows[0], round(options.recombined * len(rows[0])), options.seed, no_target
         ),
         device=device,
     )
 
 
-def _fit_positions(
-    pretrained: Pretrained, options: TrainOptions, note: Callable[[str], None]
+def _judged(
+    validation: list[Example],
+    pretrained: Pretrained,
+    where: str,
+    note: Callable[[str], None],
+) -> tuple[list[Example], bool]:
+    """The held-out examples that are judged, and whether by their labels.
+
+    Raises:
+        DataError: a teacher is to be trained first, and nothing says how good it is.
+    """
+    labelled = [example for example in validation if example.target is not None]
+    if len(labelled) == len(validation):
+        return validation, True
+    if pretrained.fine_tuned:
+        note(
+            f"{len(validation) - len(labelled)} of {len(validation)} validation texts have no "
+            f"label: judged is how far answers agree with those of {where}"
+        )
+        return validation, False
+    if not labelled:
+        raise DataError(
+            f"none of the {len(validation)} validation texts has a label, which a new head is "
+            "judged by: expected labelled ones, or a fine-tuned model"
+        )
+    return labelled, True
+
+
+def fit_positions(
+    model: ReducedModel,
+    max_length: int | None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> int:
-    """The run's maximum length; the position table is tiled where it is too short."""
-    positions = pretrained.model.spec.max_positions
-    if options.max_length is None or options.max_length <= positions:
-        return options.max_length or positions
-    pretrained.model.extend_positions(options.max_length)
-    note(f"positions extended from {positions} to {options.max_length} by tiling")
-    return options.max_length
+    """A run's maximum length; the position table is tiled where it is too short."""
+    positions = model.spec.max_positions
+    if max_length is None or max_length <= positions:
+        return max_length or positions
+    model.extend_positions(max_length)
+    note(f"positions extended from {positions} to {max_length} by tiling")
+    return max_length
 
 
 def _sample_texts(validation: list[Example]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from trbert_deploy.training.options import STAGES, TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages.stage import Stage, make_stage
-from trbert_deploy.training.validation import Evaluation, ValidatedPoint, Validator
+from trbert_deploy.training.validation import Evaluation, ValidatedPoint
 
 RUN_FILE = "training.json"
-RUN_VERSION = 2
+RUN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class TrainReport:
 
     Attributes:
         checkpoint: directory of the newest checkpoint.
-        teacher_accuracy: of the teacher on the validation rows, once it is finished.
+        measure: what the validation rows are judged by: the task's first measure where they have
+            labels, else ``agreement`` with the teacher.
+        teacher_score: of the teacher on them, once it is finished.
         stages: validation after each finished stage that trained weights.
         points: the newest checkpoint at several thresholds.
     """
 
     checkpoint: Path
-    teacher_accuracy: float | None
+    measure: str
+    teacher_score: float | None
     stages: dict[str, Evaluation]
     points: tuple[ValidatedPoint, ...]
 
@@ -112,7 +115,8 @@ def train(
     stages = {name: figures for name, figures in record["stages"].items() if figures}
     return TrainReport(
         checkpoint=output,
-        teacher_accuracy=record["teacher_accuracy"],
+        measure=run.validator.measure,
+        teacher_score=record["teacher_score"],
         stages={name: Evaluation.from_json(figures) for name, figures in stages.items()},
         points=tuple(ValidatedPoint.from_json(point) for point in record["points"]),
     )
@@ -137,32 +141,36 @@ def _do_stage(
         return
     if stage not in options.stages:
         return
-    validator = Validator(run.validation, options.batch_tokens, run.device, progress)
+    validator = replace(run.validator, progress=progress)
     guide_path = output / "stages" / "guide" / GUIDE_FILE
     if stage == "guide":
         model.to(run.device)
-        record["teacher_accuracy"] = validator.dense_accuracy(model)
         making = (options.batch_tokens, run.device, progress)
-        guide = make_guide(model, run.training, *making)
+        validation = answers(model, run.validator.rows, *making)
+        record["teacher_score"] = replace(validator, teacher=validation).dense(model).score
+        made = replace(make_guide(model, run.training, *making), validation=validation)
         if run.recombined:
-            guide = guide.with_answers(answers(model, run.recombined, *making))
+            made = made.with_answers(answers(model, run.recombined, *making))
         record["stages"][stage] = {}
         if processes.is_main():
-            guide.save(guide_path)
+            made.save(guide_path)
             write_json(output / RUN_FILE, record)
         processes.wait()  # all read it
         return
-    aim = Aim(options, validator, record["teacher_accuracy"] or 0.0, note)
+    guide = None if stage == "teacher" else Guide.load(guide_path)
+    if guide is not None:
+        validator = replace(validator, teacher=guide.validation)
+    aim = Aim(options, validator, record["teacher_score"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
         note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
     elif stage == "policy" and run.warm_start is not None:
         note(f"policies and encoder go on from {options.warm_start}: no policy stage")
         model.take_over(run.warm_start)
     else:
-        _run_stage(stage, run, options, directory, guide_path, aim, progress)
+        _run_stage(stage, run, options, directory, guide, aim, progress)
     if stage == [name for name in options.stages if name != "guide"][-1] != "teacher":
         record["points"] = [point.to_json() for point in aim.finish(model)]
-    record["stages"][stage] = validator.evaluate(model).to_json()
+    record["stages"][stage] = validator.evaluate(model).to_json() if validator.can_judge else {}
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
     processes.wait()  # all have read the best weights
     later = STAGES[STAGES.index(stage) + 1 :]
@@ -213,7 +221,7 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
         return {
             "version": RUN_VERSION,
             "options": options.to_json(),
-            "teacher_accuracy": None,
+            "teacher_score": None,
             "stages": {},
             "points": [],
             "keeps_runs": True,  # for the next stage's to go on from
@@ -251,14 +259,13 @@ def _run_stage(
     run: Prepared,
     options: TrainOptions,
     directory: Path,
-    guide_path: Path,
+    guide: Guide | None,
     aim: Aim,
     progress: Progress,
 ) -> None:
     """Run one trained stage on the run's model, in place."""
     model = run.checkpoint.model.to(run.device)
     rows = run.rows_of(stage)
-    guide = None if stage == "teacher" else Guide.load(guide_path)
 
     def begin() -> Stage:
         return make_stage(stage, model, options, guide, aim.prepare(stage, model))

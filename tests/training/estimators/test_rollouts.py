@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_model, tiny_spec
 from torch.nn.functional import cross_entropy
 
 from trbert_deploy.modeling.heads.head import Outputs
@@ -23,6 +23,7 @@ from trbert_deploy.modeling.walk import (
 )
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.training.batches import PackedBatch, load_batches
 from trbert_deploy.training.data import TrainingRow
@@ -185,7 +186,7 @@ def test_saliency_is_the_published_formula() -> None:
 
 
 def validator() -> Validator:
-    return Validator(rows(), 64, torch.device("cpu"))
+    return Validator(rows(), task_of(tiny_spec()), True, 64, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("target", [1.2, 1.5, 1.8])

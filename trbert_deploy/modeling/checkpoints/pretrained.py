@@ -46,7 +46,7 @@ def load_pretrained(
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
-        DataError: the source is fine-tuned for other labels.
+        DataError: the source is fine-tuned for other labels, or there are none for a new head.
         ConfigError: a cut out of range.
     """
     return read_whole(where, lambda settled: _load(settled, labels, reduction))
@@ -54,6 +54,11 @@ def load_pretrained(
 
 def _load(where: str, labels: Sequence[str], reduction: ReductionConfig | None) -> Pretrained:
     source = open_source(where)
+    if source.is_bare and not labels:
+        raise DataError(
+            f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
+            "texts, or a fine-tuned model, whose answers can be learned"
+        )
     if source.is_bare:
         return _with_new_head(source, tuple(labels), reduction)
     source.require_answers()

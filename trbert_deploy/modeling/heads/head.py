@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from trbert_deploy.config import EncoderSpec
@@ -52,7 +53,8 @@ class Head(nn.Module, ABC):
 
         Args:
             outputs: of K times B rows, path by path.
-            target: of the B rows, taken as half of what is wanted; None for the teacher alone.
+            target: of the B rows, taken as half of what is wanted where a row has one; None for
+                the teacher alone.
             teacher: its outputs on the B rows.
         """
 
@@ -63,3 +65,12 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def has_target(self, target: Tensor) -> Tensor:
         """Which rows have one: [B] bool."""
+
+    @abstractmethod
+    def answers(self, outputs: Outputs) -> Tensor:
+        """What outputs answer, as targets: [B, ...]."""
+
+    def targets_or_answers(self, target: Tensor, outputs: Outputs) -> Tensor:
+        """Targets, with what ``outputs`` answer for rows that have none: [B, ...]."""
+        known = self.has_target(target).view(-1, *[1] * (target.ndim - 1))
+        return torch.where(known, target, self.answers(outputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, one_hot, softmax
 
@@ -85,13 +86,18 @@ class TextClassificationHead(Head):
         """Cross-entropy with the teacher's probabilities, or their mean with the labels'."""
         logits, wanted = outputs[LOGITS], teacher[LOGITS].softmax(-1)
         if target is not None:
-            wanted = (one_hot(target, wanted.shape[-1]).float() + wanted) / 2
+            labels = one_hot(target.clamp_min(0), wanted.shape[-1]).float()
+            known = self.has_target(target)[:, None]
+            wanted = torch.where(known, (labels + wanted) / 2, wanted)
         paths = len(logits) // len(wanted)
         losses = -(wanted.repeat(paths, 1) * log_softmax(logits, -1)).sum(-1)
         return losses.view(paths, len(wanted))
 
     def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
         return (outputs[LOGITS].argmax(-1) == target).float()
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        return outputs[LOGITS].argmax(-1)
 
     def has_target(self, target: Tensor) -> Tensor:
         return target >= 0

@@ -10,7 +10,7 @@ so that tokens whose state still changes behind the cut in a direction that matt
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +30,8 @@ from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
 
 GUIDE_FILE = "guide.safetensors"
-#: Before the names of the teacher's outputs in it.
-_TEACHER = "teacher_"
+#: Before the names of the teacher's outputs in it: on the training rows, on the held-out ones.
+_TEACHER, _VALIDATION = "teacher_", "validation_"
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Guide:
             the N training rows.
         starts: [N + 1] int64, where each training row's tokens begin in ``saliency``.
         saliency: for each cut [total tokens] float32.
+        validation: the teacher's outputs on the validation rows by name, [M, ...] float32.
     """
 
     answers: Mapping[str, NDArray[np.float32]]
     starts: NDArray[np.int64]
     saliency: tuple[NDArray[np.float32], ...]
+    validation: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def outputs_of(self, batch: PackedBatch) -> dict[str, Tensor]:
         """The teacher's outputs [B, ...] on a batch."""
@@ -73,6 +75,7 @@ class Guide:
     def save(self, path: Path) -> None:
         """Write the guide, whole or not at all."""
         tensors = {f"{_TEACHER}{name}": values for name, values in self.answers.items()}
+        tensors |= {f"{_VALIDATION}{name}": values for name, values in self.validation.items()}
         tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
         stored = {name: torch.from_numpy(array) for name, array in tensors.items()}
         write_safetensors(path, {"starts": torch.from_numpy(self.starts), **stored})
@@ -81,14 +84,17 @@ class Guide:
     def load(cls, path: Path) -> Guide:
         """Read what ``save`` wrote."""
         tensors = load_file(path)
-        answers = {
-            name.removeprefix(_TEACHER): values
-            for name, values in tensors.items()
-            if name.startswith(_TEACHER)
-        }
-        cuts = len(tensors) - len(answers) - 1
-        saliency = tuple(tensors[f"saliency.{index}"] for index in range(cuts))
-        return cls(answers, tensors["starts"], saliency)
+
+        def named(prefix: str) -> dict[str, NDArray[np.float32]]:
+            return {
+                name.removeprefix(prefix): values
+                for name, values in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        saliency = named("saliency.")
+        ordered = tuple(saliency[str(index)] for index in range(len(saliency)))
+        return cls(named(_TEACHER), tensors["starts"], ordered, named(_VALIDATION))
 
 
 def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -191,8 +197,10 @@ def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor
         hidden = tokens.hidden.detach().requires_grad_()
         tokens = replace(tokens, hidden=hidden)
         outputs = tokens.run(model, reference, model.spec.num_steps).answer(model)
-        # Summed, so that a row's scores do not depend on how many others stand beside it.
-        loss = model.head.loss(outputs, batch.targets).sum()
+        # A row without a target is taken for what the teacher answers. Summed, so that a row's
+        # scores do not depend on how many others stand beside it.
+        targets = model.head.targets_or_answers(batch.targets, outputs)
+        loss = model.head.loss(outputs, targets).sum()
     (gradient,) = torch.autograd.grad(loss, hidden)
     changes = [hidden.detach().float() - at_cut for at_cut in at_cuts]
     scores = [(gradient.float() * change).sum(-1).abs() for change in changes]

@@ -119,7 +119,8 @@ def _teacher(model: ReducedModel) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         outputs = dense_outputs(model, batch)
         loss = batch.share.mean(model.head.loss(outputs, batch.targets))
-        return Step(loss, {"accuracy": _accuracy(model, outputs, batch)})
+        right = batch.share.mean(model.head.correct(outputs, batch.targets))
+        return Step(loss, {"right": right.item()})
 
     return compute
 
@@ -221,7 +222,7 @@ def _joint_by_gates(model: ReducedModel, guide: Guide, constraint: FlopsConstrai
         penalty = constraint.penalty(share.item(), done)
         figures = {
             "task_loss": task.item(),
-            "accuracy": _accuracy(model, gated.outputs, batch),
+            "agreement": _agreement(model, gated.outputs, guide, batch),
             "flops_share": share.item(),
             "goal": constraint.goal(done),
             "penalty": penalty,
@@ -252,7 +253,8 @@ def _hard(model: ReducedModel, guide: Guide, mixed_share: float) -> Compute:
         losses = model.head.loss(outputs, batch.targets, guide.outputs_of(batch))
         left = share.total(torch.stack(kept).sum(1)) / share.tokens
         shares = {f"kept_{cut}": part for cut, part in enumerate(left.tolist())}
-        return Step(share.mean(losses), {"accuracy": _accuracy(model, outputs, batch), **shares})
+        agreement = _agreement(model, outputs, guide, batch)
+        return Step(share.mean(losses), {"agreement": agreement, **shares})
 
     return compute
 
@@ -266,11 +268,10 @@ def _penalty(
     return lambda share: constraint.penalty(share, done)
 
 
-def _accuracy(model: ReducedModel, outputs: Outputs, batch: PackedBatch) -> float:
-    """Of the rows that have a target."""
-    right = batch.share.mean(model.head.correct(outputs, batch.targets))
-    labelled = batch.share.mean(model.head.has_target(batch.targets).float())
-    return (right / labelled.clamp_min(1e-6)).item()
+def _agreement(model: ReducedModel, outputs: Outputs, guide: Guide, batch: PackedBatch) -> float:
+    """How right answers are where the teacher's are taken for right."""
+    wanted = model.head.answers(guide.outputs_of(batch))
+    return batch.share.mean(model.head.correct(outputs, wanted)).item()
 
 
 def _rollout_figures(rollouts: Rollouts, batch: PackedBatch) -> dict[str, float]:
