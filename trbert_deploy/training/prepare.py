@@ -22,7 +22,8 @@ from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.data import (
     TrainingRow,
-    read_examples,
+    read_data,
+    require_targets,
     split_validation,
     tokenize,
 )
@@ -71,12 +72,12 @@ def prepare(
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
     """
-    training = read_examples(options.train)
+    training = _read(options, options.train, "train", note)
     if options.validation is None:
         training, validation = split_validation(training, options.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = read_examples(options.validation, split="validation")
+        validation = _read(options, options.validation, "validation", note)
     labels = TextClassification.labels_in(training)
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
@@ -126,6 +127,14 @@ def prepare(
         ),
         device=device,
     )
+
+
+def _read(
+    options: TrainOptions, source: str, split: str, note: Callable[[str], None]
+) -> list[Example]:
+    """The labelled texts of a source."""
+    examples = read_data(source, split, TextClassification, options.columns, note)
+    return require_targets(examples)
 
 
 def _fit_positions(
