@@ -25,7 +25,7 @@ from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint
 
@@ -67,7 +67,9 @@ def main(
     """Compare one caller of BUNDLE with several."""
     try:
         pipeline = load(bundle, backend, threads=1, **asdict(point))
-        rows = pipeline.tokenize([str(text.text) for text in islice(read_texts(data), texts)])
+        rows = pipeline.tokenize(
+            [str(text.text) for text in islice(read_examples(data, pipeline.task), texts)]
+        )
         if not rows:
             raise DataError(f"{data} has no texts: expected at least one")
         figures = {}

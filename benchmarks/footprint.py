@@ -31,8 +31,9 @@ from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.autotune.fastest_backend import candidates
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.registry import task_of
 
 #: What the processes run.
 PROGRAM = """
@@ -125,8 +126,8 @@ def main(
 ) -> None:
     """Measure start and memory of BUNDLE."""
     try:
-        Bundle.open(bundle)
-        corpus = [str(text.text) for text in islice(read_texts(data), texts)]
+        task = task_of(Bundle.open(bundle).manifest.encoder)
+        corpus = [str(text.text) for text in islice(read_examples(data, task), texts)]
         common = {"bundle": str(bundle), "threads": threads, **asdict(point)}
         loads = {
             str(each): {**common, "backend": each.backend, "precision": each.precision}

@@ -26,7 +26,7 @@ from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.selection.operating_point import OperatingPoint
 
@@ -77,7 +77,9 @@ def main(
     warnings.simplefilter("ignore", TruncationWarning)
     try:
         pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(point))
-        texts = [str(text.text) for text in islice(read_texts(data), batch * batches)]
+        texts = [
+            str(text.text) for text in islice(read_examples(data, pipeline.task), batch * batches)
+        ]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     rows = pipeline.tokenize(texts)

@@ -53,7 +53,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning, rows_of
 from trbert_deploy.tasks.registry import task_of
@@ -226,8 +226,11 @@ def main(
                 f"length {max(lengths)}: {checkpoint} takes at most {loaded.max_length} tokens"
             )
         tokenizer = TextTokenizer(checkpoint / TOKENIZER_FILE, max(lengths))
-        corpus = [str(text.text) for text in islice(read_texts(data), max(64, texts, batch))]
-        sample = rows_of(tokenizer.encode(corpus), task_of(loaded.model.spec).protected)
+        task = task_of(loaded.model.spec)
+        corpus = [
+            str(text.text) for text in islice(read_examples(data, task), max(64, texts, batch))
+        ]
+        sample = rows_of(tokenizer.encode(corpus), task.protected)
         cases = [
             Case(
                 f"{length} tokens",

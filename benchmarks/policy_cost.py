@@ -32,7 +32,7 @@ from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import read_examples, tokenize
+from trbert_deploy.training.data import read_data, require_targets, tokenize
 from trbert_deploy.training.estimators.rollouts import run_rollouts
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    examples = read_examples(arguments.data)
+    examples = require_targets(read_data(arguments.data))
     labels = TextClassification.labels_in(examples)
     model = load_pretrained(arguments.model, labels, None).model.to(device)
     with torch.no_grad():

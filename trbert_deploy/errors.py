@@ -21,6 +21,8 @@ other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class TrbertError(Exception):
     """Base class; ``str(error)`` is the one line a user reads."""
@@ -96,3 +98,11 @@ def printable(line: str) -> str:
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line
     )
+
+
+def few(names: Iterable[object], most: int = 5) -> str:
+    """Names as one line shows them: the first ones, and how many there are besides."""
+    shown = [printable(str(name)) for name in names]
+    cut = [name if len(name) <= 40 else f"{name[:39]}…" for name in shown[:most]]
+    more = f" and {len(shown) - most:,} more" if len(shown) > most else ""
+    return ", ".join(cut) + more

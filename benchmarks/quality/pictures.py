@@ -24,7 +24,7 @@ from trbert_deploy.reports.plots.kept import (
     draw_texts,
     draw_words,
 )
-from trbert_deploy.runtime.reading import read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 
 
 @click.command()
@@ -72,7 +72,9 @@ def main(
         pipeline, _ = open_models(model, threads=threads)
         cuts = [cut.position for cut in pipeline.reduction.cuts]
         with console.progress() as progress:
-            texts = trace_texts(pipeline, list(islice(read_texts(data), count)), progress=progress)
+            texts = trace_texts(
+                pipeline, list(islice(read_examples(data, pipeline.task), count)), progress=progress
+            )
         bins = kept_by_length(np.array([text.lengths for text in texts]))
         write_figure(draw_kept_by_length(bins, cuts), output / "kept_by_length.png")
         write_figure(draw_words(word_shares(texts, least_texts), cuts), output / "words.png")

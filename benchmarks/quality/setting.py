@@ -33,7 +33,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Task
-from trbert_deploy.training.data import TrainingRow, read_examples, tokenize
+from trbert_deploy.training.data import TrainingRow, read_data, require_targets, tokenize
 from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 from trbert_deploy.training.validation import Validator
@@ -117,7 +117,7 @@ class Setting:
 
     def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
-        examples = read_examples(source)
+        examples = require_targets(read_data(source))
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
         with tempfile.TemporaryDirectory() as scratch:

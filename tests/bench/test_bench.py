@@ -13,7 +13,7 @@ import pytest
 from conftest import make_texts
 from rich.console import Console
 
-from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, read_data
 from trbert_deploy.bench.timing import (
     BackendBench,
     BenchPoint,
@@ -29,7 +29,9 @@ from trbert_deploy.flops import speedup
 from trbert_deploy.reports.console.bench import dense_wins, print_report
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.reading.examples import no_note
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.tasks.columns import ColumnNames
 
 SAMPLES = [row["text"] for row in make_texts(6, seed=1)]
 DENSE = ModelTiming(10.0, 12.0, 100.0, 6400.0, 0.01)
@@ -198,11 +200,12 @@ def test_a_length_above_the_bundle_is_refused(tiny_bundle: Path) -> None:
 def test_texts_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
     data = tmp_path / "texts.jsonl"
     data.write_text('{"text": "a wonderful film"}\n{"text": "a house", "text_pair": "sold"}\n')
-    options = replace(QUICK, lengths=(16,), data=data)
+    texts = read_data(tiny_bundle, data, ColumnNames(), no_note, labelled=False)
+    options = replace(QUICK, lengths=(16,), data=texts)
     assert bench_bundle(tiny_bundle, options).backends[0].points[0].different_rows == 2
     data.write_text("{}")
     with pytest.raises(DataError, match=r"texts\.jsonl, line 1"):
-        bench_bundle(tiny_bundle, options)
+        read_data(tiny_bundle, data, ColumnNames(), no_note, labelled=False)
 
 
 def test_a_bundle_without_samples_asks_for_data(

@@ -39,13 +39,13 @@ from trbert_deploy.modeling.torch_backend import load_model
 from trbert_deploy.modeling.walk import first_segment, select_at_cuts
 from trbert_deploy.reports.plots.sweeps import draw_tradeoff
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.rules import SelectionRule
+from trbert_deploy.tasks.task import Example
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 
-TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(24))]
+TEXTS = [Example(row["text"], row["label"], f"text {i}") for i, row in enumerate(make_texts(24))]
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +184,8 @@ def test_unusable_data_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="a sweep needs labelled texts: give --data FILE"):
         sweep_bundle(tiny_bundle, BenchOptions())
-    data = tmp_path / "unlabelled.jsonl"
-    data.write_text('{"text": "the film"}\n')
     with pytest.raises(DataError, match='expected a field "label" beside the text'):
-        sweep_bundle(tiny_bundle, BenchOptions(data=data))
+        sweep_bundle(tiny_bundle, BenchOptions(data=[Example("the film")]))
     export_bundle(make_checkpoint(cuts=""), tmp_path / "uncut")
     with pytest.raises(ConfigError, match="has no cuts"):
         measure_tradeoff(load(tmp_path / "uncut"), TEXTS)

@@ -1,4 +1,4 @@
-"""``trbert-deploy predict`` and the reading of texts."""
+"""``trbert-deploy predict``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import pytest
 from conftest import make_texts
 
 from trbert_deploy.cli import main
-from trbert_deploy.errors import DataError, StorageError
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.reading import STDIN, count_texts, read_texts
 
 TEXTS = [row["text"] for row in make_texts(7, seed=3)]
 
@@ -128,7 +126,7 @@ def test_a_long_text_is_named_by_its_line(
 BAD_LINES = [
     ('{"text": "a"', "line 8: not JSON (Expecting ',' delimiter at column 13)"),
     ("[" * 100_000, "line 8: not JSON ("),
-    ('{"label": "a"}', 'line 8: expected a JSON object with a field "text"'),
+    ('{"label": "a"}', "line 8 has the columns label: none is known to hold text"),
     ('"text"', 'line 8: expected a JSON object with a field "text"'),
     ('{"text": ["a"]}', 'line 8: the field "text" is of type list, expected a string'),
     ('{"text": "a", "text_pair": 1}', 'line 8: the field "text_pair" is of type int'),
@@ -210,37 +208,3 @@ def test_a_reader_that_has_enough_ends_it_quietly(tiny_bundle: Path, tmp_path: P
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "empty.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"empty\.jsonl is empty: expected lines"):
-        list(read_texts(path))
-
-
-@pytest.mark.parametrize(
-    "content", [gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:-12], b"no gzip"]
-)
-def test_a_damaged_gzip_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "texts.jsonl.gz"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"texts\.jsonl\.gz is no intact gzip file"):
-        list(read_texts(path))
-
-
-def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be read: Is a directory"):
-        list(read_texts(tmp_path))
-
-
-def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    path.write_bytes('\ufeff{"text": "a\u2028b"}\r\n\n{"text": "c"}'.encode())
-    assert [(named.name, named.text) for named in read_texts(path)] == [
-        ("texts.jsonl, line 1", "a\u2028b"),
-        ("texts.jsonl, line 3", "c"),
-    ]
-    assert count_texts(path) == 2
-    assert count_texts(STDIN) is None

@@ -29,12 +29,13 @@ from trbert_deploy.evaluation.kept import (
 )
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
+from trbert_deploy.tasks.task import Example
 
 TEXTS = [
-    NamedText(f"line {place}", row["text"], row) for place, row in enumerate(make_texts(12, seed=5))
+    Example(row["text"], row["label"], f"line {place}")
+    for place, row in enumerate(make_texts(12, seed=5))
 ]
 
 
@@ -65,7 +66,7 @@ def test_every_token_leaves_where_the_pipeline_says(pipeline: Pipeline) -> None:
     assert steps == [("trace", 5, 12), ("trace", 10, 12), ("trace", 12, 12)]
     assert any(0 < text.lengths[2] < text.lengths[1] < text.lengths[0] for text in traced)
     for named, text, prediction in zip(TEXTS, traced, predictions, strict=True):
-        assert (text.text, text.label) == (named.text, named.record["label"])
+        assert (text.text, text.label) == (named.text, named.target)
         assert text.answer == prediction.label
         assert len(text.tokens) == prediction.num_tokens
         assert prediction.kept is not None
@@ -76,7 +77,7 @@ def test_every_token_leaves_where_the_pipeline_says(pipeline: Pipeline) -> None:
 
 
 def test_words_are_joined_from_their_pieces(pipeline: Pipeline) -> None:
-    (text,) = trace_texts(pipeline, [NamedText("a", "The  Dreadfully clumsy film, ended")])
+    (text,) = trace_texts(pipeline, [Example("The  Dreadfully clumsy film, ended")])
     assert [word.text for word in text.words] == [
         "The",
         "Dreadfully",
@@ -92,7 +93,7 @@ def test_words_are_joined_from_their_pieces(pipeline: Pipeline) -> None:
 
 
 def test_a_pair_has_words_of_both_texts(pipeline: Pipeline) -> None:
-    (text,) = trace_texts(pipeline, [NamedText("a", ("the film", "the sailor returns"))])
+    (text,) = trace_texts(pipeline, [Example(("the film", "the sailor returns"))])
     assert [(word.text, word.part) for word in text.words] == [
         ("the", 0),
         ("film", 0),
@@ -105,7 +106,7 @@ def test_a_pair_has_words_of_both_texts(pipeline: Pipeline) -> None:
 def test_words_beyond_the_maximum_length_are_left_out(tiny_bundle: Path) -> None:
     short = load(tiny_bundle, threads=1, max_length=8)
     with pytest.warns(TruncationWarning):
-        (text,) = trace_texts(short, [NamedText("a", "the film " * 8)])
+        (text,) = trace_texts(short, [Example("the film " * 8)])
     assert len(text.words) == 6 and text.lengths[0] == 8
 
 
@@ -225,7 +226,7 @@ def test_what_cannot_be_traced(pipeline: Pipeline) -> None:
     with pytest.raises(DataError, match="no texts to trace"):
         trace_texts(pipeline, [])
     with pytest.raises(DataError, match="line 7 is empty"):
-        trace_texts(pipeline, [NamedText("line 7", " ")])
+        trace_texts(pipeline, [Example(" ", name="line 7")])
     uncut = copy(pipeline)
     uncut.chain = Chain(pipeline.chain.backend, ReductionConfig(), 4)
     with pytest.raises(ConfigError, match="no cuts"):

@@ -14,11 +14,11 @@ from trbert_deploy import load
 from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, DataError, StorageError
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.evaluation.quality import evaluate_quality
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.task import Example
 
 ROWS = make_texts(21)
-TEXTS = [NamedText(f"text {place}", row["text"], row) for place, row in enumerate(ROWS)]
+TEXTS = [Example(row["text"], row["label"], f"text {place}") for place, row in enumerate(ROWS)]
 PLAIN = [row["text"] for row in ROWS]
 
 

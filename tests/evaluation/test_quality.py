@@ -26,7 +26,8 @@ from trbert_deploy.evaluation.quality import (
     run_in_turns,
     warn_of_few_rows,
 )
-from trbert_deploy.runtime.reading import NamedText, read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
+from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 
 
@@ -39,16 +40,13 @@ def data(tmp_path: Path) -> Path:
 
 def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> None:
     pipeline = load(tiny_bundle)
-    texts = list(read_texts(data))
+    texts = list(read_examples(data, TextClassification))
     report = evaluate_quality(pipeline, texts)
     reduced = pipeline([named.text for named in texts], return_kept=True)
     dense = pipeline([named.text for named in texts], dense=True)
     right = [
         np.mean(
-            [
-                answer.label == named.record["label"]
-                for answer, named in zip(answers, texts, strict=True)
-            ]
+            [answer.label == named.target for answer, named in zip(answers, texts, strict=True)]
         )
         for answers in (dense, reduced)
     ]
@@ -65,7 +63,9 @@ def test_figures_are_those_of_the_predictions(tiny_bundle: Path, data: Path) -> 
 
 
 def test_keeping_everything_changes_nothing(tiny_bundle: Path, data: Path) -> None:
-    report = evaluate_quality(load(tiny_bundle, threshold=0.0), list(read_texts(data)))
+    report = evaluate_quality(
+        load(tiny_bundle, threshold=0.0), list(read_examples(data, TextClassification))
+    )
     assert report.agreement == 1.0
     assert (report.score_change, report.interval) == (0.0, (0.0, 0.0))
     assert report.kept_share == (1.0, 1.0)
@@ -125,7 +125,7 @@ def test_too_few_rows_are_told_with_how_many_it_takes() -> None:
 
 
 def test_texts_of_one_label_are_told(tiny_bundle: Path, data: Path) -> None:
-    texts = [named for named in read_texts(data) if named.record["label"] == "good"]
+    texts = [named for named in read_examples(data, TextClassification) if named.target == "good"]
     with pytest.warns(DataWarning, match=f"all {len(texts)} texts have the label 'good'"):
         evaluate_quality(load(tiny_bundle), texts)
     evaluate_quality(load(tiny_bundle), texts[:1])
@@ -134,7 +134,7 @@ def test_texts_of_one_label_are_told(tiny_bundle: Path, data: Path) -> None:
 def test_models_take_turns_and_answer_in_order(
     tiny_bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline, texts = load(tiny_bundle), list(read_texts(data))
+    pipeline, texts = load(tiny_bundle), list(read_examples(data, TextClassification))
     runs = [ModelRun(pipeline, dense=True), ModelRun(pipeline)]
     order = []
     answer = ModelRun.answer
@@ -160,14 +160,14 @@ def test_models_take_turns_and_answer_in_order(
     ("texts", "message"),
     [
         ([], "no texts to evaluate"),
-        ([NamedText("line 3", "film", {"text": "film"})], 'line 3: expected a field "label"'),
+        ([Example("film", name="line 3")], 'line 3: expected a field "label"'),
         (
-            [NamedText("line 3", "film", {"text": "film", "label": "ugly"})],
+            [Example("film", "ugly", "line 3")],
             "does not know the label 'ugly'",
         ),
     ],
 )
-def test_unusable_texts_are_named(tiny_bundle: Path, texts: list[NamedText], message: str) -> None:
+def test_unusable_texts_are_named(tiny_bundle: Path, texts: list[Example], message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate_quality(load(tiny_bundle), texts)
 
@@ -189,7 +189,7 @@ def test_the_gate_exits_with_3_when_it_is_missed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    report = evaluate_quality(load(tiny_bundle), list(read_texts(data)))
+    report = evaluate_quality(load(tiny_bundle), list(read_examples(data, TextClassification)))
     worse = replace(report, score_change=-2.0)
     monkeypatch.setattr(quality, "evaluate_quality", lambda *_, **__: worse)
     figures = tmp_path / "figures.json"

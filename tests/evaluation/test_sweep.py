@@ -19,9 +19,9 @@ from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
 from trbert_deploy.evaluation.sweep import POINTS, SweepReport, spread_thresholds, sweep_thresholds
 from trbert_deploy.reports.plots.sweeps import draw_sweep
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.tasks.task import Example
 
-TEXTS = [NamedText(f"text {i}", row["text"], row) for i, row in enumerate(make_texts(40))]
+TEXTS = [Example(row["text"], row["label"], f"text {i}") for i, row in enumerate(make_texts(40))]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_unusable_texts_are_named_before_any_run(
     monkeypatch.delattr(Pipeline, "run")
     for texts, message in (
         ([], "no texts"),
-        ([NamedText("a", "b", {"text": "b", "label": "ugly"})], "label 'ugly'"),
+        ([Example("b", "ugly")], "label 'ugly'"),
     ):
         with pytest.raises(DataError, match=message):
             sweep_thresholds(pipeline, texts)

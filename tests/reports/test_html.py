@@ -20,8 +20,8 @@ from trbert_deploy.evaluation.kept import KeptText, Piece
 from trbert_deploy.files import write_json_lines
 from trbert_deploy.reports.html import draw_kept, draw_latency, draw_time, fragments, render
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.task import Example
 
 QUICK = BenchOptions(lengths=(16, 48), batches=(1, 2), rounds=Rounds.exactly(2), threads=1)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -167,7 +167,7 @@ def test_a_browser_shows_it_without_scrolling_sideways(
     swept: bool,
 ) -> None:
     if swept:
-        rows = [NamedText("text", row["text"], row) for row in make_texts(4)]
+        rows = [Example(row["text"], row["label"]) for row in make_texts(4)]
         page = render(report, texts, measure_tradeoff(load(tiny_bundle, threads=1), rows))
     tells = (
         "<script>addEventListener('load', () => { const root = document.documentElement;"

@@ -27,7 +27,7 @@ from trbert_deploy.modeling.layouts.layout import Layout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.tasks.columns import text_of
+from trbert_deploy.tasks.columns import Columns, text_of
 from trbert_deploy.tasks.registry import TASKS, register_task, task_of
 from trbert_deploy.tasks.task import Example, Output, Prediction, Task, require_numbers
 
@@ -50,8 +50,9 @@ class Marking(Task):
         return cls()
 
     @classmethod
-    def read(cls, record: Mapping[str, Any], name: str) -> Example:
-        return Example(text_of(record, name), record.get("mark"), name)
+    def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
+        mark = None if columns.label is None else record.get(columns.label)
+        return Example(text_of(record, name, columns), mark, name)
 
     @classmethod
     def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:

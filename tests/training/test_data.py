@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import datasets
 import pytest
 from conftest import LABELS, make_texts
 
-from trbert_deploy.errors import DataError, StorageError
+from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.batches import plan_batches
-from trbert_deploy.training.data import read_examples, split_validation, tokenize
+from trbert_deploy.training.data import read_data, require_targets, split_validation, tokenize
 
 ROWS = make_texts(5)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def read_examples(source: str) -> list[Example]:
+    return require_targets(read_data(source))
 
 
 def lines(rows: list[dict[str, object]]) -> str:
@@ -34,10 +34,12 @@ def test_every_format_reads_the_same(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(lines(ROWS))
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.write(lines(ROWS))
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
     table.to_csv(tmp_path / "a.csv")
+    table.to_csv(tmp_path / "a.tsv", sep="\t")
     table.to_parquet(tmp_path / "a.parquet")
     expected = [Example(row["text"], row["label"]) for row in ROWS]
-    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.parquet"):
+    for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.tsv", "a.parquet"):
         assert read_examples(str(tmp_path / name)) == expected, name
 
 
@@ -51,15 +53,22 @@ def test_pairs_and_numbered_labels(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.jsonl", "", "is empty"),
-        ("a.txt", "hello", "ends in .txt: expected one of .jsonl"),
-        ("a.jsonl", '{"label": "a"}\n', "has the columns label: expected text"),
-        ("b.jsonl", "{nonsense\n", "cannot be read"),
+        ("a.doc", "hello", "ends in .doc: expected one of .jsonl"),
+        ("a.txt", "hello", "a.txt, line 1 has no label"),
+        ("a.jsonl", '{"text": "a"}\n', "line 1 has no label"),
+        ("c.jsonl", '{"label": "a"}\n', "none is known to hold text"),
+        ("b.jsonl", "{nonsense\n", "line 1: not JSON"),
         (
             "c.jsonl",
             lines([{"text": "a", "label": "x"}, {"text": " ", "label": "x"}]),
-            'row 2: the field "text" is empty',
+            'line 2: the field "text" is empty',
         ),
-        ("e.parquet", "not parquet", "cannot be read"),
+        (
+            "d.jsonl",
+            lines([{"text": "a", "label": "x"}, {"text": "b", "label": None}]),
+            "line 2 has no label",
+        ),
+        ("e.parquet", "not parquet", "is no intact Parquet file"),
     ],
 )
 def test_unusable_data_is_refused_with_the_reason(
@@ -72,13 +81,49 @@ def test_unusable_data_is_refused_with_the_reason(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nothing\.jsonl is not a file"):
-        read_examples(str(tmp_path / "nothing.jsonl"))
+        read_data(str(tmp_path / "nothing.jsonl"))
+    with pytest.raises(StorageError, match=r"nothing\.CSV\.zst is not a file"):
+        read_data("nothing.CSV.zst")
 
 
-def test_a_name_that_no_data_set_has_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_cannot_share_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    monkeypatch.setattr("trbert_deploy.training.processes.count", lambda: 2)
+    for source in ("-", str(tmp_path / "pipe.jsonl")):
+        with pytest.raises(ConfigError, match=f"{source} can be read once, and each of 2 proc"):
+            read_data(source)
+
+
+def test_a_name_that_no_data_set_has_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="nothing, no file but a hub data set, cannot be read: "):
-        read_examples("nothing")
+        read_data("nothing")
+
+
+def test_a_hub_data_set_goes_through_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"Sentence": ["a", "b"], "label": [1, -1], "picture": [None, None]}
+    features = datasets.Features(
+        {
+            "Sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+            "picture": datasets.Image(),
+        }
+    )
+    splits = {"train": datasets.Dataset.from_dict(columns, features)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    notes: list[str] = []
+    examples = read_data("org/reviews", note=notes.append)
+    assert examples == [Example("a", "yes"), Example("b", None)]
+    assert notes == ['org/reviews: text from "Sentence", label from "label"']
+    with pytest.raises(DataError, match="org/reviews, row 2 has no label"):
+        require_targets(examples)
+    with pytest.raises(DataError, match="org/reviews has the splits train: expected validation"):
+        read_data("org/reviews", "validation")
 
 
 def test_one_label_is_not_enough() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from conftest import make_texts, tiny_model
@@ -41,7 +40,6 @@ from trbert_deploy.training.validation import Quality, Validator
 def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:
     """Put an encoder, an already fine-tuned model, and data into a directory."""
     path.mkdir(exist_ok=True)
-    datasets.config.HF_DATASETS_CACHE = path / "cache"
     for name, count, seed in (("train", 160, 0), ("validation", 32, 1)):
         rows = make_texts(count, seed)
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,12 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.backends.tensorrt.engine_set import engine_set_names
 from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.runtime.reading import NamedText, read_texts
+from trbert_deploy.runtime.predicting import name_texts
+from trbert_deploy.runtime.reading.examples import Note, read_examples
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.columns import ColumnNames
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Example
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
@@ -46,7 +50,7 @@ class BenchOptions:
         threads: threads of one graph; 0 lets the backend choose.
         point: operating point to run at, instead of the bundle's own.
         rounds: measured repetitions of every point.
-        data: JSON lines with texts, instead of the bundle's samples.
+        data: texts (see ``read_data``), instead of the bundle's samples.
         engines: allow the bundle's engines to run.
     """
 
@@ -57,8 +61,26 @@ class BenchOptions:
     threads: int = 0
     point: OperatingPoint = OperatingPoint()
     rounds: Rounds = field(default_factory=Rounds)
-    data: Path | None = None
+    data: Sequence[Example] | None = None
     engines: bool = True
+
+
+def read_data(
+    bundle: Path, data: Path, names: ColumnNames, note: Note, *, labelled: bool
+) -> tuple[Example, ...]:
+    """The texts of a source, for the bundle at a path: read once, as a pipe can be.
+
+    Args:
+        labelled: all of them with their targets, as a sweep needs them; otherwise as many texts
+            as are timed.
+
+    Raises:
+        StorageError, BundleError: no bundle there, or a damaged one.
+        StorageError, DataError, MissingDependencyError: as ``read_examples``.
+    """
+    task = task_of(Bundle.open(bundle).manifest.encoder)
+    examples = read_examples(data, task, names, note, with_targets=labelled)
+    return tuple(islice(examples, None if labelled else _MAX_TEXTS))
 
 
 def bench_bundle(
@@ -116,8 +138,7 @@ def trace_bundle(
     if not pipeline.reduction.cuts:
         return []
     texts = _texts(options.data, bundle)
-    named = [NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1)]
-    return trace_texts(pipeline, named, progress=progress)
+    return trace_texts(pipeline, list(name_texts(texts)), progress=progress)
 
 
 def sweep_bundle(
@@ -132,10 +153,10 @@ def sweep_bundle(
     """
     if options.data is None:
         raise ConfigError(
-            "a sweep needs labelled texts: give --data FILE with text and label on each line"
+            "a sweep needs labelled texts: give --data FILE with a text and a label in each record"
         )
-    texts = list(read_texts(options.data))
-    return measure_tradeoff(_open(Bundle.open(path), options), texts, progress=progress)
+    pipeline = _open(Bundle.open(path), options)
+    return measure_tradeoff(pipeline, options.data, progress=progress)
 
 
 def _open(
@@ -175,7 +196,7 @@ def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
-def _texts(data: Path | None, bundle: Bundle) -> list[str]:
+def _texts(data: Sequence[Example] | None, bundle: Bundle) -> list[str]:
     """Real texts to measure on; for a dense model, whose time does not depend on them, any."""
     if data is None:
         texts = bundle.samples()
@@ -187,5 +208,5 @@ def _texts(data: Path | None, bundle: Bundle) -> list[str]:
                 "with --samples"
             )
         return texts
-    named = islice(read_texts(data), _MAX_TEXTS)
-    return [text.text if isinstance(text.text, str) else text.text[0] for text in named]
+    given = (example.text for example in data[:_MAX_TEXTS])
+    return [text if isinstance(text, str) else text[0] for text in given]

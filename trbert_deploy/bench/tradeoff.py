@@ -28,9 +28,9 @@ from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_ru
 from trbert_deploy.evaluation.sweep import points_to_sweep
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.scorers import Survival
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Example
 
 DENSE, REDUCED = "dense", "reduced"
 ALL, TOKENS = "all", "tokens"
@@ -126,7 +126,7 @@ class TradeoffReport:
 
 
 def measure_tradeoff(
-    pipeline: Pipeline, texts: Sequence[NamedText], *, progress: Progress = no_progress
+    pipeline: Pipeline, texts: Sequence[Example], *, progress: Progress = no_progress
 ) -> TradeoffReport:
     """Measure the chain over its threshold, the dense model, and the baselines.
 

@@ -9,8 +9,10 @@ import click
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
     AUTO_HELP,
+    DATA_HELP,
     backend_choice,
     bundle_argument,
+    column_options,
     engines_option,
     json_option,
     needs,
@@ -21,6 +23,7 @@ from trbert_deploy.commands.options import (
     threads_option,
 )
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.columns import ColumnNames
 
 
 @click.command()
@@ -54,9 +57,10 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help='JSON lines with "text" (.gz too) instead of the bundle\'s sample texts.',
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help=f"Texts instead of the bundle's samples: {DATA_HELP}",
 )
+@column_options()
 @click.option(
     "--sweep",
     is_flag=True,
@@ -88,6 +92,7 @@ def bench(
     point: OperatingPoint,
     rounds: int | None,
     data: Path | None,
+    columns: ColumnNames,
     sweep: bool,
     plot: Path | None,
     html_path: Path | None,
@@ -97,6 +102,7 @@ def bench(
     from trbert_deploy.bench.bundles import (
         BenchOptions,
         bench_bundle,
+        read_data,
         sweep_bundle,
         trace_bundle,
     )
@@ -111,8 +117,11 @@ def bench(
     if html_path is not None:
         from trbert_deploy.reports.html import write_html
     effort = Rounds() if rounds is None else Rounds.exactly(rounds)
+    examples = None
+    if data is not None:
+        examples = read_data(bundle, data, columns, console.notes.print, labelled=sweep)
     options = BenchOptions(
-        lengths, batches, backend, precision, threads, point, effort, data, engines
+        lengths, batches, backend, precision, threads, point, effort, examples, engines
     )
     with console.progress() as progress:
         swept = sweep_bundle(bundle, options, progress) if sweep else None

@@ -10,7 +10,9 @@ import click
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
     AUTO_HELP,
+    DATA_HELP,
     backend_choice,
+    column_options,
     engines_option,
     json_option,
     needs,
@@ -20,6 +22,7 @@ from trbert_deploy.commands.options import (
     threads_option,
 )
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.columns import ColumnNames
 
 
 @click.command()
@@ -32,10 +35,11 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     required=True,
-    help='JSON lines with "text", optionally "text_pair", and "label", plain or .gz.',
+    help=f"Labelled texts: {DATA_HELP}",
 )
+@column_options()
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
@@ -68,6 +72,7 @@ from trbert_deploy.selection.operating_point import OperatingPoint
 def evaluate(
     model: Path,
     data: Path,
+    columns: ColumnNames,
     teacher: Path | None,
     backend: str | None,
     precision: str | None,
@@ -84,7 +89,7 @@ def evaluate(
     from trbert_deploy.evaluation.quality import evaluate_quality, warn_of_few_rows
     from trbert_deploy.files import write_json
     from trbert_deploy.reports.console.bench import print_quality, print_sweep
-    from trbert_deploy.runtime.reading import read_texts
+    from trbert_deploy.runtime.reading.examples import read_examples
 
     if plot is not None and not sweep:
         raise click.UsageError("--plot draws a sweep: add --sweep")
@@ -101,7 +106,7 @@ def evaluate(
         point=point,
         note=console.notes.print,
     )
-    texts = list(read_texts(data))
+    texts = list(read_examples(data, pipeline.task, columns, console.notes.print))
     with console.progress() as progress:
         if sweep:
             swept = sweep_thresholds(pipeline, texts, teacher=dense, progress=progress)

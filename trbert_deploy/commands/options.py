@@ -15,7 +15,8 @@ from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.onnxruntime_package import require_package
 from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.training.options import RECIPES, TrainOptions
+from trbert_deploy.tasks.columns import ColumnNames
+from trbert_deploy.training.options import COLUMN_HELP, RECIPES, TrainOptions
 
 #: Packages that a plain installation lacks.
 _OPTIONAL = (
@@ -86,6 +87,8 @@ threads_option = click.option(
     default=0,
     help="Threads of one graph [default: the backend chooses].",
 )
+#: What can be read as texts.
+DATA_HELP = "JSONL, JSON, CSV, TSV, Parquet or plain lines, also compressed; - for stdin."
 backend_choice = click.Choice([*BACKENDS, AUTO])
 _TRIED = ", ".join(name for name, info in BACKENDS.items() if info.auto)
 AUTO_HELP = (
@@ -174,6 +177,32 @@ def operating_point_options(command: Callable[..., None]) -> Callable[..., None]
     for option in reversed(_operating_point):
         run = option(run)
     return run
+
+
+def column_options(label: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options that name the columns of texts; the command is given them as ``columns``.
+
+    Args:
+        label: the command takes labels, too.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(
+            text_column: str | None,
+            pair_column: str | None,
+            label_column: str | None = None,
+            **options: Any,
+        ) -> None:
+            command(columns=ColumnNames(text_column, pair_column, label_column), **options)
+
+        for part, help in reversed(list(COLUMN_HELP.items())):
+            if label or part != "label_column":
+                flag = f"--{part.replace('_', '-')}"
+                run = click.option(flag, part, metavar="NAME", help=help)(run)
+        return run
+
+    return decorate
 
 
 json_option = click.option(

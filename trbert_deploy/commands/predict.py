@@ -10,8 +10,10 @@ import click
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
     AUTO_HELP,
+    DATA_HELP,
     backend_choice,
     bundle_argument,
+    column_options,
     engines_option,
     needs,
     operating_point_options,
@@ -21,6 +23,7 @@ from trbert_deploy.commands.options import (
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.columns import ColumnNames
 
 
 @click.command()
@@ -30,8 +33,9 @@ from trbert_deploy.selection.operating_point import OperatingPoint
     "--input",
     "source",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help='JSON lines with "text" and optionally "text_pair", plain or .gz; - for stdin.',
+    help=f"Texts: {DATA_HELP}",
 )
+@column_options(label=False)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -73,6 +77,7 @@ def predict(
     bundle: Path,
     texts: tuple[str, ...],
     source: Path | None,
+    columns: ColumnNames,
     output: Path | None,
     backend: str,
     precision: str | None,
@@ -90,7 +95,7 @@ def predict(
     from trbert_deploy.files import staged_file
     from trbert_deploy.runtime.pipeline import load
     from trbert_deploy.runtime.predicting import name_texts, predict_lines
-    from trbert_deploy.runtime.reading import count_texts, read_texts
+    from trbert_deploy.runtime.reading.examples import count_examples, read_examples
 
     if bool(texts) == (source is not None):
         raise click.UsageError("give texts either with --text or with --input FILE")
@@ -106,12 +111,17 @@ def predict(
         note=console.notes.print,
         **asdict(point),
     )
-    named = name_texts(texts) if source is None else read_texts(source)
-    lines = predict_lines(pipeline, named, batch_size=batch_size, return_kept=kept, dense=dense)
+    if source is None:
+        examples = name_texts(texts)
+    else:
+        examples = read_examples(
+            source, pipeline.task, columns, console.notes.print, with_targets=False
+        )
+    lines = predict_lines(pipeline, examples, batch_size=batch_size, return_kept=kept, dense=dense)
     if output is None:
         console.write_lines(lines)
     else:
-        total = len(texts) if source is None else count_texts(source)
+        total = len(texts) if source is None else count_examples(source)
         with (
             staged_file(output) as staging,
             staging.open("w", encoding="utf-8") as file,

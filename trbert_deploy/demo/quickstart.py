@@ -33,8 +33,10 @@ from trbert_deploy.exporters.tensorrt.engine_build import (
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.reading import NamedText, read_texts
+from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.run import RUN_FILE, train
 
@@ -151,7 +153,7 @@ def packaged_encoder() -> Path:
 
 def _corpus(
     options: CorpusOptions, model: Path, directory: Path, progress: Progress
-) -> list[NamedText]:
+) -> list[Example]:
     """The test pages; all pages are written where they are not yet."""
     made_for = directory / "options.json"
     if not made_for.exists():
@@ -165,7 +167,7 @@ def _corpus(
         )
         write_corpus(corpus, directory)
         write_json(made_for, {"train": options.train, "seed": options.seed})  # last: all is there
-    return list(read_texts(directory / "test.jsonl"))
+    return list(read_examples(directory / "test.jsonl", TextClassification))
 
 
 def _summary(

@@ -18,9 +18,8 @@ from tokenizers import Encoding
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import RowResult
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.task import Example, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ class KeptText:
 
 def trace_texts(
     pipeline: Pipeline,
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     *,
     batch_size: int = 32,
     progress: Progress = no_progress,
@@ -85,14 +84,14 @@ def trace_texts(
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         encodings = pipeline.tokenizer.encode(
-            [named.text for named in part], [named.name for named in part]
+            [example.text for example in part], [example.name for example in part]
         )
         results = pipeline.run(pipeline.rows(encodings))
-        for named, encoding, result in zip(part, encodings, results, strict=True):
+        for example, encoding, result in zip(part, encodings, results, strict=True):
             task = pipeline.task
             answer = task.summary(task.decode(result.outputs, encoding))
-            label = task.read(named.record, named.name).target if named.record else None
-            traced.append(trace(named.text, label, answer, encoding, result))
+            label = None if example.target is None else task.told_target(example.target)
+            traced.append(trace(example.text, label, answer, encoding, result))
         progress("trace", len(traced), len(texts))
     return traced
 

@@ -17,9 +17,8 @@ from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Outputs, mean_agreement
+from trbert_deploy.tasks.task import Example, Outputs, mean_agreement
 
 BATCH_SIZE = 8
 
@@ -141,7 +140,7 @@ class ModelRun:
 
 def evaluate_quality(
     pipeline: Pipeline,
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     *,
     teacher: Pipeline | None = None,
     progress: Progress = no_progress,
@@ -161,7 +160,7 @@ def evaluate_quality(
 
 def evaluate_points(
     points: Sequence[Pipeline],
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     *,
     teacher: Pipeline | None = None,
     progress: Progress = no_progress,
@@ -181,7 +180,7 @@ def evaluate_points(
 
 def compare_runs(
     runs: Sequence[ModelRun],
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     *,
     teacher: Pipeline | None = None,
     batch_size: int = BATCH_SIZE,
@@ -199,7 +198,7 @@ def compare_runs(
     """
     targets = true_targets(runs[0].pipeline, texts, teacher)
     if len(texts) > 1 and (targets == targets[0]).all():
-        label = runs[0].pipeline.task.read(texts[0].record, texts[0].name).target
+        label = runs[0].pipeline.task.told_target(texts[0].target)
         warnings.warn(
             f"all {len(texts):,} texts have the label {label!r}: the figures say nothing "
             "of the others; expected texts of every label",
@@ -215,7 +214,7 @@ def compare_runs(
 
 def run_in_turns(
     runs: Sequence[ModelRun],
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     progress: Progress = no_progress,
     batch_size: int = BATCH_SIZE,
 ) -> None:
@@ -234,9 +233,9 @@ def run_in_turns(
         progress("evaluate", start + len(part), len(texts))
 
 
-def tokenize(pipeline: Pipeline, texts: Sequence[NamedText]) -> list[TokenRow]:
-    """The rows of named texts; errors call these by their names."""
-    return pipeline.tokenize([named.text for named in texts], [named.name for named in texts])
+def tokenize(pipeline: Pipeline, texts: Sequence[Example]) -> list[TokenRow]:
+    """The rows of texts; errors call these by their names."""
+    return pipeline.tokenize([each.text for each in texts], [each.name for each in texts])
 
 
 def _compare(
@@ -270,7 +269,7 @@ def _compare(
 
 
 def true_targets(
-    pipeline: Pipeline, texts: Sequence[NamedText], teacher: Pipeline | None = None
+    pipeline: Pipeline, texts: Sequence[Example], teacher: Pipeline | None = None
 ) -> NDArray[Any]:
     """The targets of texts, as the model counts them: [N, ...].
 
@@ -279,11 +278,9 @@ def true_targets(
     """
     if not texts:
         raise DataError("no texts to evaluate: expected labelled ones")
-    task = pipeline.task
-    examples = [task.read(named.record, named.name) for named in texts]
-    targets = task.targets(examples)
+    targets = pipeline.task.targets(texts)
     if teacher is not None:
-        teacher.task.require_like(task, f"the teacher {teacher.path}")
+        teacher.task.require_like(pipeline.task, f"the teacher {teacher.path}")
     return targets
 
 

@@ -25,7 +25,7 @@ from trbert_deploy.evaluation.quality import (
 from trbert_deploy.flops import speedup
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.tasks.task import Example
 
 POINTS = 9
 SAMPLE_ROWS = 64
@@ -69,7 +69,7 @@ class SweepReport:
 
 def sweep_thresholds(
     pipeline: Pipeline,
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     *,
     teacher: Pipeline | None = None,
     progress: Progress = no_progress,
@@ -88,7 +88,7 @@ def sweep_thresholds(
 
 def points_to_sweep(
     pipeline: Pipeline,
-    texts: Sequence[NamedText],
+    texts: Sequence[Example],
     teacher: Pipeline | None = None,
     progress: Progress = no_progress,
 ) -> dict[float, float]:
@@ -106,7 +106,7 @@ def points_to_sweep(
 
 
 def spread_thresholds(
-    pipeline: Pipeline, texts: Sequence[NamedText], progress: Progress = no_progress
+    pipeline: Pipeline, texts: Sequence[Example], progress: Progress = no_progress
 ) -> dict[float, float]:
     """Thresholds whose FLOPs speed-ups on ``texts`` stand in about equal ratios.
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.reading import NamedText
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.task import Example, Prediction
 
 
 def predict_lines(
     pipeline: Pipeline,
-    texts: Iterable[NamedText],
+    texts: Iterable[Example],
     *,
     batch_size: int = 32,
     return_kept: bool = False,
@@ -27,17 +26,17 @@ def predict_lines(
     remaining = iter(texts)
     while batch := list(islice(remaining, batch_size)):
         predictions = pipeline(
-            [named.text for named in batch],
-            names=[named.name for named in batch],
+            [example.text for example in batch],
+            names=[example.name for example in batch],
             return_kept=return_kept,
             dense=dense,
         )
         yield from map(to_json_line, predictions)
 
 
-def name_texts(texts: Iterable[str]) -> Iterator[NamedText]:
+def name_texts(texts: Iterable[str]) -> Iterator[Example]:
     """Texts without names of their own, as ``text 1`` and so on."""
-    return (NamedText(f"text {place}", text) for place, text in enumerate(texts, start=1))
+    return (Example(text, name=f"text {place}") for place, text in enumerate(texts, start=1))
 
 
 def to_json_line(prediction: Prediction) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError
 from trbert_deploy.selection.select import first_token
+from trbert_deploy.tasks.columns import Columns
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -94,7 +95,7 @@ class Task(ABC):
         name: that of the transformers pipeline.
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
-        columns: of a record that holds it, besides the text's.
+        columns: names by which that of a target is known, besides the text's.
     """
 
     name: ClassVar[str]
@@ -109,12 +110,13 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, record: Mapping[str, Any], name: str) -> Example:
+    def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
         """A record's text, and its target where it has one.
 
         Args:
             record: column -> value.
             name: what errors call it.
+            columns: where its parts stand.
 
         Raises:
             DataError: the record is no example of the task.
@@ -159,6 +161,10 @@ class Task(ABC):
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
+
+    def told_target(self, target: Any) -> str:
+        """A target in few words, as ``summary`` has answers."""
+        return str(target)
 
     def require_like(self, other: Task, name: str) -> None:
         """Refuse to compare with a model that answers otherwise.

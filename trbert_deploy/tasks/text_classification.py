@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import DataError, OutputError
-from trbert_deploy.tasks.columns import text_of
+from trbert_deploy.errors import DataError, OutputError, few
+from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.labels import label_name, place_of, require_classes
 from trbert_deploy.tasks.task import Example, Output, Outputs, Prediction, Task, require_numbers
 
 LOGITS = "logits"
@@ -43,7 +44,7 @@ class TextClassification(Task):
     name = "text-classification"
     outputs = (Output(LOGITS, "row"),)
     measure = "accuracy"
-    columns = ("label", "labels")
+    columns = LABELS
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
@@ -53,16 +54,16 @@ class TextClassification(Task):
         return cls(spec.labels)
 
     @classmethod
-    def read(cls, record: Mapping[str, Any], name: str) -> Example:
-        label = record.get("label", record.get("labels"))
-        return Example(text_of(record, name), None if label in (None, "") else str(label), name)
+    def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
+        label = None if columns.label is None else record.get(columns.label)
+        return Example(text_of(record, name, columns), label_name(label, name), name)
 
     @classmethod
     def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
         """The labels that occur, sorted; two or more."""
         labels = tuple(sorted({str(example.target) for example in examples}))
         if len(labels) < 2:
-            raise DataError(f"the data has one label only ({labels[0]}): expected two or more")
+            raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
         return labels
 
     def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
@@ -99,8 +100,8 @@ class TextClassification(Task):
         labels = getattr(other, "labels", ())
         if set(labels) != set(self.labels):
             raise DataError(
-                f"{name} knows the labels {', '.join(self.labels)}: expected those of the model, "
-                f"{', '.join(labels)}"
+                f"{name} knows the labels {few(self.labels)}: expected those of the model, "
+                f"{few(labels)}"
             )
 
     def translated(self, outputs: Outputs, other: Task) -> Outputs:
@@ -109,22 +110,30 @@ class TextClassification(Task):
         return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
     def targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
-        """The index of each text's label, [N].
-
-        Where a model has no names for its labels (``LABEL_0``), their numbers do as well.
-        """
-        index = {label: place for place, label in enumerate(self.labels)}
-        if all(label == f"LABEL_{place}" for label, place in index.items()):
-            index |= {str(place): place for place in index.values()}
+        """The index of each text's label, [N] (see ``labels.place_of``)."""
+        places: dict[str, int] = {}
         for example in examples:
             if example.target is None:
                 raise DataError(f'{example.name}: expected a field "label" beside the text')
-            if example.target not in index:
-                raise DataError(
-                    f"{example.name}: the model does not know the label {example.target!r} "
-                    f"(it knows {', '.join(self.labels)})"
-                )
-        return np.array([index[str(example.target)] for example in examples], np.int64)
+            if example.target not in places:
+                place = place_of(example.target, self.labels)
+                if place is None:
+                    require_classes([example.target], f"{example.name}: the label is")
+                    raise DataError(
+                        f"{example.name}: the model does not know the label "
+                        f"{few([repr(example.target)])} (it knows {few(self.labels)})"
+                    )
+                places[example.target] = place
+        return np.array([places[example.target] for example in examples], np.int64)
+
+    def unknown(self, labels: Iterable[str]) -> list[str]:
+        """Those of ``labels`` that the model does not know, sorted."""
+        return sorted(label for label in set(labels) if place_of(label, self.labels) is None)
+
+    def told_target(self, target: str) -> str:
+        """The model's own name for a label."""
+        place = place_of(target, self.labels)
+        return target if place is None else self.labels[place]
 
     def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
         """Accuracy; F1 of each label that occurs or is answered, averaged; calibration error."""

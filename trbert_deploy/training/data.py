@@ -1,4 +1,4 @@
-"""Reads labelled text through the datasets library and turns it into rows of tokens."""
+"""Reads the texts to train on, and turns them into rows of tokens."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import datasets
-from datasets import Dataset, DatasetDict, load_dataset
-
-from trbert_deploy.errors import DataError, StorageError
+from trbert_deploy.errors import ConfigError, DataError, StorageError
+from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, read_examples
+from trbert_deploy.runtime.reading.formats import is_data_file
+from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
-from trbert_deploy.tasks.columns import TEXT, TEXT_PAIR
+from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Task
 from trbert_deploy.tasks.text_classification import TextClassification
-
-#: File name endings -> the datasets library's builder.
-BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+from trbert_deploy.training import processes
 
 VALIDATION_SHARE = 0.1
 LARGEST_VALIDATION = 2000
@@ -40,73 +37,52 @@ class TrainingRow:
         return len(self.tokens)
 
 
-def read_examples(
-    source: str, split: str = "train", task: type[Task] = TextClassification
+def read_data(
+    source: str,
+    split: str = "train",
+    task: type[Task] = TextClassification,
+    names: ColumnNames = ColumnNames(),
+    note: Note = no_note,
 ) -> list[Example]:
-    """Read a JSONL, CSV or Parquet file (plain or gzipped), or a hub data set.
-
-    The columns are ``text`` (and optional ``text_pair``) and ``label`` or ``labels``.
+    """Read a file, a pipe, standard input (``-``), or a hub data set.
 
     Args:
         source: path, or name of a data set on the hub.
         split: split to take of a data set that has several.
-        task: which columns hold the target, besides those of the text.
+        task, names, note: as ``read_examples`` takes them.
 
     Raises:
+        ConfigError: several processes cannot read a pipe.
         StorageError: a path that does not exist or cannot be read.
-        DataError: an unknown format, missing columns, no rows, or a row without text or label.
+        DataError: an unknown format, missing columns, no rows, or a row without text.
     """
-    table = _load_table(source, split)
-    column = next((name for name in task.columns if name in table.column_names), None)
-    if TEXT not in table.column_names:
-        raise DataError(
-            f"{source} has the columns {', '.join(table.column_names)}: expected text (and "
-            f"optionally text_pair and {task.columns[0]})"
-        )
-    if not len(table):
-        raise DataError(f"{source} holds no rows: expected texts")
-    feature = None if column is None else table.features[column]
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else None
-    present = set(table.column_names)
-    wanted = [name for name in (TEXT, TEXT_PAIR, column) if name is not None and name in present]
-    examples = []
-    for number, values in enumerate(zip(*(table[name] for name in wanted), strict=True), start=1):
-        record = dict(zip(wanted, values, strict=True))
-        if column is not None and names is not None and record[column] is not None:
-            record[column] = names[record[column]]
-        examples.append(task.read(record, f"{source}, row {number}"))
-    return examples
-
-
-def _load_table(source: str, split: str) -> Dataset:
     path = Path(source)
-    if path.is_file():
-        ending = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        if ending not in BUILDERS:
-            raise DataError(
-                f"{source} ends in {ending or 'nothing'}: expected one of "
-                f"{', '.join(BUILDERS)}, plain or followed by .gz"
+    if path == STDIN or path.exists():
+        if not is_regular(path) and processes.count() > 1:
+            raise ConfigError(
+                f"{source} can be read once, and each of {processes.count()} processes needs it: "
+                "write it to a file"
             )
-        if not path.stat().st_size:
-            raise DataError(f"{source} is empty: expected labelled texts")
-        return _load(source, BUILDERS[ending], data_files=source)["train"]
-    if path.exists() or path.suffix in (*BUILDERS, ".gz") or source.startswith((".", "/")):
+        return list(read_examples(path, task, names, note))
+    if is_data_file(path) or source.startswith((".", "/")):
         raise StorageError(f"{source} is not a file: expected data or the name of a data set")
-    splits = _load(f"{source}, no file but a hub data set,", source)
-    if split not in splits:
-        raise DataError(f"{source} has the splits {', '.join(splits)}: expected {split}")
-    return splits[split]
+    from trbert_deploy.training.hub import read_hub
+
+    return list(examples_of(read_hub(source, split), source, task, names, note))
 
 
-def _load(what: str, builder: str, **arguments: Any) -> DatasetDict:
-    """A data set of ``load_dataset``; errors call it ``what``."""
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-    try:
-        return load_dataset(builder, **arguments)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as problem:
-        cause = problem.__cause__ or problem
-        raise DataError(f"{what} cannot be read: {str(cause).splitlines()[0]}") from None
+def require_targets(
+    examples: list[Example], task: type[Task] = TextClassification
+) -> list[Example]:
+    """Refuse examples without a target.
+
+    Raises:
+        DataError: there is one.
+    """
+    for example in examples:
+        if example.target is None:
+            raise DataError(f"{example.name} has no {task.columns[0]}")
+    return examples
 
 
 def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.tasks.columns import ColumnNames
 
 STAGES = ("teacher", "guide", "policy", "joint", "hard")
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
@@ -16,6 +17,13 @@ ESTIMATORS = ("gates", "reinforce")
 AVERAGED_RUNS = 3
 #: Where the computation would end that a wanted quality stops on its way.
 LARGEST_SPEEDUP = 10.0
+
+#: What names the columns of data -> its help.
+COLUMN_HELP = {
+    "text_column": "Column of the texts [default: text, sentence, content, review and the like].",
+    "pair_column": "Column of second texts [default: text_pair, or that beside the first].",
+    "label_column": "Column of the labels [default: label, labels, class and the like].",
+}
 
 #: Recipe -> the options whose default it changes. The first is the default itself.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -56,14 +64,17 @@ class TrainOptions:
     model: str = field(metadata={"help": "Encoder to start from.", "metavar": "DIR_OR_HUB_NAME"})
     train: str = field(
         metadata={
-            "help": "Labelled texts, JSONL, CSV or Parquet (.gz too): text, label, optionally "
-            "text_pair.",
+            "help": "Labelled texts: JSONL, JSON, CSV, TSV or Parquet, also compressed; - for "
+            "stdin.",
             "metavar": "FILE_OR_HUB_NAME",
         }
     )
     validation: str | None = _option(
         None, "Held-out data [default: a tenth of the training data].", "FILE_OR_HUB_NAME"
     )
+    text_column: str | None = _option(None, COLUMN_HELP["text_column"], "NAME")
+    pair_column: str | None = _option(None, COLUMN_HELP["pair_column"], "NAME")
+    label_column: str | None = _option(None, COLUMN_HELP["label_column"], "NAME")
     target_speedup: float | None = _option(
         3.0,
         "FLOPs of the dense model over the chain's: what the length penalty is adjusted to while "
@@ -214,6 +225,11 @@ class TrainOptions:
         if recipe not in RECIPES:
             raise ConfigError(f"unknown recipe {recipe}: expected one of {', '.join(RECIPES)}")
         return cls(**{**RECIPES[recipe], **given})
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that were named."""
+        return ColumnNames(self.text_column, self.pair_column, self.label_column)
 
     @property
     def final_speedup(self) -> float | None:

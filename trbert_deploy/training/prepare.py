@@ -23,7 +23,7 @@ from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.data import (
     TrainingRow,
-    read_examples,
+    read_data,
     split_validation,
     tokenize,
 )
@@ -77,12 +77,12 @@ def prepare(
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
     """
-    training = read_examples(options.train)
+    training = _read(options, options.train, "train", note)
     if options.validation is None:
         training, validation = split_validation(training, options.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = read_examples(options.validation, split="validation")
+        validation = _read(options, options.validation, "validation", note)
     labelled = [example for example in training if example.target is not None]
     labels = TextClassification.labels_in(labelled) if labelled else ()
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
@@ -160,6 +160,12 @@ def _judged(
             "judged by: expected labelled ones, or a fine-tuned model"
         )
     return labelled, True
+
+
+def _read(
+    options: TrainOptions, source: str, split: str, note: Callable[[str], None]
+) -> list[Example]:
+    return read_data(source, split, TextClassification, options.columns, note)
 
 
 def fit_positions(

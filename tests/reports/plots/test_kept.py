@@ -31,7 +31,7 @@ from trbert_deploy.reports.plots.kept import (
     draw_words,
 )
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.reading import NamedText
+from trbert_deploy.tasks.task import Example
 
 ROOT = Path(__file__).parents[3]
 CUTS = (0.5, 3.0)
@@ -172,7 +172,7 @@ def test_any_number_of_cuts_and_texts_can_be_drawn() -> None:
 
 def test_pictures_are_written_whole(tmp_path: Path, tiny_bundle: Path) -> None:
     pipeline = load(tiny_bundle, threads=1)
-    texts = trace_texts(pipeline, [NamedText("a", row["text"], row) for row in make_texts(3)])
+    texts = trace_texts(pipeline, [Example(row["text"], row["label"]) for row in make_texts(3)])
     path = tmp_path / "new" / "texts.png"
     write_figure(draw_texts(texts, [1.0, 2.0]), path)
     assert [each.name for each in path.parent.iterdir()] == ["texts.png"]

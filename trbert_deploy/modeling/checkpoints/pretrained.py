@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import DataError
+from trbert_deploy.errors import DataError, few
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.families.family import OWN
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.tasks.labels import require_classes
+from trbert_deploy.tasks.text_classification import TextClassification
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,14 @@ def load_pretrained(
 
     Args:
         where: checkpoint directory or hub name.
-        labels: class names found in the training data; none to take those that it has.
+        labels: found in the training data, class names or numbers; none to take those that it
+            has.
         reduction: the cuts, or None for the default places.
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
-        DataError: the source is fine-tuned for other labels, or there are none for a new head.
+        DataError: the source is fine-tuned for other labels, they are real values, or there are
+            none for a new head.
         ConfigError: a cut out of range.
     """
     return read_whole(where, lambda settled: _load(settled, labels, reduction))
@@ -82,6 +86,7 @@ def _with_new_head(
     source: HfSource, labels: tuple[str, ...], reduction: ReductionConfig | None
 ) -> Pretrained:
     """The encoder of a source without a head that is computed here."""
+    require_classes(labels)
     model = _new_model(source.spec(labels), reduction)
     tensors = _without_head(source.tensors(model.spec), source, model)
     load_parameters(model, tensors, source.where, fresh=(*OWN, "head."))
@@ -96,12 +101,12 @@ def _new_model(spec: EncoderSpec, reduction: ReductionConfig | None) -> ReducedM
 
 
 def _require_known(labels: Sequence[str], source: HfSource) -> None:
-    known = source.labels
-    unknown = sorted(set(labels) - set(known))
+    unknown = TextClassification(source.labels).unknown(labels)
+    require_classes(unknown)
     if unknown:
         raise DataError(
-            f"the data has labels that {source.where} does not know: {', '.join(unknown)} "
-            f"(it knows {', '.join(known)})"
+            f"the data has labels that {source.where} does not know: {few(unknown)} "
+            f"(it knows {few(source.labels)})"
         )
 
 

@@ -1,0 +1,1 @@
+"""Texts as they come: files of several formats, plain and compressed, pipes and standard input."""
