@@ -7,21 +7,17 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenizers import Encoding, Tokenizer
-from tokenizers.models import WordPiece
+
+from trbert_deploy.runtime.endless_runs import endless_runs
 
 #: Characters for each token: texts of up to ``_SHORT`` of them are encoded as they are, longer ones
 #: from ``_FIRST`` on.
 _SHORT, _FIRST = 16, 2
 #: Words between the tokens that are used and the place where a text was cut.
 _WORDS = 2
-#: Kinds of characters that BERT's normalizer and splitting treat alike, each wherever it stands:
-#: they stay in one word, separate words, or are dropped.
-_LETTERS = "0-9A-Za-z\xc0-\u024f\u0400-\u0481\u048a-\u052f\u3041-\u3096\uac00-\ud7a3"
-_SPACES = " \t\n\r"
-_DROPPED = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\ufeff\ufffd"
 _BEGINNING_OF_SPACES = re.compile(r"(?<=\S)\s")
 _SPACE = re.compile(r"\s")
 
@@ -79,14 +75,14 @@ class Excerpts:
         self._max_length = max_length
         added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         self._longest = max(map(len, added), default=0)
-        parts = [_described(part) for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
-        written = json.dumps(parts)
+        parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+        written = json.dumps([part and json.loads(part.__getstate__()) for part in parts])
         self._patterns = any(f'"{name}"' in written for name in ("Regex", "Split"))
         # What counts from the beginning on has to begin there.
         self._anchored = self._left and (
             '"FixedLength"' in written or any(re.search(r"\S\s|\s\S", token) for token in added)
         )
-        self._runs = _shortened_runs(tokenizer, parts, added)
+        self._runs = endless_runs(tokenizer)
 
     def of(self, text: str, check: Callable[[str], None], tokens: int | None = None) -> Excerpt:
         """An excerpt that gives the text's first ``tokens`` tokens (or its last) and more, or all.
@@ -102,7 +98,7 @@ class Excerpts:
         found = self._cut(text, size, wanted, check)
         if found is not None:
             return found
-        shorter, left_out = self._without_runs(text)
+        shorter, left_out = (text, ()) if self._runs is None else self._runs.shortened(text)
         while (size := 2 * size) < len(shorter):
             found = self._cut(shorter, size, wanted, check, left_out)
             if found is not None:
@@ -208,52 +204,3 @@ class Excerpts:
             chunks.reverse()
         places = [place for chunk in chunks for place in chunk.offsets]
         return places, [word for chunk in chunks for word in chunk.word_ids]
-
-    def _without_runs(self, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text with its endless words and spaces shortened, and what was left out."""
-        if self._runs is None:
-            return text, ()
-        kept, left_out = [], []
-        copied = gone = 0
-        for match in self._runs.pattern.finditer(text):
-            stop = match.start() + self._runs.kept
-            kept.append(text[copied:stop])
-            left_out.append((stop - gone, gone + match.end() - stop))
-            gone, copied = left_out[-1][1], match.end()
-        return "".join([*kept, text[copied:]]), tuple(left_out)
-
-
-def _described(part: Any) -> Any:
-    """What a normalizer or pre-tokenizer says of itself."""
-    return None if part is None else json.loads(part.__getstate__())
-
-
-class _Runs(NamedTuple):
-    """Runs of characters of a kind, of which the first ``kept`` give the tokens of them all."""
-
-    pattern: re.Pattern[str]
-    kept: int
-
-
-def _shortened_runs(tokenizer: Tokenizer, parts: list[Any], added: list[str]) -> _Runs | None:
-    """The runs that tokenizers like BERT's need not see whole; None for others.
-
-    A word of more characters than WordPiece takes is one unknown token, however many they are. An
-    added token lies in no such run, since it is shorter; and it must not begin or end in one.
-    """
-    normalizer, splitting = parts
-    if not (
-        isinstance(tokenizer.model, WordPiece)
-        and (normalizer or {}).get("type") == "BertNormalizer"
-        and normalizer["clean_text"]
-        and (splitting or {}).get("type") == "BertPreTokenizer"
-    ):
-        return None
-    names = [*added, *map(tokenizer.normalizer.normalize_str, added)]
-    edge = re.compile(f"[{_LETTERS}{_SPACES}{_DROPPED}]")
-    if not all(name and not edge.match(name) and not edge.match(name[-1]) for name in names):
-        return None
-    kept = max([tokenizer.model.max_input_chars_per_word, *map(len, names)]) + 1
-    kinds = (_LETTERS, _SPACES, _DROPPED)
-    runs = "|".join(f"(?<![{kind}])[{kind}]{{{kept + 1},}}" for kind in kinds)
-    return _Runs(re.compile(runs), kept)
