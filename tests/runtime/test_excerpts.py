@@ -326,3 +326,27 @@ def test_a_long_text_of_spaces_is_empty(scratch: Path) -> None:
     for text in (" " * 100_000, ("a", "\n" * 100_000)):
         with pytest.raises(DataError, match=r"^text 1 is empty"):
             ours.encode([text])
+
+
+LONG_TOKEN = "x a b c d e f g h i j k l m n o p q"
+
+
+@pytest.mark.parametrize(
+    ("kind", "added", "side", "text"),
+    [
+        ("WordPiece", LONG_TOKEN, "right", f"{LONG_TOKEN} " * 20),
+        ("WordPiece", "b ab", "left", "b" + " ab" * 200),
+        ("pieces of a fixed length", "<x>", "left", "ab c " * 60 + "x"),
+        ("byte-level BPE", "<x>", "left", "a" + " " * 502 + "b"),
+    ],
+)
+def test_what_is_found_from_the_left_on_is_found_at_its_place(
+    kind: str, added: str, side: str, text: str, scratch: Path
+) -> None:
+    plain = MAKERS[kind]()
+    plain.add_tokens([AddedToken(added, normalized=False)])
+    plain.enable_truncation(5, direction=side)
+    plain.save(str(scratch / "found.json"))
+    ours = TextTokenizer(scratch / "found.json", 5)
+    ours.truncated = 1
+    assert tokens_of(ours.encode([text])[0]) == tokens_of(plain.encode_batch([text])[0])
