@@ -22,7 +22,11 @@ from trbert_deploy.errors import (
     LengthError,
     OutputError,
 )
+from trbert_deploy.evaluation.kept import trace_texts
+from trbert_deploy.evaluation.quality import run_in_turns
 from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.predicting import predict_lines
+from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Prediction
 from trbert_deploy.tasks.text_classification import TextClassification
@@ -123,7 +127,7 @@ def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
 def test_memory_is_bounded_by_the_tokens_on_their_way(tiny_bundle: Path) -> None:
     few = load(tiny_bundle, threads=1, max_batch_tokens=8)
     assert_same(few(TEXTS), load(tiny_bundle, threads=1)(TEXTS))
-    with pytest.raises(ConfigError, match="max_batch_tokens is 0: expected 1 or more"):
+    with pytest.raises(ConfigError, match="max_batch_tokens is 0: expected an integer"):
         load(tiny_bundle, max_batch_tokens=0)
 
 
@@ -307,3 +311,19 @@ def test_as_many_logits_as_labels_are_needed(tiny_bundle: Path) -> None:
         OutputError, match=r"logits have the shape \[2\]: expected one for each of 3"
     ):
         own(["the film"])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, None, "2"])
+def test_a_batch_size_that_is_no_count_is_refused_at_once(
+    pipeline: Pipeline, batch_size: Any
+) -> None:
+    message = rf"^batch_size is {batch_size!r}: expected an integer of 1 or more$"
+    texts = [NamedText("line 1", "a film")]
+    for call in (
+        lambda: pipeline.stream(["a film"], batch_size=batch_size),
+        lambda: predict_lines(pipeline, texts, batch_size=batch_size),
+        lambda: trace_texts(pipeline, texts, batch_size=batch_size),
+        lambda: run_in_turns([], texts, batch_size=batch_size),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()

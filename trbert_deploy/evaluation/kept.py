@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
+from trbert_deploy.batching import require_count
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -72,10 +73,11 @@ def trace_texts(
     """Run the chain over texts and note where every token left.
 
     Raises:
-        ConfigError: the pipeline has no cuts.
+        ConfigError: the pipeline has no cuts, or a batch size under 1.
         DataError: no texts.
         DataError, LengthError: a text that the model cannot take, by its name.
     """
+    require_count("batch_size", batch_size)
     if not pipeline.reduction.cuts:
         raise ConfigError("the model has no cuts: expected one that drops tokens")
     if not texts:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trbert_deploy.batching import require_count
 from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.flops import dense_flops, reduced_flops
@@ -194,8 +195,10 @@ def compare_runs(
         batch_size: texts that are answered at a time.
 
     Raises:
+        ConfigError: a batch size under 1.
         DataError: as ``evaluate_quality``.
     """
+    require_count("batch_size", batch_size)
     targets = true_targets(runs[0].pipeline, texts, teacher)
     if len(texts) > 1 and (targets == targets[0]).all():
         label = runs[0].pipeline.task.told_target(texts[0].target)
@@ -222,7 +225,11 @@ def run_in_turns(
 
     In turns, so that what slows the machine meets all of them; and each batch begins with
     another one, since a later one finds warmer caches.
+
+    Raises:
+        ConfigError: a batch size under 1.
     """
+    require_count("batch_size", batch_size)
     for turn, start in enumerate(range(0, len(texts), batch_size)):
         part = texts[start : start + batch_size]
         tokenizing = {run.pipeline.tokenizer: run.pipeline for run in runs}

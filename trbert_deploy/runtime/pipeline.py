@@ -10,6 +10,7 @@ from typing import Literal
 
 from tokenizers import Encoding
 
+from trbert_deploy.batching import require_count
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
@@ -181,17 +182,26 @@ class Pipeline:
         """Answer any number of texts, ``batch_size`` at a time, in order.
 
         Raises:
+            ConfigError: a batch size under 1, at once.
+            DataError: what holds no texts, at once.
             DataError, LengthError, OutputError: as for a call.
         """
+        require_count("batch_size", batch_size)
         if isinstance(texts, str):
             texts = [texts]
         require_texts(texts, counted=False)
-        remaining = iter(texts)
-        seen = 0
-        while batch := list(islice(remaining, batch_size)):
-            names = [f"text {seen + place + 1}" for place in range(len(batch))]
-            yield from self(batch, return_kept=return_kept, dense=dense, names=names)
-            seen += len(batch)
+        named = enumerate(texts, start=1)
+        batches = iter(lambda: list(islice(named, batch_size)), [])
+        return (
+            prediction
+            for batch in batches
+            for prediction in self(
+                [text for _, text in batch],
+                names=[f"text {place}" for place, _ in batch],
+                return_kept=return_kept,
+                dense=dense,
+            )
+        )
 
     def run(
         self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
@@ -271,8 +281,7 @@ def load(
             the processor lacks, or a backend that needs the engines that are to be ignored.
         MissingDependencyError: the backend's package is not installed.
     """
-    if max_batch_tokens < 1:
-        raise ConfigError(f"max_batch_tokens is {max_batch_tokens}: expected 1 or more")
+    require_count("max_batch_tokens", max_batch_tokens)
     point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
 
     def start(bundle: Bundle) -> Pipeline:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from trbert_deploy.batching import require_count
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.tasks.task import Example, Prediction
 
@@ -21,17 +22,22 @@ def predict_lines(
     """One JSON object per text, in order, without a line end; ``batch_size`` texts at a time.
 
     Raises:
+        ConfigError: a batch size under 1, at once.
         DataError, LengthError: a text that the model cannot take, by its name.
     """
+    require_count("batch_size", batch_size)
     remaining = iter(texts)
-    while batch := list(islice(remaining, batch_size)):
-        predictions = pipeline(
+    batches = iter(lambda: list(islice(remaining, batch_size)), [])
+    return (
+        to_json_line(prediction)
+        for batch in batches
+        for prediction in pipeline(
             [example.text for example in batch],
             names=[example.name for example in batch],
             return_kept=return_kept,
             dense=dense,
         )
-        yield from map(to_json_line, predictions)
+    )
 
 
 def name_texts(texts: Iterable[str]) -> Iterator[Example]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from trbert_deploy.batching import require_count
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import TOKENIZER
 from trbert_deploy.errors import (
@@ -18,11 +20,14 @@ from trbert_deploy.errors import (
     DataError,
     FileFormatError,
     LengthError,
+    TrbertError,
     first_line,
 )
+from trbert_deploy.runtime.excerpts import Excerpt, Excerpts
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.task import Text
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _EXPECTED = "expected a string, or a pair of two strings"
 
 
@@ -63,6 +68,8 @@ def _failing_in_one_line(what: str) -> Iterator[None]:
     """Says of the library's failures, which are plain exceptions and panics, what they are of."""
     try:
         yield
+    except TrbertError:
+        raise
     except BaseException as problem:
         if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
@@ -113,6 +120,7 @@ class TextTokenizer:
             )
         if truncate:
             self._tokenizer.enable_truncation(max_length, direction=side)
+        self._excerpts = Excerpts(self._tokenizer, side if truncate else "right", max_length)
         self.max_length = max_length
         self.truncate = truncate
         self.encoded = 0
@@ -129,9 +137,9 @@ class TextTokenizer:
         """
         require_texts(texts)
         names = names or [f"text {place + 1}" for place in range(len(texts))]
-        encodings = self._encode(texts, names)
-        self.encoded += len(encodings)
-        for name, encoding in zip(names, encodings, strict=True):
+        found = self._encode(texts, names)
+        self.encoded += len(found)
+        for name, (encoding, complete) in zip(names, found, strict=True):
             if encoding.overflowing:
                 self._count_truncated()
             elif not len(encoding):  # without special tokens, a row of nothing
@@ -139,25 +147,44 @@ class TextTokenizer:
                     f"{name} gives no token: expected a character that the tokenizer keeps"
                 )
             elif len(encoding) > self.max_length:
+                tokens = len(encoding) if complete else f"more than {self.max_length}"
                 raise LengthError(
-                    f"{name} has {len(encoding)} tokens: the model takes at most "
+                    f"{name} has {tokens} tokens: the model takes at most "
                     f"{self.max_length}; shorten it, allow truncation, or train with a larger "
                     "--max-length, which extends the encoder's positions"
                 )
-        return encodings
+        return [encoding for encoding, _ in found]
 
-    def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[Encoding]:
-        for name, text in zip(names, texts, strict=True):
-            for part in (text,) if isinstance(text, str) else _pair(text, name):
-                if not part.strip():
-                    raise DataError(f"{name} is empty: expected at least one word")
-                if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
-                    raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
+    def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[tuple[Encoding, bool]]:
+        """Encodings, and whether each would have all tokens of its text if nothing were cut."""
+        parts = [self._parts(text, name) for name, text in zip(names, texts, strict=True)]
+        inputs = [
+            pair[0].text if len(pair) == 1 else tuple(part.text for part in pair) for pair in parts
+        ]
         with _failing_in_one_line(
             f"the tokenizer cannot split {', '.join(names[:1])} or one behind it"
         ):
-            encodings: list[Encoding] = self._tokenizer.encode_batch(list(texts))
-        return encodings
+            encodings: list[Encoding] = self._tokenizer.encode_batch(inputs)
+        return [
+            (self._excerpts.restored(encoding, pair), all(part.complete for part in pair))
+            for encoding, pair in zip(encodings, parts, strict=True)
+        ]
+
+    def _parts(self, text: Text, name: str) -> tuple[Excerpt, ...]:
+        """What is encoded of a text, or of the two of a pair."""
+        parts = (text,) if isinstance(text, str) else _pair(text, name)
+        if any(not part or part.isspace() for part in parts):
+            raise DataError(f"{name} is empty: expected at least one word")
+
+        def check(part: str) -> None:
+            if not part.isascii() and _SURROGATE.search(part):
+                raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
+
+        with _failing_in_one_line(f"the tokenizer cannot split {name}"):
+            found = self._excerpts.of_texts(parts, check)
+        for excerpt in found:
+            check(excerpt.text)
+        return found
 
     def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
         """Rows of exactly ``length`` tokens of real text: texts joined or cut, never padded.
@@ -168,10 +195,12 @@ class TextTokenizer:
             count: rows.
 
         Raises:
+            ConfigError: a count under 1.
             LengthError: a length out of range.
             DataError: no texts, one that is none (see a call), or no token in any of them.
         """
         require_texts(texts)
+        require_count("count", count)
         if not 1 <= length <= self.max_length:
             raise LengthError(
                 f"length is {length}: the model takes 1 to {self.max_length} tokens a row"
@@ -179,7 +208,8 @@ class TextTokenizer:
         if not len(texts):
             raise DataError("no texts to make rows of: expected at least one")
         # A text may be longer than a row: that is no truncation to warn of.
-        encodings = self._encode(texts, [f"text {place + 1}" for place in range(len(texts))])
+        names = [f"text {place + 1}" for place in range(len(texts))]
+        encodings = [encoding for encoding, _ in self._encode(texts, names)]
         masks = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
         full = [place for place, special in enumerate(masks) if not special.all()]
         if not full:
