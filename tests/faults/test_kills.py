@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from faults.actions import CONDITIONS
 from faults.killing import Point, Victim, some, strace_works
-from training.test_run import make_workplace, options_for
+from training.test_run import make_workplace, options_for, with_recipe
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.exporters.export import export_bundle
@@ -195,25 +195,26 @@ def test_a_training_run(tokenizer_dir: Path, scratch: Path, killed: Victim) -> N
     for name, count in (("train", 24), ("validation", 8)):
         lines = (workplace / f"{name}.jsonl").read_text().splitlines(True)
         (workplace / f"{name}.jsonl").write_text("".join(lines[:count]))
-    options = replace(
-        options_for(workplace),
+    short = {"epochs": 0.5}
+    options = with_recipe(
+        replace(options_for(workplace), target_speedup=1.1),
         stages=("teacher", "guide", "policy", "joint"),  # the hard stage is saved as the joint one
         cuts="0.5",
-        target_speedup=1.1,
         batch_tokens=300,
-        teacher_epochs=0.5,
-        policy_epochs=0.5,
-        joint_epochs=0.5,
+        teacher=short,
+        policy=short,
+        joint=short,
         averaged_runs=2,
         save_seconds=0.0,
         validations=1,
     )
-    killed.prepare("train", "train", asdict(options))
+    killed.prepare("train", "train", options.to_json())
     done = scratch / "trained"
     done.mkdir()
     points = killed.points("train", done)
     whole = tree(done)
-    assert "ckpt/stages/joint/model.safetensors" in whole
+    names_of_joint = ("model.safetensors", "recipe.toml")
+    assert {f"ckpt/stages/joint/{name}" for name in names_of_joint} < whole.keys()
 
     def check(place: Path) -> None:
         killed.run("train", place)
