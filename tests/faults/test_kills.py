@@ -157,10 +157,12 @@ def test_a_build_over_live_engines(bundle: Path, scratch: Path, killed: Victim) 
 def test_a_checkpoint_saved_over_another(
     make_checkpoint: Callable[..., Path], scratch: Path, killed: Victim
 ) -> None:
-    """All that differs between two checkpoints changes in one step: weights, cuts, tokenizer."""
+    """All that differs between two checkpoints changes in one step: weights, cuts, recipe ..."""
     live, other = make_checkpoint(cuts="1", seed=1), make_checkpoint(cuts="1,2", seed=2)
     (live / "vocab.txt").write_text("of another tokenizer")
     (live / "samples.jsonl").write_text('{"text": "another sample"}\n')
+    for number, checkpoint in enumerate((live, other)):
+        (checkpoint / "recipe.toml").write_text(f"seed = {number}\n")
     (live / "stages").mkdir()
     (live / "stages" / "figures.jsonl").write_text("{}")
 
@@ -180,6 +182,7 @@ def test_a_checkpoint_saved_over_another(
         assert files in (old, new)
         expected = load_checkpoint(live if files == old else other)
         assert found.model.reduction == expected.model.reduction
+        assert found.recipe == expected.recipe
         for name, tensor in expected.model.state_dict().items():
             assert torch.equal(tensor, found.model.state_dict()[name])
         killed.run("save", place)
