@@ -1,7 +1,7 @@
 """A dataclass as TOML: fields are keys, and fields that are dataclasses themselves are tables.
 
-A field's metadata hold its ``help``, which is written above its key, and for one that may be None,
-which TOML has no word for, an ``example``: it is written in a comment, and left out of the values.
+A field has its ``help`` in its metadata, which is written above its key. TOML has no word for None:
+such a field is left out, but for a comment that sets it to the ``example`` in its metadata.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def _merged(base: Table, data: Mapping[str, Any], table: str, known: Sequence[Ke
     changes: dict[str, Any] = {}
     for name, value in data.items():
         if name not in hints:
-            is_table = isinstance(value, Mapping) and not table
-            refuse = _unknown_table if is_table else _unknown_key
-            raise ConfigError(refuse(table, name, known))
+            if isinstance(value, Mapping) and not table:
+                raise ConfigError(_unknown_table(name, known))
+            raise ConfigError(_unknown_key(table, name, known))
         current = getattr(base, name)
         if not is_dataclass(current):
             changes[name] = _of_kind(value, hints[name], _shown(table, name))
@@ -122,12 +122,10 @@ def _of_kind(value: object, hint: Any, what: str) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _unknown_table(_: str, name: str, known: Sequence[Key]) -> str:
-    tables = list(dict.fromkeys(key.table for key in known if key.table))
-    near, known_tables = (
-        [f"[{each}]" for each in some] for some in (get_close_matches(name, tables, 1), tables)
-    )
-    return _advised(f"[{name}]", near, known_tables)
+def _unknown_table(name: str, known: Sequence[Key]) -> str:
+    tables = {key.table: f"[{key.table}]" for key in known if key.table}
+    near = [tables[each] for each in get_close_matches(name, tables, 1)]
+    return _advised(f"[{name}]", near, list(tables.values()))
 
 
 def _unknown_key(table: str, name: str, known: Sequence[Key]) -> str:
