@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import make_texts, tiny_model
@@ -41,6 +42,7 @@ from trbert_deploy.training.recipe import (
     TeacherRecipe,
 )
 from trbert_deploy.training.run import train
+from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
 from trbert_deploy.training.validation import Validator
 
@@ -582,6 +584,29 @@ def test_a_fixed_penalty_is_adjusted_where_a_computation_is_asked_for() -> None:
     assert (final("gates"), final("gates", target_speedup=2.0)) == (3.0, 2.0)
     assert (final("tr-bert"), final("tr-bert", target_speedup=2.0)) == (None, 2.0)
     assert final("gates", max_drop=0.5) == final("tr-bert", max_drop=0.5) == LARGEST_SPEEDUP
+
+
+@pytest.mark.parametrize("estimator", ["gates", "reinforce"])
+def test_every_stage_learns_at_the_rates_of_its_table(estimator: str) -> None:
+    recipe = Recipe(
+        estimator=estimator,
+        teacher=TeacherRecipe(learning_rate=1.0),
+        policy=PolicyRecipe(learning_rate=2.0),
+        joint=JointRecipe(learning_rate=3.0, policy_learning_rate=4.0),
+        hard=HardRecipe(learning_rate=5.0),
+    )
+    options, model = TrainOptions("m", "t", recipe=recipe), tiny_model()
+    guide = Guide({}, np.zeros(1, np.int64), ())
+    found = {
+        stage: [
+            group["lr"]
+            for group in run_module.make_stage(
+                stage, model, options, None if stage == "teacher" else guide
+            ).groups
+        ]
+        for stage in STAGES_OF["gates"]
+    }
+    assert found == {"teacher": [1.0], "policy": [2.0], "joint": [3.0, 4.0], "hard": [5.0]}
 
 
 def test_options_come_back_from_their_record() -> None:

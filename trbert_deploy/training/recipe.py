@@ -25,7 +25,7 @@ ESTIMATORS = ("gates", "reinforce")
 BASE = "base"
 HEADING = (
     "A recipe: trbert-deploy train --recipe FILE trains by it (docs/recipes.md).",
-    "A key that is left out has its default.",
+    "Keys that are left out have the values of the recipe gates.",
 )
 
 
