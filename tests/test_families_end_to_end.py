@@ -24,6 +24,7 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.families.registry import FAMILIES
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import HardRecipe, Recipe
 from trbert_deploy.training.run import train
 
 pytestmark = pytest.mark.slow
@@ -88,9 +89,14 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
         assert np.allclose(result.outputs["logits"], expected, atol=1e-4)
     # Trained: policies drop tokens.
     options = TrainOptions(
-        model=str(folder), train=str(data), target_speedup=1.5, averaged_runs=1, max_length=64,
-        batch_tokens=512, joint_epochs=1, hard_epochs=0.5, validations=1,
-    )  # fmt: skip
+        model=str(folder),
+        train=str(data),
+        target_speedup=1.5,
+        max_length=64,
+        recipe=Recipe(
+            averaged_runs=1, batch_tokens=512, validations=1, hard=HardRecipe(epochs=0.5)
+        ),
+    )
     report = train(options, tmp_path / "ckpt")
     assert report.stages["hard"].flops_speedup > 1.2
     export_bundle(tmp_path / "ckpt", tmp_path / "bundle", int8=True, int8_limits=NO_LIMITS)

@@ -16,6 +16,7 @@ OPTIONAL = (
     "safetensors",
     "datasets",
     "tensorboard",
+    "tomlkit",
     "onnx",
     "onnxscript",
     "openvino",

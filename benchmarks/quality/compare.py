@@ -28,15 +28,16 @@ from setting import Setting, locked, set_up_torch, teacher_in
 from students import Student, evaluate
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import given_training_options, training_options
+from trbert_deploy.commands.options import training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import TARGET_SPEEDUP, TrainOptions
+from trbert_deploy.training.recipe import Recipe
 
 #: FLOPs speed-ups at which rows with a threshold are looked at beside their own.
 OTHER_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 #: Options of a training run that the rows decide.
-DECIDED = ("model", "stages", "estimator", "max_drop", "truncate")
+DECIDED = ("model", "max_drop")
 
 
 def finish(run: Run, test: str | None) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def finish(run: Run, test: str | None) -> dict[str, Any]:
                 "row": run.row,
                 "variant": run.variant,
                 "target_speedup": run.options.target_speedup,
-                "seed": run.options.seed,
+                "seed": run.options.recipe.seed,
                 "options": run.options.to_json(),
                 "training_seconds": training_seconds(run),
                 split: figures_on(run, student, split, data),
@@ -73,7 +74,7 @@ def finish(run: Run, test: str | None) -> dict[str, Any]:
 
 def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, Any]:
     """Figures of a student on a file of labelled texts."""
-    setting, tokens = run.setting, run.options.batch_tokens
+    setting, tokens = run.setting, run.options.recipe.batch_tokens
     rows = setting.validation_rows if split == "validation" else setting.read(data)
     outcome = evaluate(student, setting.spec, rows, tokens, setting.device, run.progress)
     figures = {
@@ -90,6 +91,22 @@ def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, A
             points = validator.operating_points(student.model, OTHER_SPEEDUPS)
             figures["points"] = [point.to_json() for point in points]
     return figures
+
+
+def recipe_of(row: str, name: str | None, seed: int | None) -> Recipe:
+    """The recipe that a row is trained by.
+
+    Raises:
+        ConfigError: there is none of this name, or it has not the row's estimator.
+    """
+    recipe = Recipe.found(name or ("tr-bert" if row == "tr-bert" else "gates"))
+    estimator = "reinforce" if row == "tr-bert" else "gates"
+    if recipe.estimator != estimator:
+        raise ConfigError(
+            f"row {row} takes a recipe of the estimator {estimator}, and {name} has "
+            f"{recipe.estimator}: give the row a recipe of its own"
+        )
+    return recipe if seed is None else replace(recipe, seed=seed)
 
 
 @click.command(epilog="Rows: " + "; ".join(f"{row}: {what}" for row, what in ROWS.items()) + ".")
@@ -111,6 +128,12 @@ def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, A
 @click.option("--variant", default="", help="Name that tells rows with other options apart.")
 @click.option("--texts", type=click.IntRange(min=1), help="Random training texts [default: all].")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
+@click.option(
+    "--recipe",
+    metavar="RECIPE",
+    help="Of the rows' training, but for the stages [default: gates; for the row tr-bert tr-bert].",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the recipe's.")
 @training_options
 def main(
     teacher: Path,
@@ -120,8 +143,10 @@ def main(
     variant: str,
     texts: int | None,
     threads: int | None,
+    recipe: str | None,
+    seed: int | None,
     validation: str | None,
-    target_speedup: float,
+    target_speedup: float | None,
     **options: Any,
 ) -> None:
     """Train rows of a quality table, and write down what they come to."""
@@ -133,12 +158,12 @@ def main(
         setting = Setting(model, options["train"], validation, texts, options["max_length"])
         setting.claim(output)
         for row in rows:
-            chosen = TrainOptions.by_recipe(
-                "tr-bert" if row == "tr-bert" else "gates",
+            chosen = TrainOptions(
                 model=model,
                 validation=validation,
-                target_speedup=target_speedup,
-                **given_training_options(options),
+                target_speedup=TARGET_SPEEDUP if target_speedup is None else target_speedup,
+                recipe=recipe_of(row, recipe, seed),
+                **options,
             )
             run = Run(row, setting, chosen, output, "" if row == "teacher" else variant)
             with console.progress(run.name) as progress:

@@ -59,10 +59,11 @@ def train_row(run: Run) -> Student:
         return _with_policies(run, "policy", "joint")
     if row == "fixed-ratio":
         return _with_fixed_ratio(run)
-    model = run.setting.load_teacher(run.options.cuts)
+    model = run.setting.load_teacher(run.options.recipe.cuts)
     if row in ("random", "attention"):
         _set_ratio(run, model)
-        choose = by_attention(model) if row == "attention" else by_chance(model, run.options.seed)
+        seed = run.options.recipe.seed
+        choose = by_attention(model) if row == "attention" else by_chance(model, seed)
         return _harden(run, Student(model, choose=choose))
     model.set_reduction(ReductionConfig())
     if row == "teacher":
@@ -77,14 +78,14 @@ def train_row(run: Run) -> Student:
 def _with_policies(run: Run, *stages: str) -> Student:
     """The product's stages after the teacher's."""
     setting, options = run.setting, run.options
-    model = setting.load_teacher(options.cuts)
-    validator = setting.validator(setting.validation_rows, options.batch_tokens)
+    model = setting.load_teacher(options.recipe.cuts)
+    validator = setting.validator(setting.validation_rows, options.recipe.batch_tokens)
     aim = Aim(options, validator, teacher_score=0.0, note=console.notes.print)
     for name in stages:
         if run.load(name, model):
             continue
         if name == "policy" and options.warm_start is not None:
-            model.take_over(load_warm_start(options.warm_start, model.spec, options.cuts))
+            model.take_over(load_warm_start(options.warm_start, model.spec, options.recipe.cuts))
             continue
         begin = partial(_begin, name, model, run, aim)
         run.train(name, Student(model), begin, partial(aim.judge, name, model))
@@ -124,7 +125,7 @@ def _set_ratio(run: Run, model: ReducedModel) -> None:
 
 def _harden(run: Run, student: Student) -> Student:
     """The hard stage: encoder and head learn the teacher's answers from what the student sees."""
-    setting, options, model = run.setting, run.options, student.model
+    setting, recipe, model = run.setting, run.options.recipe, student.model
     if run.load("hard", model):
         return student
     guide = run.guide()
@@ -137,14 +138,14 @@ def _harden(run: Run, student: Student) -> Student:
 
     def validate(done: float) -> float:
         rows = setting.validation_rows
-        return evaluate(student, setting.spec, rows, options.batch_tokens, setting.device).accuracy
+        return evaluate(student, setting.spec, rows, recipe.batch_tokens, setting.device).accuracy
 
     body = [*model.encoder.parameters(), *model.head.parameters()]
-    stage = Stage(compute, [{"params": body, "lr": options.hard_learning_rate}])
+    stage = Stage(compute, [{"params": body, "lr": recipe.hard.learning_rate}])
     run.train("hard", student, lambda: stage, lambda constraint: validate)
     return student
 
 
 def _speedup(run: Run) -> float:
-    assert run.options.target_speedup is not None  # compare.py always gives one
-    return run.options.target_speedup
+    assert run.options.wanted_speedup is not None  # compare.py always gives one
+    return run.options.wanted_speedup

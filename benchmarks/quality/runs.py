@@ -27,7 +27,8 @@ from trbert_deploy.training.averaging import (
     train_averaged,
 )
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.options import DISTILLING, TrainOptions
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import DISTILLING
 from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
 
@@ -62,8 +63,8 @@ class Run:
             return self.row
         name = f"{self.row}.{self.variant}" if self.variant else self.row
         if not self.row.startswith("student"):  # whose layers decide what is saved
-            name += f"-{self.options.target_speedup:g}"
-        return f"{name}-s{self.options.seed}"
+            name += f"-{self.options.wanted_speedup:g}"
+        return f"{name}-s{self.options.recipe.seed}"
 
     @property
     def directory(self) -> Path:
@@ -76,7 +77,9 @@ class Run:
             ConfigError: it was begun with other options.
         """
         path = self.directory / OPTIONS_FILE
-        if path.exists() and (changed := self.options.changed(read_json(path))):
+        if path.exists() and (
+            changed := self.options.changed(TrainOptions.from_json(read_json(path)))
+        ):
             raise ConfigError(
                 f"{self.directory} was begun with other options ({', '.join(changed)}): give the "
                 "same ones, or a --variant of its own"
@@ -85,19 +88,20 @@ class Run:
 
     def guide(self) -> Guide:
         """The teacher's view of the training rows, and its answers on the recombined ones."""
-        options = self.options
-        making = (self.output, options.batch_tokens, self.progress)
-        guide = self.setting.guide(options.cuts, *making)
-        if not options.recombined:
+        recipe = self.options.recipe
+        making = (self.output, recipe.batch_tokens, self.progress)
+        guide = self.setting.guide(recipe.cuts, *making)
+        if not recipe.recombined:
             return guide
-        return guide.with_answers(self.setting.answers(options.recombined, *making))
+        return guide.with_answers(self.setting.answers(recipe.recombined, *making))
 
     def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from (see ``Prepared.rows_of``)."""
         rows = self.setting.training_rows
-        if stage not in DISTILLING or not self.options.recombined:
+        recombined = self.options.recipe.recombined
+        if stage not in DISTILLING or not recombined:
             return rows
-        return rows + self.setting.recombined_rows(self.options.recombined)
+        return rows + self.setting.recombined_rows(recombined)
 
     def load(self, stage: str, model: ReducedModel) -> bool:
         """Load what a stage came to, if it is done."""
@@ -121,7 +125,8 @@ class Run:
         watch.save()
         teacher = Path(self.setting.teacher)
         length = self.setting.max_length or student.model.spec.max_positions
-        save_checkpoint(Checkpoint(student.model, teacher, length), directory)
+        recipe = options.recipe.to_toml()
+        save_checkpoint(Checkpoint(student.model, teacher, length, recipe=recipe), directory)
         clear_progress(directory, keep_results=name != "hard")
 
     def seconds(self) -> dict[str, float]:

@@ -64,9 +64,8 @@ def done_rows(directory: Path, setting: Setting) -> dict[str, Run]:
     runs = {}
     for path in sorted((directory / "results").glob("*.json")):
         figures = read_json(path)
-        options = figures["options"]
-        options["stages"] = tuple(options["stages"])
-        run = Run(figures["row"], setting, TrainOptions(**options), directory, figures["variant"])
+        options = TrainOptions.from_json(figures["options"])
+        run = Run(figures["row"], setting, options, directory, figures["variant"])
         runs[run.name] = run
     return runs
 

@@ -33,6 +33,7 @@ from students import (
     received_attention,
     thinner,
 )
+from training.test_run import with_recipe
 
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
@@ -46,6 +47,7 @@ from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import HardRecipe, JointRecipe, PolicyRecipe, Recipe
 
 TARGET = 1.6
 CPU = torch.device("cpu")
@@ -82,12 +84,14 @@ def run(workplace: Path, tmp_path: Path) -> Run:
         train=setting.train,
         validation=setting.validation,
         target_speedup=TARGET,
-        hard_epochs=1,
-        averaged_runs=1,
-        validations=2,
-        batch_tokens=256,
-        rollouts=2,
-        joint_rollouts=2,
+        recipe=Recipe(
+            averaged_runs=1,
+            validations=2,
+            batch_tokens=256,
+            policy=PolicyRecipe(rollouts=2),
+            joint=JointRecipe(rollouts=2),
+            hard=HardRecipe(epochs=1.0),
+        ),
     )
     return Run("truncate", setting, options, tmp_path / "out")
 
@@ -95,7 +99,7 @@ def run(workplace: Path, tmp_path: Path) -> Run:
 def options_for(run: Run, row: str) -> TrainOptions:
     if row != "tr-bert":
         return run.options
-    return replace(run.options, estimator="reinforce")
+    return with_recipe(run.options, estimator="reinforce")
 
 
 @pytest.mark.parametrize("row", list(ROWS))
@@ -142,7 +146,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("row", ["ours", "random", "truncate"])
 def test_an_interrupted_row_ends_where_an_uninterrupted_one_does(run: Run, row: str) -> None:
-    run = replace(run, row=row, options=replace(run.options, save_seconds=0.0))
+    run = replace(run, row=row, options=with_recipe(run.options, save_seconds=0.0))
     whole = finish(run, test=None)
 
     def interrupt(step: str, done: int, total: int) -> None:
@@ -299,7 +303,8 @@ def test_attention_looks_at_the_last_layer_before_each_cut(
 
     monkeypatch.setattr("students.received_attention", received)
     for cuts, layers in (("1,3", (0, 2)), ("0.5,2.5", (0, 2)), ("1.5,3.5", (1, 3))):
-        options = replace(run.options, cuts=cuts, target_speedup=1.1, hard_epochs=0.01)
+        options = with_recipe(run.options, cuts=cuts, hard={"epochs": 0.01})
+        options = replace(options, target_speedup=1.1)
         student = train_row(replace(run, row="attention", options=options, variant=cuts))
         seen.clear()
         (batch,) = load_batches([a_row(12)], [[0]], CPU)
@@ -339,8 +344,9 @@ def test_the_commands_make_rows_a_table_and_a_picture(workplace: Path, tmp_path:
     output = tmp_path / "out"
     command = ["--teacher", workplace / "run", "--train", workplace / "train.jsonl"]
     command += ["--validation", workplace / "validation.jsonl", "--output", output]
-    command += ["--target-speedup", "1.5", "--batch-tokens", "256", "--validations", "1"]
-    command += ["--hard-epochs", "0.2", "--texts", "30"]
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("batch_tokens = 256\nvalidations = 1\n[hard]\nepochs = 0.2\n")
+    command += ["--target-speedup", "1.5", "--recipe", recipe, "--texts", "30"]
 
     def invoke(main: object, *arguments: object) -> str:
         done = CliRunner().invoke(main, [str(argument) for argument in arguments])  # type: ignore[arg-type]
@@ -369,11 +375,12 @@ def test_the_commands_make_rows_a_table_and_a_picture(workplace: Path, tmp_path:
     height, width, _ = imread(tmp_path / "rows.png").shape
     assert 500 < height < 1000 and 1500 < width < 3000
 
-    refused = CliRunner().invoke(
-        compare.main, [*map(str, command), "--row", "truncate", "--hard-learning-rate", "1"]
-    )
+    recipe.write_text(recipe.read_text() + "learning_rate = 1.0\n")
+    refused = CliRunner().invoke(compare.main, [*map(str, command), "--row", "truncate"])
     assert refused.exit_code == 1
-    assert "begun with other options (hard_learning_rate)" in refused.output
+    assert "begun with other options ([hard] learning_rate)" in refused.output
+    refused = CliRunner().invoke(compare.main, [*map(str, command), "--row", "tr-bert"])
+    assert "row tr-bert takes a recipe of the estimator reinforce, and" in refused.output
     refused = CliRunner().invoke(
         compare.main, [*map(str, command[:4]), "--output", str(output), "--row", "ours"]
     )

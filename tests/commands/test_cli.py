@@ -61,12 +61,15 @@ def test_the_main_job_runs_as_written(make_checkpoint: CheckpointMaker, tmp_path
 def test_train_makes_a_checkpoint_that_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     rows = make_texts(30)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--model", tiny_checkpoint, "--train", "train.jsonl", "--cuts", "0.5,2"]
-    result = run("train", *options, "--rollouts", 2, "--json", "figures.json", cwd=tmp_path)
+    (tmp_path / "mine.toml").write_text('cuts = "0.5,2"\nteacher.epochs = 1\n')
+    options = ["--model", tiny_checkpoint, "--train", "train.jsonl", "--recipe", "mine.toml"]
+    result = run("train", *options, "--json", "figures.json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "no teacher stage" in result.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert list(figures["stages"]) == ["teacher", "policy", "joint", "hard"]
+    used = (tmp_path / "ckpt" / "recipe.toml").read_text()
+    assert 'cuts = "0.5,2"' in used and "penalty_ramp = 0.6" in used
     assert run("export", "ckpt", cwd=tmp_path).returncode == 0
 
 
@@ -81,16 +84,19 @@ def test_user_errors_are_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None
     data.write_text('{"text": "a", "label": "good"}\n{"text": "b", "label": "bad"}\n' * 5)
     train = ["train", "--model", tiny_checkpoint, "--train", data]
     for options, message in (
-        (["--cuts", "3,1"], "cuts 3,1: 1 is out of order"),
-        (["--cuts", "1,1"], "cuts 1,1: 1 is repeated"),
-        (["--cuts", "9"], "cut 9 is out of range: the encoder has 4 layers"),
-        (["--cuts", "1.3"], "cut 1.3: expected a layer number"),
-        (["--cuts", "x"], "'x' is not a number"),
-        (["--stages", "joint"], "stage joint needs the stages guide, policy"),
+        ('cuts = "3,1"', "mine.toml: cuts 3,1: 1 is out of order"),
+        ('cuts = "9"', "cut 9 is out of range: the encoder has 4 layers"),
+        ('stages = ["joint"]', "stage joint needs the stages guide, policy"),
+        ("epochs = 1", r"mine.toml: epochs is unknown: did you mean \[teacher\] epochs or"),
+        (["--recipe", "bread"], "recipe bread is neither a file nor one of gates, tr-bert: give"),
+        (["--recipe", "empty"], "recipe empty is a directory: expected a TOML file"),
         (["--validation", "none.jsonl"], "none.jsonl is not a file"),
         (["--resume"], "holds no run to resume"),
         (["--model", "no-such/model"], "no-such/model is no directory here, and from the hub"),
     ):
+        if isinstance(options, str):
+            (tmp_path / "mine.toml").write_text(options)
+            options = ["--recipe", "mine.toml"]
         assert_one_line(run(*train, *options, cwd=tmp_path), message)
         assert not (tmp_path / "ckpt" / "model.safetensors").exists()
         if (tmp_path / "ckpt" / "training.json").exists():

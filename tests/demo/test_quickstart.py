@@ -19,6 +19,7 @@ from trbert_deploy.demo.quickstart import QuickstartOptions, run_quickstart, sta
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.progress import Progress
 from trbert_deploy.reports.console.quickstart import print_summary
+from trbert_deploy.training.recipe import Recipe, TeacherRecipe
 
 pytestmark = pytest.mark.slow
 
@@ -34,16 +35,8 @@ def options(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Qu
     return QuickstartOptions(
         corpus=CorpusOptions(train=24, validation=6, test=12, min_tokens=20, max_tokens=150),
         max_length=96,
-        training={
-            "teacher_epochs": 1,
-            "policy_epochs": 1,
-            "joint_epochs": 1,
-            "averaged_runs": 1,
-            "rollouts": 2,
-            "joint_rollouts": 2,
-            "target_speedup": 1.5,
-            "batch_tokens": 512,
-        },
+        target_speedup=1.5,
+        recipe=Recipe(averaged_runs=1, batch_tokens=512, teacher=TeacherRecipe(epochs=1.0)),
         lengths=(32, 96),
         rounds=Rounds.exactly(2),
         model=path / "encoder",

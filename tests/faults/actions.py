@@ -107,7 +107,7 @@ def training(**options: Any) -> Action:
     loop.SummaryWriter = _NoBoard
     scratch = Path(tempfile.mkdtemp())  # which the fork's tokenizer stays in
     running.prepare = remembering(lambda options, _, *rest: prepared(options, scratch, *rest))
-    chosen = TrainOptions(**{**options, "stages": tuple(options["stages"])})
+    chosen = TrainOptions.from_json(options)
 
     def act(place: Path) -> None:
         torch.manual_seed(0)

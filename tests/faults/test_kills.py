@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import torch
 from faults.actions import CONDITIONS
 from faults.killing import Point, Victim, some, strace_works
-from training.test_run import make_workplace, options_for
+from training.test_run import make_workplace, options_for, with_recipe
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.exporters.export import export_bundle
@@ -157,10 +157,12 @@ def test_a_build_over_live_engines(bundle: Path, scratch: Path, killed: Victim) 
 def test_a_checkpoint_saved_over_another(
     make_checkpoint: Callable[..., Path], scratch: Path, killed: Victim
 ) -> None:
-    """All that differs between two checkpoints changes in one step: weights, cuts, tokenizer."""
+    """All that differs between two checkpoints changes in one step: weights, cuts, recipe ..."""
     live, other = make_checkpoint(cuts="1", seed=1), make_checkpoint(cuts="1,2", seed=2)
     (live / "vocab.txt").write_text("of another tokenizer")
     (live / "samples.jsonl").write_text('{"text": "another sample"}\n')
+    for number, checkpoint in enumerate((live, other)):
+        (checkpoint / "recipe.toml").write_text(f"seed = {number}\n")
     (live / "stages").mkdir()
     (live / "stages" / "figures.jsonl").write_text("{}")
 
@@ -180,6 +182,7 @@ def test_a_checkpoint_saved_over_another(
         assert files in (old, new)
         expected = load_checkpoint(live if files == old else other)
         assert found.model.reduction == expected.model.reduction
+        assert found.recipe == expected.recipe
         for name, tensor in expected.model.state_dict().items():
             assert torch.equal(tensor, found.model.state_dict()[name])
         killed.run("save", place)
@@ -195,25 +198,26 @@ def test_a_training_run(tokenizer_dir: Path, scratch: Path, killed: Victim) -> N
     for name, count in (("train", 24), ("validation", 8)):
         lines = (workplace / f"{name}.jsonl").read_text().splitlines(True)
         (workplace / f"{name}.jsonl").write_text("".join(lines[:count]))
-    options = replace(
-        options_for(workplace),
+    short = {"epochs": 0.5}
+    options = with_recipe(
+        replace(options_for(workplace), target_speedup=1.1),
         stages=("teacher", "guide", "policy", "joint"),  # the hard stage is saved as the joint one
         cuts="0.5",
-        target_speedup=1.1,
         batch_tokens=300,
-        teacher_epochs=0.5,
-        policy_epochs=0.5,
-        joint_epochs=0.5,
+        teacher=short,
+        policy=short,
+        joint=short,
         averaged_runs=2,
         save_seconds=0.0,
         validations=1,
     )
-    killed.prepare("train", "train", asdict(options))
+    killed.prepare("train", "train", options.to_json())
     done = scratch / "trained"
     done.mkdir()
     points = killed.points("train", done)
     whole = tree(done)
-    assert "ckpt/stages/joint/model.safetensors" in whole
+    names_of_joint = ("model.safetensors", "recipe.toml")
+    assert {f"ckpt/stages/joint/{name}" for name in names_of_joint} < whole.keys()
 
     def check(place: Path) -> None:
         killed.run("train", place)

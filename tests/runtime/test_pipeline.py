@@ -26,9 +26,8 @@ from trbert_deploy.evaluation.kept import trace_texts
 from trbert_deploy.evaluation.quality import run_in_turns
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.runtime.predicting import predict_lines
-from trbert_deploy.runtime.reading import NamedText
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.task import Example, Prediction
 from trbert_deploy.tasks.text_classification import TextClassification
 
 TEXTS = [row["text"] for row in make_texts(9, seed=5)]
@@ -318,7 +317,7 @@ def test_a_batch_size_that_is_no_count_is_refused_at_once(
     pipeline: Pipeline, batch_size: Any
 ) -> None:
     message = rf"^batch_size is {batch_size!r}: expected an integer of 1 or more$"
-    texts = [NamedText("line 1", "a film")]
+    texts = [Example("a film", name="line 1")]
     for call in (
         lambda: pipeline.stream(["a film"], batch_size=batch_size),
         lambda: predict_lines(pipeline, texts, batch_size=batch_size),

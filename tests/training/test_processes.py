@@ -18,7 +18,7 @@ from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from training.test_recombining import rows_of
-from training.test_run import make_workplace, options_for, weights
+from training.test_run import make_workplace, options_for, weights, with_recipe
 
 from trbert_deploy.progress import no_progress
 from trbert_deploy.tasks.text_classification import LOGITS
@@ -78,11 +78,13 @@ def test_a_process_that_no_batch_is_left_to_adds_nothing_to_the_guide(
 
 def launch(command: list[str], options: TrainOptions, output: Path, *flags: str) -> None:
     """Train in two processes on the CPU, with a command line such as ``-m trbert_deploy``."""
+    recipe = output.with_suffix(".toml")
+    options.recipe.write(recipe)
     given = {
-        name: ",".join(value) if isinstance(value, tuple) else str(value)
-        for name, value in vars(options).items()
-        if value != {field.name: field.default for field in fields(options)}[name]
-    }
+        entry.name: str(getattr(options, entry.name))
+        for entry in fields(options)
+        if getattr(options, entry.name) != entry.default
+    } | {"recipe": str(recipe)}
     # accelerate starts several processes where it is told of several GPUs, and joins them on the
     # CPU where there is none.
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
@@ -133,24 +135,19 @@ def taught(
     path = tmp_path_factory.mktemp("taught")
     workplace = make_workplace(path, tokenizer_dir, dropout=0.0)
     (path / "cli.py").write_text(IN_FLOAT32)
-    options = replace(
-        options_for(workplace),
+    options = with_recipe(
+        replace(options_for(workplace), target_speedup=3.0),
         # Some batches have one row, which leaves a process without any.
         batch_tokens=72,
-        teacher_epochs=2.0,
-        joint_epochs=0.5,
-        hard_epochs=0.5,
-        policy_epochs=0.5,
+        teacher={"epochs": 2.0},
         # Slow enough that what rounding changes does not turn choices around.
-        policy_learning_rate=1e-3,
-        joint_policy_learning_rate=1e-3,
-        joint_learning_rate=3e-4,
-        hard_learning_rate=3e-4,
-        target_speedup=3.0,
+        policy={"epochs": 0.5, "learning_rate": 1e-3},
+        joint={"epochs": 0.5, "learning_rate": 3e-4, "policy_learning_rate": 1e-3},
+        hard={"epochs": 0.5, "learning_rate": 3e-4},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "get_capabilities", dict)
-        train(replace(options, stages=("teacher", "guide")), path / "one")
+        train(with_recipe(options, stages=("teacher", "guide")), path / "one")
     return options, path / "one", path / "cli.py"
 
 
@@ -160,7 +157,7 @@ def test_two_processes_teach_what_one_teaches(
 ) -> None:
     options, one, command = taught
     two = tmp_path / "two"
-    launch([str(command)], replace(options, stages=("teacher", "guide")), two)
+    launch([str(command)], with_recipe(options, stages=("teacher", "guide")), two)
     assert_alike(two, one, "teacher")
     found, expected = (Guide.load(path / "stages" / "guide" / GUIDE_FILE) for path in (two, one))
     np.testing.assert_allclose(found.answers[LOGITS], expected.answers[LOGITS], atol=1e-3)
@@ -193,9 +190,8 @@ def test_two_processes_go_on_where_one_was_to_where_it_comes(
 @pytest.mark.slow
 def test_two_processes_sample_for_themselves(tmp_path: Path, tokenizer_dir: Path) -> None:
     workplace = make_workplace(tmp_path / "work", tokenizer_dir)
-    options = replace(
-        options_for(workplace),
-        model=str(workplace / "fine-tuned"),
+    options = with_recipe(
+        replace(options_for(workplace), model=str(workplace / "fine-tuned")),
         estimator="reinforce",
         stages=("teacher", "guide", "policy", "joint"),
         validations=1,

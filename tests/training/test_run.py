@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_texts, tiny_model
@@ -30,9 +31,17 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.loop import RESUME_FILE
-from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.options import LARGEST_SPEEDUP, TrainOptions
 from trbert_deploy.training.prepare import Prepared
+from trbert_deploy.training.recipe import (
+    HardRecipe,
+    JointRecipe,
+    PolicyRecipe,
+    Recipe,
+    TeacherRecipe,
+)
 from trbert_deploy.training.run import train
+from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
 from trbert_deploy.training.validation import Quality, Validator
 
@@ -69,19 +78,24 @@ def options_for(workplace: Path) -> TrainOptions:
         train=str(workplace / "train.jsonl"),
         validation=str(workplace / "validation.jsonl"),
         target_speedup=1.5,
-        teacher_epochs=6,
-        policy_epochs=2,
-        joint_epochs=1,
-        hard_epochs=1,
-        averaged_runs=1,
-        teacher_learning_rate=3e-3,
-        policy_learning_rate=1e-2,
-        joint_policy_learning_rate=1e-2,
-        validations=2,
-        batch_tokens=256,
-        rollouts=4,
-        joint_rollouts=2,
+        recipe=Recipe(
+            averaged_runs=1,
+            validations=2,
+            batch_tokens=256,
+            teacher=TeacherRecipe(epochs=6.0, learning_rate=3e-3),
+            policy=PolicyRecipe(epochs=2.0, learning_rate=1e-2, rollouts=4),
+            joint=JointRecipe(epochs=1.0, policy_learning_rate=1e-2, rollouts=2),
+            hard=HardRecipe(epochs=1.0),
+        ),
     )
+
+
+def with_recipe(options: TrainOptions, **changes: Any) -> TrainOptions:
+    """The same options with a changed recipe: ``seed=1``, or ``joint={"epochs": 2.0}``."""
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            changes[name] = replace(getattr(options.recipe, name), **value)
+    return replace(options, recipe=replace(options.recipe, **changes))
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -102,16 +116,17 @@ def by(estimator: str, options: TrainOptions) -> TrainOptions:
     if estimator == "gates":
         return options
     stages = ("teacher", "guide", "policy", "joint")
-    return replace(options, estimator=estimator, stages=stages, target_speedup=None)
+    options = replace(options, target_speedup=None)
+    return with_recipe(options, estimator=estimator, stages=stages, fixed_penalty=True)
 
 
 @pytest.mark.parametrize(
-    ("estimator", "recombined"), [("gates", 0.0), ("gates", 0.5), ("reinforce", 0.0)]
+    ("estimator", "recombined"), [("gates", 0.0), ("gates", 0.5), ("reinforce", 0.5)]
 )
 def test_all_stages_leave_checkpoints_and_figures(
     options: TrainOptions, tmp_path: Path, estimator: str, recombined: float
 ) -> None:
-    options = replace(by(estimator, options), recombined=recombined)
+    options = with_recipe(by(estimator, options), recombined=recombined)
     output = tmp_path / "ckpt"
     steps: list[str] = []
 
@@ -122,7 +137,7 @@ def test_all_stages_leave_checkpoints_and_figures(
     report = train(options, output, progress=progress)
     assert "answers" in steps  # on the validation rows, and on recombined ones
     assert set(steps) <= {
-        *options.stages, "answers", "validation", "validation,", "calibration"
+        *options.recipe.stages, "answers", "validation", "validation,", "calibration"
     }  # fmt: skip
     assert list(report.stages) == STAGES_OF[estimator]
     for stage, evaluation in report.stages.items():
@@ -132,7 +147,7 @@ def test_all_stages_leave_checkpoints_and_figures(
         lines = (directory / "figures.jsonl").read_text().splitlines()
         figures = [json.loads(line) for line in lines]
         assert [step["step"] for step in figures] == list(range(len(figures)))
-        assert sum("validation" in step for step in figures) == options.validations_of(stage)
+        assert sum("validation" in step for step in figures) == options.recipe.validations_of(stage)
         assert all(0 <= step.get("agreement", 0.0) <= 1 for step in figures)
         assert 0 < evaluation.kept[1] <= evaluation.kept[0] <= 1
         assert evaluation.flops_speedup >= 1.0 or evaluation.kept[0] > 0.9
@@ -143,7 +158,7 @@ def test_all_stages_leave_checkpoints_and_figures(
     assert same(output, output / "stages" / STAGES_OF[estimator][-1])
     final = load_checkpoint(output)
     assert final.samples
-    assert final.training["options"]["seed"] == 0
+    assert final.training["options"]["recipe"]["seed"] == 0
     speedups = [point.flops_speedup for point in report.points]
     assert speedups == sorted(speedups)
     thresholds = [point.threshold for point in report.points]
@@ -171,7 +186,7 @@ def test_a_stage_ends_with_its_best_checkpoint(
         return Quality(next(scores, 0.0), None)
 
     monkeypatch.setattr(Validator, "dense", dense)
-    options = replace(options, teacher_epochs=1, validations=3, stages=("teacher",))
+    options = with_recipe(options, teacher={"epochs": 1.0}, validations=3, stages=("teacher",))
     train(options, tmp_path / "ckpt")
     model = load_checkpoint(tmp_path / "ckpt").model
     assert torch.equal(model.head.classifier.weight, seen[1])
@@ -186,7 +201,8 @@ def test_a_wanted_quality_decides_what_is_saved(options: TrainOptions, tmp_path:
     chosen = load_checkpoint(tmp_path / "ckpt").model.reduction.cuts[0].rule.value
     assert chosen == fastest.threshold
     assert report.stages["hard"].flops_speedup == fastest.flops_speedup
-    strict = replace(options, max_drop=0.001, hard_epochs=0.2, joint_epochs=0.5)
+    strict = with_recipe(options, hard={"epochs": 0.2}, joint={"epochs": 0.5})
+    strict = replace(strict, max_drop=0.001)
     report = train(strict, tmp_path / "strict", note=notes.append)
     assert any("32 validation rows cannot tell a loss of 0.001 points" in note for note in notes)
     kept = report.stages["hard"]
@@ -195,8 +211,8 @@ def test_a_wanted_quality_decides_what_is_saved(options: TrainOptions, tmp_path:
 
 def test_a_speedup_out_of_reach_is_told(options: TrainOptions, tmp_path: Path) -> None:
     notes: list[str] = []
-    far = replace(options, target_speedup=40.0, teacher_epochs=1, hard_epochs=0.2)
-    train(far, tmp_path / "ckpt", note=notes.append)
+    far = with_recipe(options, teacher={"epochs": 1.0}, hard={"epochs": 0.2})
+    train(replace(far, target_speedup=40.0), tmp_path / "ckpt", note=notes.append)
     assert any("a speed-up of 40 cannot be reached with cuts at 0.5,2" in note for note in notes)
 
 
@@ -218,8 +234,9 @@ class Interrupted(Exception):
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     options: TrainOptions, tmp_path: Path, estimator: str, stage: str
 ) -> None:
-    options = replace(
-        by(estimator, options), save_seconds=0.0, teacher_epochs=1, policy_epochs=1, joint_epochs=1
+    once = {"epochs": 1.0}
+    options = with_recipe(
+        by(estimator, options), save_seconds=0.0, teacher=once, policy=once, joint=once
     )
     train(options, tmp_path / "whole")
 
@@ -243,9 +260,9 @@ def test_averaged_runs_begin_alike_and_end_in_their_mean(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_module, "clear_progress", lambda *_, **__: None)  # the runs stay
-    options = replace(options, teacher_epochs=1, policy_epochs=1)
+    options = with_recipe(options, teacher={"epochs": 1.0}, policy={"epochs": 1.0})
     train(options, tmp_path / "single")
-    report = train(replace(options, averaged_runs=2), tmp_path / "averaged")
+    report = train(with_recipe(options, averaged_runs=2), tmp_path / "averaged")
     for stage in ("policy", "joint", "hard"):
         directory = tmp_path / "averaged" / "stages" / stage
         first, second = (
@@ -270,10 +287,11 @@ def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
         return load_pretrained(*given)
 
     monkeypatch.setattr(prepare_module, "load_pretrained", begin_alike)
-    options = replace(options, model=str(workplace / "fine-tuned"), policy_epochs=1)
+    options = replace(options, model=str(workplace / "fine-tuned"))
+    options = with_recipe(options, policy={"epochs": 1.0})
     for seed in (0, 1):
-        train(replace(options, seed=seed), tmp_path / f"seed-{seed}")
-    train(replace(options, averaged_runs=2), tmp_path / "averaged")
+        train(with_recipe(options, seed=seed), tmp_path / f"seed-{seed}")
+    train(with_recipe(options, averaged_runs=2), tmp_path / "averaged")
     one, other, mean = (
         load_checkpoint(tmp_path / name).model.state_dict()
         for name in ("seed-0", "seed-1", "averaged")
@@ -287,7 +305,8 @@ def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
 def test_interrupted_averaged_runs_end_where_uninterrupted_ones_do(
     options: TrainOptions, tmp_path: Path, place: str
 ) -> None:
-    options = replace(options, averaged_runs=2, save_seconds=0.0, teacher_epochs=1, policy_epochs=1)
+    once = {"epochs": 1.0}
+    options = with_recipe(options, averaged_runs=2, save_seconds=0.0, teacher=once, policy=once)
     train(options, tmp_path / "whole")
 
     def interrupt(step: str, done: int, total: int) -> None:
@@ -350,13 +369,13 @@ def test_a_warm_start_goes_on_from_a_reduced_model(
 def test_a_warm_start_for_less_saving_opens_at_what_is_wanted(
     warm: TrainOptions, tmp_path: Path
 ) -> None:
-    less = replace(warm, target_speedup=1.2, joint_epochs=0.3, hard_epochs=0.2)
-    report = train(less, tmp_path / "ckpt")
+    less = with_recipe(warm, joint={"epochs": 0.3}, hard={"epochs": 0.2})
+    report = train(replace(less, target_speedup=1.2), tmp_path / "ckpt")
     assert report.stages["joint"].flops_speedup == pytest.approx(1.2, rel=0.1)
 
 
 def test_a_warm_started_run_can_be_resumed(warm: TrainOptions, tmp_path: Path) -> None:
-    warm = replace(warm, save_seconds=0.0, hard_epochs=0.2)
+    warm = with_recipe(warm, save_seconds=0.0, hard={"epochs": 0.2})
     train(warm, tmp_path / "whole")
 
     def interrupt(step: str, done: int, total: int) -> None:
@@ -380,7 +399,8 @@ def test_a_warm_start_must_fit(
     refused(StorageError, "nowhere", warm_start=str(tmp_path / "nowhere"))
     refused(CheckpointError, "no reduction.json", warm_start=str(workplace / "encoder"))
     refused(CheckpointError, "drops no tokens", warm_start=str(workplace / "fine-tuned"))
-    refused(ConfigError, r"drops tokens at 0\.5,2, not at 1,3: leave --cuts out", cuts="1,3")
+    elsewhere = replace(warm.recipe, cuts="1,3")
+    refused(ConfigError, r"drops tokens at 0\.5,2, not at 1,3: leave cuts out", recipe=elsewhere)
     refused(
         CheckpointError, "max_positions 64, the teacher 100: .* same --max-length", max_length=100
     )
@@ -391,9 +411,9 @@ def test_a_warm_start_must_fit(
 def test_a_seed_gives_the_same_run_again_and_another_seed_another(
     options: TrainOptions, tmp_path: Path
 ) -> None:
-    options = replace(options, teacher_epochs=1, policy_epochs=1)
+    options = with_recipe(options, teacher={"epochs": 1.0}, policy={"epochs": 1.0})
     for name, seed in (("first", 1), ("again", 1), ("other", 2)):
-        train(replace(options, seed=seed), tmp_path / name)
+        train(with_recipe(options, seed=seed), tmp_path / name)
     assert same(tmp_path / "first", tmp_path / "again")
     assert not same(tmp_path / "first", tmp_path / "other")
 
@@ -401,9 +421,8 @@ def test_a_seed_gives_the_same_run_again_and_another_seed_another(
 def test_a_fine_tuned_model_skips_the_teacher_stage(
     options: TrainOptions, workplace: Path, tmp_path: Path
 ) -> None:
-    options = replace(
-        options, model=str(workplace / "fine-tuned"), stages=("teacher", "guide", "policy")
-    )
+    options = replace(options, model=str(workplace / "fine-tuned"))
+    options = with_recipe(options, stages=("teacher", "guide", "policy"))
     notes: list[str] = []
     train(options, tmp_path / "ckpt", note=notes.append)
     assert any("no teacher stage" in note for note in notes)
@@ -415,12 +434,14 @@ def test_longer_texts_than_the_positions_need_extending(
     options: TrainOptions, tmp_path: Path
 ) -> None:
     notes: list[str] = []
-    options = replace(options, max_length=100, teacher_epochs=0.2, stages=("teacher",))
+    options = replace(
+        with_recipe(options, teacher={"epochs": 0.2}, stages=("teacher",)), max_length=100
+    )
     train(options, tmp_path / "ckpt", note=notes.append)
     checkpoint = load_checkpoint(tmp_path / "ckpt")
     assert (checkpoint.max_length, checkpoint.model.spec.max_positions) == (100, 100)
     assert "positions extended from 64 to 100 by tiling" in notes
-    refusing = replace(options, max_length=20, truncate=False)
+    refusing = replace(with_recipe(options, truncate=False), max_length=20)
     with pytest.raises(LengthError, match=r"takes at most 20; .* extends the encoder's positions"):
         train(refusing, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -429,10 +450,10 @@ def test_longer_texts_than_the_positions_need_extending(
 def test_stages_can_be_run_one_at_a_time(options: TrainOptions, tmp_path: Path) -> None:
     output = tmp_path / "ckpt"
     with pytest.raises(ConfigError, match="stage policy needs the stages teacher, guide"):
-        train(replace(options, stages=("policy",)), output)
+        train(with_recipe(options, stages=("policy",)), output)
     assert not output.exists()
-    train(replace(options, stages=("teacher",)), output)
-    train(replace(options, stages=("guide", "policy")), output, resume=True)
+    train(with_recipe(options, stages=("teacher",)), output)
+    train(with_recipe(options, stages=("guide", "policy")), output, resume=True)
     assert set(json.loads((output / "training.json").read_text())["stages"]) == {
         "teacher",
         "guide",
@@ -444,11 +465,13 @@ def test_a_run_is_not_overwritten_nor_mixed(options: TrainOptions, tmp_path: Pat
     output = tmp_path / "ckpt"
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         train(options, output, resume=True)
-    train(replace(options, teacher_epochs=0.2, stages=("teacher",)), output)
+    train(with_recipe(options, teacher={"epochs": 0.2}, stages=("teacher",)), output)
     with pytest.raises(ConfigError, match="holds a run already: add --resume"):
         train(options, output)
-    with pytest.raises(ConfigError, match=r"other options \(teacher_epochs, rollouts\)"):
-        train(replace(options, rollouts=7), output, resume=True)
+    other = replace(with_recipe(options, policy={"rollouts": 7}, seed=1), max_drop=1.0)
+    changed = r"\(max_drop, seed, \[teacher\] epochs, \[policy\] rollouts\)"
+    with pytest.raises(ConfigError, match=rf"other options {changed}"):
+        train(other, output, resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "precious.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
@@ -456,7 +479,7 @@ def test_a_run_is_not_overwritten_nor_mixed(options: TrainOptions, tmp_path: Pat
 
 
 def test_one_run_at_a_time_trains_into_a_directory(options: TrainOptions, tmp_path: Path) -> None:
-    options = replace(options, teacher_epochs=0.2, stages=("teacher",))
+    options = with_recipe(options, teacher={"epochs": 0.2}, stages=("teacher",))
     (tmp_path / "ckpt").mkdir()
     message = "another training run is writing into .*ckpt: wait until it ends"
 
@@ -496,7 +519,7 @@ def test_what_a_killed_run_left_in_a_new_directory_is_no_obstacle(
     options: TrainOptions, tmp_path: Path
 ) -> None:
     (tmp_path / "ckpt" / ".trbert-staging-0123456789abcdef").mkdir(parents=True)
-    train(replace(options, teacher_epochs=0.2, stages=("teacher",)), tmp_path / "ckpt")
+    train(with_recipe(options, teacher={"epochs": 0.2}, stages=("teacher",)), tmp_path / "ckpt")
     assert not list((tmp_path / "ckpt").glob(".*"))
 
 
@@ -504,15 +527,16 @@ def test_a_resumed_run_clears_what_a_killed_one_left(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run that was killed between its record and its clearing."""
-    options = replace(options, averaged_runs=2, stages=("teacher", "guide", "policy"))
-    options = replace(options, teacher_epochs=0.2, policy_epochs=0.2, joint_epochs=0.2)
+    short = {"epochs": 0.2}
+    options = with_recipe(options, teacher=short, policy=short, joint=short)
+    options = with_recipe(options, averaged_runs=2, stages=("teacher", "guide", "policy"))
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "clear_progress", lambda *_, **__: None)
         train(options, tmp_path / "killed")
     assert list((tmp_path / "killed").rglob("result.safetensors"))
     train(options, tmp_path / "whole")
     for name in ("killed", "whole"):
-        train(replace(options, stages=("joint",)), tmp_path / name, resume=True)
+        train(with_recipe(options, stages=("joint",)), tmp_path / name, resume=True)
         left = {path.name for path in (tmp_path / name).rglob("*.safetensors")}
         assert left == {"model.safetensors", "guide.safetensors"}
     assert same(tmp_path / "killed", tmp_path / "whole")
@@ -530,45 +554,110 @@ def test_validation_labels_must_be_known(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": ("policy", "teacher")}, "in the order"),
-        ({"stages": ("dance",)}, "unknown stages dance"),
-        ({"rollouts": 1}, "rollouts is 1: expected 2 or more"),
-        ({"imitation_share": 1.5}, "expected a share from 0 to 1"),
-        ({"policy_epochs": 0}, "policy_epochs is 0: expected more than 0"),
-        ({"length_penalty": -1.0}, "expected 0 or more"),
-        ({"max_length": 1}, "expected 2 or more"),
-        ({"target_speedup": 0.5}, "expected 1 or more"),
-        ({"target_speedup": None}, "gates learn under a wanted computation"),
-        ({"max_drop": -1.0}, "expected 0 or more points"),
-        ({"estimator": "guess"}, "unknown estimator guess: expected one of gates, reinforce"),
-        ({"validations": 0}, "validations is 0"),
-        ({"averaged_runs": 0}, "averaged_runs is 0: expected 1 or more"),
-        ({"averaged_runs": 2, "max_drop": 1.0}, "averaged runs must aim at one computation"),
-        ({"recombined": -0.5}, "recombined is -0.5: expected 0 or more"),
-        ({"recombined": 1.0, "estimator": "reinforce"}, "recombined texts have no labels"),
+        ({"max_length": 1}, "max_length is 1: expected 2 or more"),
+        ({"target_speedup": 0.5}, "target_speedup is 0.5: expected 1 or more"),
+        ({"max_drop": -1.0}, "max_drop is -1.0: expected 0 or more points"),
+        ({"recipe": Recipe(averaged_runs=2), "max_drop": 1.0}, "must aim at one computation"),
     ],
 )
-def test_options_out_of_range_are_named(changes: dict[str, object], message: str) -> None:
+def test_options_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TrainOptions(model="m", train="t", **changes)  # type: ignore[arg-type]
+        TrainOptions(model="m", train="t", **changes)
 
 
 def test_runs_are_averaged_where_all_aim_at_one_computation() -> None:
-    def runs(**given: Any) -> list[int]:
-        options = TrainOptions.by_recipe(
-            given.pop("recipe", "gates"), model="m", train="t", **given
-        )
+    def runs(recipe: Recipe = Recipe(), **given: Any) -> list[int]:
+        options = TrainOptions(model="m", train="t", recipe=recipe, **given)
         return [options.averaged_runs_of(stage) for stage in ("teacher", "policy", "joint", "hard")]
 
     assert runs() == [1, 3, 3, 3]
-    assert runs(averaged_runs=2) == [1, 2, 2, 2]
-    assert runs(max_drop=0.5) == runs(recipe="tr-bert") == [1, 1, 1, 1]
+    assert runs(Recipe(averaged_runs=2)) == [1, 2, 2, 2]
+    assert runs(max_drop=0.5) == runs(Recipe.named("tr-bert")) == [1, 1, 1, 1]
 
 
-def test_a_recipe_sets_what_is_not_given() -> None:
-    published = TrainOptions.by_recipe("tr-bert", model="m", train="t", policy_epochs=7)
-    assert (published.estimator, published.target_speedup) == ("reinforce", None)
-    assert (published.policy_epochs, published.joint_learning_rate) == (7, 3e-5)
-    assert TrainOptions.by_recipe("gates", model="m", train="t") == TrainOptions("m", "t")
-    with pytest.raises(ConfigError, match="unknown recipe bread: expected one of gates, tr-bert"):
-        TrainOptions.by_recipe("bread", model="m", train="t")
+def test_a_fixed_penalty_is_adjusted_where_a_computation_is_asked_for() -> None:
+    def final(recipe: str, **given: Any) -> float | None:
+        return TrainOptions("m", "t", recipe=Recipe.named(recipe), **given).final_speedup
+
+    assert (final("gates"), final("gates", target_speedup=2.0)) == (3.0, 2.0)
+    assert (final("tr-bert"), final("tr-bert", target_speedup=2.0)) == (None, 2.0)
+    assert final("gates", max_drop=0.5) == final("tr-bert", max_drop=0.5) == LARGEST_SPEEDUP
+
+
+@pytest.mark.parametrize("estimator", ["gates", "reinforce"])
+def test_every_stage_learns_at_the_rates_of_its_table(estimator: str) -> None:
+    recipe = Recipe(
+        estimator=estimator,
+        teacher=TeacherRecipe(learning_rate=1.0),
+        policy=PolicyRecipe(learning_rate=2.0),
+        joint=JointRecipe(learning_rate=3.0, policy_learning_rate=4.0),
+        hard=HardRecipe(learning_rate=5.0),
+    )
+    options, model = TrainOptions("m", "t", recipe=recipe), tiny_model()
+    guide = Guide({}, np.zeros(1, np.int64), ())
+    found = {
+        stage: [
+            group["lr"]
+            for group in run_module.make_stage(
+                stage, model, options, None if stage == "teacher" else guide
+            ).groups
+        ]
+        for stage in STAGES_OF["gates"]
+    }
+    assert found == {"teacher": [1.0], "policy": [2.0], "joint": [3.0, 4.0], "hard": [5.0]}
+
+
+def test_options_come_back_from_their_record() -> None:
+    recipe = Recipe(cuts="1,3", stages=("joint",), joint=JointRecipe(epochs=2.0))
+    for options in (
+        TrainOptions("m", "t", target_speedup=2.5, recipe=recipe),
+        TrainOptions("m", "t", max_length=9, recipe=Recipe.named("tr-bert")),
+        TrainOptions("m", "t"),
+    ):
+        again = TrainOptions.from_json(json.loads(json.dumps(options.to_json())))
+        assert again == replace(options, target_speedup=options.wanted_speedup)
+        assert options.changed(again) == again.changed(options) == []
+    assert TrainOptions.from_json({"model": "m", "train": "t"}).changed(options) == []
+    with pytest.raises(ConfigError, match="the options of a run has the fields"):
+        TrainOptions.from_json({"model": "m", "train": "t", "teacher_epochs": 3})
+
+
+def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
+    one = TrainOptions("m", "t")
+    other = TrainOptions("m", "t", recipe=Recipe(stages=("teacher",), save_seconds=1.0, cuts="1"))
+    assert one.changed(other) == ["cuts"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"version": 2}, "has version 2: this release goes on with runs of version 3; train into"),
+        ({"options": {"model": "m"}}, "is damaged: the options of a run has the fields"),
+        ({"options": {"model": "m", "train": "t", "recipe": {"seed": "x"}}}, "is damaged: seed is"),
+        ({"options": 3}, "is damaged: the options of a run has the fields int"),
+        ({"stages": 3}, "is damaged: the record of its stages is 3: expected"),
+    ],
+)
+def test_a_record_that_cannot_be_gone_on_with_is_refused(
+    options: TrainOptions, tmp_path: Path, damage: dict[str, Any], message: str
+) -> None:
+    record = {"version": 3, "options": options.to_json(), "stages": {}, "points": [], **damage}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=message):
+        train(options, tmp_path, resume=True)
+
+
+def test_the_recipe_lies_beside_every_checkpoint_as_it_was_used(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    short = {"epochs": 0.2}
+    options = with_recipe(options, teacher=short, stages=("teacher",), save_seconds=7.0)
+    train(options, tmp_path / "ckpt")
+    places = [tmp_path / "ckpt", tmp_path / "ckpt" / "stages" / "teacher"]
+    assert all(Recipe.read(place / "recipe.toml") == options.recipe for place in places)
+    # From there on, by the file; checkpoints without one are read as before.
+    again = replace(Recipe.read(places[0] / "recipe.toml"), stages=("guide", "policy"))
+    (places[1] / "recipe.toml").unlink()
+    train(replace(options, recipe=again), tmp_path / "ckpt", resume=True)
+    assert Recipe.read(tmp_path / "ckpt" / "stages" / "policy" / "recipe.toml") == again
+    assert Recipe.read(tmp_path / "ckpt" / "recipe.toml") == again

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_texts, tiny_model
-from training.test_run import make_workplace, options_for
+from training.test_run import make_workplace, options_for, with_recipe
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
@@ -42,7 +42,7 @@ def without_labels(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     """A fine-tuned teacher, and texts without labels."""
     place = make_workplace(tmp_path_factory.mktemp("unlabelled"), tokenizer_dir)
-    train(replace(options_for(place), stages=("teacher",)), place / "teacher")
+    train(with_recipe(options_for(place), stages=("teacher",)), place / "teacher")
     write(place / "texts.jsonl", without_labels(make_texts(160, 5)))
     write(place / "held-out.jsonl", without_labels(make_texts(48, 6)))
     return place
@@ -62,7 +62,7 @@ def options(workplace: Path) -> TrainOptions:
 def test_a_model_learns_from_its_own_answers(
     options: TrainOptions, workplace: Path, tmp_path: Path, estimator: str
 ) -> None:
-    options = replace(options, estimator=estimator)
+    options = with_recipe(options, estimator=estimator)
     notes: list[str] = []
     report = train(options, tmp_path / "ckpt", note=notes.append)
     assert any("48 of 48 validation texts have no label: judged is" in note for note in notes)
@@ -90,7 +90,7 @@ def test_a_model_learns_from_its_own_answers(
 
 
 def test_the_checkpoint_that_diverges_least_is_kept(options: TrainOptions, tmp_path: Path) -> None:
-    short = replace(options, stages=("guide", "policy"), policy_epochs=1)
+    short = with_recipe(options, stages=("guide", "policy"), policy={"epochs": 1.0})
     train(short, tmp_path / "ckpt")
     guide = Guide.load(tmp_path / "ckpt" / "stages" / "guide" / "guide.safetensors")
     run = prepare(short, tmp_path, CPU, lambda message: None)
@@ -120,7 +120,7 @@ def test_labelled_and_unlabelled_texts_mix(
     assert [len(run.rows_of(stage)) for stage in ("teacher", "policy", "hard")] == [20, 60, 60]
     assert run.validator.labelled
     assert len(run.validator.rows) == 20
-    report = train(replace(fresh, teacher_epochs=1), tmp_path / "ckpt")
+    report = train(with_recipe(fresh, teacher={"epochs": 1.0}), tmp_path / "ckpt")
     assert report.measure == "accuracy"
     assert report.teacher_score == report.stages["teacher"].dense_score
 

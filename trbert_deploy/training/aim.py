@@ -51,7 +51,7 @@ class Aim:
         if self.options.warm_start is not None:
             own = self.validator.chain(model).flops_speedup
             opening = min(own, self.options.final_speedup or own)
-        if self.options.estimator == "gates":
+        if self.options.recipe.estimator == "gates":
             self._open_gates(model, max(opening, OPENING_SPEEDUP))
         return opening
 
@@ -71,7 +71,7 @@ class Aim:
         if stage == "teacher":
             return lambda done: self.validator.rank(self.validator.dense(model))
         if self.options.max_drop is None:
-            return lambda done: self._at_speedup(model, self.options.target_speedup, done)
+            return lambda done: self._at_speedup(model, self.options.wanted_speedup, done)
         if stage == "joint" and constraint is not None:
             return lambda done: self._while_quality_lasts(model, constraint, done)
         # The joint stage left the threshold at what it could save.
@@ -112,7 +112,7 @@ class Aim:
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
         others = [point for point in others if point.threshold != own.threshold]
         points = sorted([own, *others], key=lambda point: point.flops_speedup)
-        wanted = self.options.target_speedup
+        wanted = self.options.wanted_speedup
         if self.options.max_drop is not None:
             chosen = self._choose(points)
             set_threshold(model, chosen.threshold)
@@ -120,7 +120,7 @@ class Aim:
             self.note(
                 f"a speed-up of {wanted:g} cannot be reached with cuts at "
                 f"{model.reduction.places}: kept {own.flops_speedup:.2f}, the most; "
-                "earlier cuts (--cuts 0,3) allow more"
+                "earlier cuts (cuts = '0,3' in the recipe) allow more"
             )
         return points
 

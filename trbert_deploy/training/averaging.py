@@ -32,7 +32,8 @@ from trbert_deploy.training.loop import (
     save_weights,
     train_stage,
 )
-from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import STAGES
 from trbert_deploy.training.stages.stage import Stage
 
 RESULT_FILE = "result.safetensors"
@@ -48,13 +49,13 @@ def planned_runs(
     device: torch.device,
 ) -> list[StageSettings]:
     """The runs of a stage: one in its directory, or several, each with a seed and a directory."""
-    times = options.averaged_runs_of(stage)
+    times, recipe = options.averaged_runs_of(stage), options.recipe
     if times == 1:
-        return [StageSettings.planned(stage, options, rows, directory, device)]
+        return [StageSettings.planned(stage, recipe, rows, directory, device)]
     return [
         StageSettings.planned(
             stage,
-            replace(options, seed=options.seed + number),
+            replace(recipe, seed=recipe.seed + number),
             rows,
             directory / f"run-{number + 1}",
             device,

@@ -28,7 +28,7 @@ from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.recipe import STAGES, Recipe
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
@@ -66,25 +66,25 @@ class StageSettings:
     def planned(
         cls,
         name: str,
-        options: TrainOptions,
+        recipe: Recipe,
         rows: Sequence[TrainingRow],
         directory: Path,
         device: torch.device,
     ) -> StageSettings:
-        """The settings that ``options`` give a stage on training rows."""
+        """The settings that a recipe gives a stage on training rows."""
         return cls(
             name=name,
             directory=directory,
             plan=plan_batches(
                 [len(row) for row in rows],
-                options.batch_tokens,
-                getattr(options, f"{name}_epochs"),
-                seed=options.seed * len(STAGES) + STAGES.index(name),
+                recipe.batch_tokens,
+                getattr(recipe, name).epochs,
+                seed=recipe.seed * len(STAGES) + STAGES.index(name),
             ),
-            warmup_share=options.warmup_share,
-            seed=options.seed,
-            save_seconds=options.save_seconds,
-            validations=options.validations_of(name),
+            warmup_share=recipe.warmup_share,
+            seed=recipe.seed,
+            save_seconds=recipe.save_seconds,
+            validations=recipe.validations_of(name),
             device=device,
         )
 

@@ -27,7 +27,8 @@ from trbert_deploy.training.data import (
     split_validation,
     tokenize,
 )
-from trbert_deploy.training.options import DISTILLING, TrainOptions
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import DISTILLING
 from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
@@ -77,9 +78,10 @@ def prepare(
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
     """
+    recipe = options.recipe
     training = _read(options, options.train, "train", note)
     if options.validation is None:
-        training, validation = split_validation(training, options.seed)
+        training, validation = split_validation(training, recipe.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
         validation = _read(options, options.validation, "validation", note)
@@ -90,22 +92,22 @@ def prepare(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
             f"from chance: about {needed} are needed"
         )
-    reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
-    torch.manual_seed(options.seed)
+    reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
+    torch.manual_seed(recipe.seed)
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
     if pretrained.note:
         note(pretrained.note)
     validation, by_labels = _judged(validation, pretrained, options.model, note)
-    if reduction is None and options.estimator == "reinforce":
+    if reduction is None and recipe.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
     max_length = fit_positions(model, options.max_length, note)
     warm_start = None
     if options.warm_start is not None:
-        warm_start = load_warm_start(options.warm_start, model.spec, options.cuts)
+        warm_start = load_warm_start(options.warm_start, model.spec, recipe.cuts)
         model.set_reduction(warm_start.reduction)
     tokenizer_dir = tokenizer_directory(options.model, scratch)
-    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
+    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, recipe.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         task, no_target = task_of(model.spec), model.head.no_target
@@ -122,13 +124,14 @@ def prepare(
             max_length,
             samples=_sample_texts(validation),
             hf_config=pretrained.hf_config,
+            recipe=recipe.to_toml(),
         ),
         fine_tuned=pretrained.fine_tuned,
         warm_start=warm_start,
         training=rows[0],
-        validator=Validator(rows[1], task, by_labels, options.batch_tokens, device),
+        validator=Validator(rows[1], task, by_labels, recipe.batch_tokens, device),
         recombined=recombine(
-            rows[0], round(options.recombined * len(rows[0])), options.seed, no_target
+            rows[0], round(recipe.recombined * len(rows[0])), recipe.seed, no_target
         ),
         device=device,
     )

@@ -2,6 +2,7 @@
 
 ckpt/
   config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
+  recipe.toml            how it was trained
   training.json          options, and what every finished stage came to
   stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
   stages/<stage>/run-1/  figures.jsonl of each run, where several are averaged
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.fields import require_kind
 from trbert_deploy.files import followed, read_json, write_json
 from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -28,8 +30,9 @@ from trbert_deploy.replacing import is_empty
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
-from trbert_deploy.training.options import STAGES, TrainOptions
+from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
+from trbert_deploy.training.recipe import STAGES
 from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages.stage import Stage, make_stage
 from trbert_deploy.training.validation import Evaluation, ValidatedPoint
@@ -69,7 +72,7 @@ def train(
     progress: Progress = no_progress,
     note: Callable[[str], None] = lambda message: None,
 ) -> TrainReport:
-    """Run the stages that ``options`` names, each from where it was interrupted.
+    """Run the stages that the recipe names, each from where it was interrupted.
 
     Under ``accelerate launch`` all processes call this alike; the first one writes the files,
     which the others must see too, and alone uses ``progress`` and ``note``.
@@ -139,13 +142,13 @@ def _do_stage(
         if stage != "guide":
             model.take_over(load_checkpoint(directory).model)
         return
-    if stage not in options.stages:
+    if stage not in options.recipe.stages:
         return
     validator = replace(run.validator, progress=progress)
     guide_path = output / "stages" / "guide" / GUIDE_FILE
     if stage == "guide":
         model.to(run.device)
-        making = (options.batch_tokens, run.device, progress)
+        making = (options.recipe.batch_tokens, run.device, progress)
         validation = answers(model, run.validator.rows, *making)
         record["teacher_score"] = replace(validator, teacher=validation).dense(model).score
         made = replace(make_guide(model, run.training, *making), validation=validation)
@@ -168,13 +171,13 @@ def _do_stage(
         model.take_over(run.warm_start)
     else:
         _run_stage(stage, run, options, directory, guide, aim, progress)
-    if stage == [name for name in options.stages if name != "guide"][-1] != "teacher":
+    if stage == [name for name in options.recipe.stages if name != "guide"][-1] != "teacher":
         record["points"] = [point.to_json() for point in aim.finish(model)]
     record["stages"][stage] = validator.evaluate(model).to_json() if validator.can_judge else {}
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
     processes.wait()  # all have read the best weights
     later = STAGES[STAGES.index(stage) + 1 :]
-    record["keeps_runs"] = not set(later).isdisjoint(options.stages)
+    record["keeps_runs"] = not set(later).isdisjoint(options.recipe.stages)
     if processes.is_main():
         save_checkpoint(checkpoint, directory)
         save_checkpoint(checkpoint, output)
@@ -229,11 +232,16 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
     if not resume:
         raise ConfigError(f"{output} holds a run already: add --resume, or choose another --output")
     record = read_json(path, CheckpointError)
-    if record.get("version") != RUN_VERSION or not isinstance(record.get("stages"), dict):
+    if (version := record.get("version")) != RUN_VERSION:
         raise CheckpointError(
-            f"{path} is damaged or of another version: train into a new directory"
+            f"{path} has version {version}: this release goes on with runs of version "
+            f"{RUN_VERSION}; train into a new directory, or go on with the release that began it"
         )
-    changed = options.changed(dict(record["options"]))
+    try:
+        changed = options.changed(TrainOptions.from_json(record.get("options", {})))
+        require_kind(record.get("stages"), Mapping[str, Any], "the record of its stages")
+    except ConfigError as problem:
+        raise CheckpointError(f"{path} is damaged: {problem}; train into a new directory") from None
     if changed:
         raise ConfigError(
             f"{output} was trained with other options ({', '.join(changed)}): "
@@ -244,13 +252,13 @@ def _open_record(options: TrainOptions, output: Path, resume: bool) -> dict[str,
 
 def _check_stages(options: TrainOptions, done: set[str]) -> None:
     """Refuse stages without those that they build on; the joint stage may be left out."""
-    available = done | set(options.stages)
+    available = done | set(options.recipe.stages)
     for place, stage in enumerate(STAGES):
         missing = [name for name in STAGES[:place] if name not in available | {"joint"}]
-        if stage in options.stages and missing:
+        if stage in options.recipe.stages and missing:
             raise ConfigError(
                 f"stage {stage} needs the stages {', '.join(missing)}, which are not done: "
-                f"add them to --stages"
+                "add them to the recipe's stages"
             )
 
 

@@ -48,7 +48,7 @@ def load_warm_start(path: str, teacher: EncoderSpec, cuts: str | None) -> Reduce
             )
     if cuts is not None and ReductionConfig.parse(cuts).places != model.reduction.places:
         raise ConfigError(
-            f"{path} drops tokens at {model.reduction.places}, not at {cuts}: leave --cuts out, "
-            "or train without --warm-start"
+            f"{path} drops tokens at {model.reduction.places}, not at {cuts}: leave cuts out "
+            "of the recipe, or train without --warm-start"
         )
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import (
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, DataError, StorageError
-from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.segments import dense_module
@@ -122,6 +123,8 @@ def damage(path: Path, what: str) -> None:
             reduction.write_text(json.dumps({**json.loads(reduction.read_text()), "version": 9}))
         case "no cuts":
             reduction.write_text(json.dumps({"version": 1}))
+        case "recipe is no text":
+            (path / "recipe.toml").write_bytes(b"\xff")
         case "no weights":
             (path / "model.safetensors").unlink()
         case "truncated":
@@ -139,6 +142,7 @@ def damage(path: Path, what: str) -> None:
         ("config is no JSON", "cannot be"),
         ("newer", "has version 9: this release reads version 1"),
         ("no cuts", "is damaged"),
+        ("recipe is no text", "recipe.toml cannot be read: 'utf-8' codec"),
         ("no weights", "has no weights that can be read: found none, expected model.safetens"),
         ("truncated", "is damaged or truncated"),
         ("other shape", r"has the shape \[256, 32\], expected \[300, 32\]"),
@@ -151,6 +155,17 @@ def test_a_damaged_checkpoint_is_refused_with_the_reason(
     damage(path, what)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(path)
+
+
+def test_a_recipe_stays_with_its_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plain = load_checkpoint(tiny_checkpoint)
+    assert plain.recipe is None
+    save_checkpoint(replace(plain, recipe="seed = 1\n"), tmp_path)
+    assert (
+        (tmp_path / "recipe.toml").read_text() == load_checkpoint(tmp_path).recipe == "seed = 1\n"
+    )
+    save_checkpoint(plain, tmp_path)  # which was trained otherwise
+    assert not (tmp_path / "recipe.toml").exists()
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 It is a Hugging Face checkpoint (config.json, model.safetensors, the tokenizer) that
 ``AutoModelForSequenceClassification`` loads as the dense model, with the policies as further
-tensors and reduction.json beside it: the cuts, the maximum length, the training figures. A
-fine-tuned checkpoint without that file is one without cuts.
+tensors and reduction.json beside it: the cuts, the maximum length, the training figures; and
+recipe.toml, how it was trained. A fine-tuned checkpoint without reduction.json is one without cuts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from trbert_deploy.files import (
     require_directory,
     write_json,
     write_json_lines,
+    write_text,
 )
 from trbert_deploy.journal import staged_files
 from trbert_deploy.modeling.checkpoints.checkpoint_files import (
     CHECKPOINT_FILES,
+    RECIPE_FILE,
     REDUCTION_FILE,
     read_whole,
 )
@@ -54,6 +56,7 @@ class Checkpoint:
         training: figures and options of the training that led here (JSON values).
         samples: a few texts of the task, for benchmarks.
         hf_config: entries of config.json that do not follow from the model, kept as they came.
+        recipe: the text of recipe.toml; None where nobody trained by one.
     """
 
     model: ReducedModel
@@ -62,12 +65,14 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     samples: tuple[str, ...] = ()
     hf_config: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint into a directory, beside what else is there, in one step.
 
-    A tokenizer's file that this one has none of is removed: transformers would read it.
+    A file of the tokenizer, or a recipe, that this one has none of is removed: it would be taken
+    for its own.
     """
     model = checkpoint.model
     tensors = {
@@ -86,6 +91,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
                 "training": checkpoint.training,
             },
         )
+        if checkpoint.recipe is not None:
+            write_text(staging / RECIPE_FILE, checkpoint.recipe)
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
@@ -137,7 +144,17 @@ def _load(path: Path) -> Checkpoint:
     model = ReducedModel(source.spec(), reduction)
     load_parameters(model, source.tensors(model.spec), str(path))
     samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
-    return Checkpoint(model.eval(), path, max_length, training, samples, source.entries)
+    return Checkpoint(
+        model.eval(), path, max_length, training, samples, source.entries, _recipe_in(path)
+    )
+
+
+def _recipe_in(directory: Path) -> str | None:
+    path = directory / RECIPE_FILE
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, ValueError) as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}") from None
 
 
 def _load_dense(source: HfSource, path: Path) -> Checkpoint:

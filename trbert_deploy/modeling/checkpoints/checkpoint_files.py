@@ -13,7 +13,15 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILES
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE
 
 REDUCTION_FILE = "reduction.json"
-CHECKPOINT_FILES = (CONFIG_FILE, SAFETENSORS_FILE, REDUCTION_FILE, SAMPLES, *TOKENIZER_FILES)
+RECIPE_FILE = "recipe.toml"
+CHECKPOINT_FILES = (
+    CONFIG_FILE,
+    SAFETENSORS_FILE,
+    REDUCTION_FILE,
+    RECIPE_FILE,
+    SAMPLES,
+    *TOKENIZER_FILES,
+)
 
 Result = TypeVar("Result")
 

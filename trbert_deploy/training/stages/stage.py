@@ -34,6 +34,7 @@ from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.estimators.gates import run_gated
 from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import JointRecipe, PolicyRecipe
 from trbert_deploy.training.stages.guide import Guide
 
 
@@ -86,32 +87,33 @@ def make_stage(
     """
     body = [*model.encoder.parameters(), *model.head.parameters()]
     policies = [*model.policies.parameters()]
+    recipe = options.recipe
     if guide is None:
         return Stage(
-            _teacher(model), [{"params": body, "lr": options.teacher_learning_rate}], dropout=True
+            _teacher(model), [{"params": body, "lr": recipe.teacher.learning_rate}], dropout=True
         )
     if name == "hard":
-        groups = [{"params": body, "lr": options.hard_learning_rate}]
-        return Stage(_hard(model, guide, options.mixed_share), groups)
-    gates = options.estimator == "gates"
+        groups = [{"params": body, "lr": recipe.hard.learning_rate}]
+        return Stage(_hard(model, guide, recipe.hard.mixed_share), groups)
+    gates = recipe.estimator == "gates"
     if name == "policy" and gates:
-        groups = [{"params": policies, "lr": options.policy_learning_rate}]
+        groups = [{"params": policies, "lr": recipe.policy.learning_rate}]
         return Stage(_policy_by_ranks(model, guide), groups)
     constraint = None
     if options.final_speedup is not None:
-        constraint = FlopsConstraint(options.final_speedup, options.penalty_ramp, opening)
+        constraint = FlopsConstraint(options.final_speedup, recipe.penalty_ramp, opening)
     if name == "policy":
-        groups = [{"params": policies, "lr": options.policy_learning_rate}]
-        compute = _policy_by_rollouts(model, guide, options, constraint)
+        groups = [{"params": policies, "lr": recipe.policy.learning_rate}]
+        compute = _policy_by_rollouts(model, guide, recipe.policy, constraint)
         return Stage(compute, groups, constraint=constraint)
     groups = [
-        {"params": body, "lr": options.joint_learning_rate},
-        {"params": policies, "lr": options.joint_policy_learning_rate},
+        {"params": body, "lr": recipe.joint.learning_rate},
+        {"params": policies, "lr": recipe.joint.policy_learning_rate},
     ]
     if gates:
-        assert constraint is not None  # the options see to it
+        assert constraint is not None  # the recipe sees to it
         return Stage(_joint_by_gates(model, guide, constraint), groups, constraint=constraint)
-    compute = _joint_by_rollouts(model, guide, options, constraint)
+    compute = _joint_by_rollouts(model, guide, recipe.joint, constraint)
     return Stage(compute, groups, constraint=constraint)
 
 
@@ -162,19 +164,19 @@ def rank_shares(scores: Tensor, layout: PackedLayout) -> Tensor:
 def _policy_by_rollouts(
     model: ReducedModel,
     guide: Guide,
-    options: TrainOptions,
+    recipe: PolicyRecipe,
     constraint: FlopsConstraint | None,
 ) -> Compute:
     """REINFORCE, with imitation of the guide in its first part."""
 
     def compute(batch: PackedBatch, done: float) -> Step:
-        imitating = done < options.imitation_share
+        imitating = done < recipe.imitation_share
         rollouts = run_rollouts(
             model,
             first_segment(model, batch),
             lambda outputs: model.head.path_loss(outputs, None, guide.outputs_of(batch)),
-            options.rollouts,
-            _penalty(constraint, options.length_penalty, done),
+            recipe.rollouts,
+            _penalty(constraint, recipe.length_penalty, done),
             choose_salient(guide.saliency_of(batch)) if imitating else None,
             imitate=imitating,
             share=batch.share,
@@ -187,7 +189,7 @@ def _policy_by_rollouts(
 def _joint_by_rollouts(
     model: ReducedModel,
     guide: Guide,
-    options: TrainOptions,
+    recipe: JointRecipe,
     constraint: FlopsConstraint | None,
 ) -> Compute:
     """Task loss and distillation on every path, plus the policy loss.
@@ -200,8 +202,8 @@ def _joint_by_rollouts(
             model,
             first_segment(model, batch),
             lambda outputs: model.head.path_loss(outputs, batch.targets, guide.outputs_of(batch)),
-            options.joint_rollouts,
-            _penalty(constraint, options.joint_length_penalty, done),
+            recipe.rollouts,
+            _penalty(constraint, recipe.length_penalty, done),
             choose_by_rule(model),
             share=batch.share,
         )
