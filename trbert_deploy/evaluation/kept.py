@@ -81,7 +81,8 @@ def trace_texts(
         raise ConfigError("the model has no cuts: expected one that drops tokens")
     if not texts:
         raise DataError("no texts to trace: expected at least one")
-    traced = []
+    traced: list[KeptText] = []
+    progress("trace", 0, len(texts))
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         encodings = pipeline.tokenizer.encode(

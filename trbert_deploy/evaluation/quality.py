@@ -207,6 +207,7 @@ def compare_runs(
             stacklevel=2,
         )
     dense = ModelRun(teacher or runs[0].pipeline, dense=True)
+    progress("evaluate", 0, len(texts))
     for run in (dense, runs[0]):  # the first call of a graph loads it
         run.pipeline.run(tokenize(run.pipeline, texts[:1]), dense=run.dense)
     run_in_turns([dense, *runs], texts, progress, batch_size)

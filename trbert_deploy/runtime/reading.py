@@ -54,8 +54,11 @@ def read_texts(path: Path) -> Iterator[NamedText]:
 
 
 def count_texts(path: Path) -> int | None:
-    """How many texts ``read_texts`` will find, or None for standard input."""
-    if path == STDIN:
+    """How many texts ``read_texts`` will find, or None for what can be read only once."""
+    try:
+        if path == STDIN or not path.is_file():
+            return None
+    except OSError:  # reading says why
         return None
     with _open(path, path.name) as file:
         return sum(1 for line in _lines(file, path.name) if line.strip())

@@ -12,6 +12,7 @@ import datasets
 from datasets import Dataset, DatasetDict, load_dataset
 
 from trbert_deploy.errors import DataError, StorageError
+from trbert_deploy.progress import Progress, no_progress, told
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
 from trbert_deploy.tasks.columns import TEXT, TEXT_PAIR
@@ -20,6 +21,9 @@ from trbert_deploy.tasks.text_classification import TextClassification
 
 #: File name endings -> the datasets library's builder.
 BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+#: Texts that are tokenized before progress is told of them again.
+TOKENIZED_AT_A_TIME = 2000
 
 VALIDATION_SHARE = 0.1
 LARGEST_VALIDATION = 2000
@@ -41,7 +45,10 @@ class TrainingRow:
 
 
 def read_examples(
-    source: str, split: str = "train", task: type[Task] = TextClassification
+    source: str,
+    split: str = "train",
+    task: type[Task] = TextClassification,
+    progress: Progress = no_progress,
 ) -> list[Example]:
     """Read a JSONL, CSV or Parquet file (plain or gzipped), or a hub data set.
 
@@ -51,11 +58,13 @@ def read_examples(
         source: path, or name of a data set on the hub.
         split: split to take of a data set that has several.
         task: which columns hold the target, besides those of the text.
+        progress: told how many rows were read.
 
     Raises:
         StorageError: a path that does not exist or cannot be read.
         DataError: an unknown format, missing columns, no rows, or a row without text or label.
     """
+    progress(f"read {source}", 0, None)
     table = _load_table(source, split)
     column = next((name for name in task.columns if name in table.column_names), None)
     if TEXT not in table.column_names or column is None:
@@ -69,7 +78,9 @@ def read_examples(
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     wanted = [name for name in (TEXT, TEXT_PAIR, column) if name in table.column_names]
     examples = []
-    for number, values in enumerate(zip(*(table[name] for name in wanted), strict=True), start=1):
+    columns = zip(*(table[name] for name in wanted), strict=True)
+    rows = told(f"read {source}", columns, progress, len(table))
+    for number, values in enumerate(rows, start=1):
         record = dict(zip(wanted, values, strict=True))
         if names is not None and record[column] is not None:
             record[column] = names[record[column]]
@@ -122,13 +133,22 @@ def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task
+    examples: Sequence[Example],
+    tokenizer: TextTokenizer,
+    task: Task,
+    progress: Progress = no_progress,
 ) -> list[TrainingRow]:
-    """Examples as rows of tokens.
+    """Examples as rows of tokens, some thousands at a time.
 
     Raises:
         DataError: a target that the model does not know.
     """
     targets = task.targets(examples).tolist()
-    rows = rows_of(tokenizer.encode([example.text for example in examples]), task.protected)
+    rows: list[TokenRow] = []
+    progress("tokenize", 0, len(examples))
+    for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
+        part = examples[start : start + TOKENIZED_AT_A_TIME]
+        names = [f"text {start + place}" for place in range(1, len(part) + 1)]
+        rows += rows_of(tokenizer.encode([each.text for each in part], names), task.protected)
+        progress("tokenize", len(rows), len(examples))
     return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]

@@ -15,6 +15,7 @@ from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretr
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example
@@ -60,23 +61,28 @@ class Prepared:
 
 
 def prepare(
-    options: TrainOptions, scratch: Path, device: torch.device, note: Callable[[str], None]
+    options: TrainOptions,
+    scratch: Path,
+    device: torch.device,
+    note: Callable[[str], None],
+    progress: Progress = no_progress,
 ) -> Prepared:
     """Read the data, load the model, tokenize.
 
     Args:
         scratch: an empty directory, for the tokenizer's files.
         note: told what a person should know.
+        progress: told while data is read and tokenized.
 
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
     """
-    training = read_examples(options.train)
+    training = read_examples(options.train, progress=progress)
     if options.validation is None:
         training, validation = split_validation(training, options.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = read_examples(options.validation, split="validation")
+        validation = read_examples(options.validation, split="validation", progress=progress)
     labels = TextClassification.labels_in(training)
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
@@ -85,6 +91,7 @@ def prepare(
         )
     reduction = None if options.cuts is None else ReductionConfig.parse(options.cuts)
     torch.manual_seed(options.seed)
+    progress("load model", 0, None)
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
     if pretrained.note:
@@ -100,7 +107,11 @@ def prepare(
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, options.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = [tokenize(part, tokenizer, task_of(model.spec)) for part in (training, validation)]
+        rows = [
+            tokenize(part, tokenizer, task_of(model.spec), progress)
+            for part in (training, validation)
+        ]
+    progress("recombine texts", 0, None)
     if tokenizer.truncated:
         note(
             f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "

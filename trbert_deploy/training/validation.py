@@ -146,7 +146,7 @@ class Validator:
             reach it); the model's rules have the threshold already.
         """
         with evaluating(model), autocast(self.device):
-            return _search(model, self._starts(model), target_speedup)
+            return _search(model, self._starts(model), target_speedup, self.progress)
 
     def operating_points(
         self, model: ReducedModel, speedups: Sequence[float]
@@ -159,7 +159,7 @@ class Validator:
         with evaluating(model), autocast(self.device):
             starts = self._starts(model)
             for wanted in speedups:
-                reached = _search(model, starts, wanted)
+                reached = _search(model, starts, wanted, self.progress)
                 if reached < wanted * REACHED:
                     break
                 points.append(self.chain(model))
@@ -194,12 +194,15 @@ class Validator:
 Start = tuple[PackedBatch, TokenState]
 
 
-def _search(model: ReducedModel, starts: Sequence[Start], target_speedup: float) -> float:
+def _search(
+    model: ReducedModel, starts: Sequence[Start], target_speedup: float, progress: Progress
+) -> float:
     """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
     logits = [model.keep_logit(0, start.hidden) for _, start in starts]
     low = min(processes.gather([part.min().item() for part in logits])) - 1.0
     high = max(processes.gather([part.max().item() for part in logits])) + 1.0
-    for _ in range(CALIBRATION_STEPS):
+    for step in range(CALIBRATION_STEPS):
+        progress("threshold", step, CALIBRATION_STEPS)
         middle = (low + high) / 2
         set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
         reached = _speedup_of(model, starts)

@@ -228,9 +228,9 @@ def test_it_stays_where_the_dial_does_not_name_it(tiny_bundle: Path) -> None:
     assert loaded.at(OperatingPoint(dense_below=0)).chain.dense_below == 0
 
 
-@pytest.mark.parametrize("wrong", [-1, 2.5, "never"])
+@pytest.mark.parametrize("wrong", [-1, 2.5, "never", 10**20])
 def test_it_is_a_number_of_tokens(tiny_bundle: Path, wrong: object) -> None:
-    message = f"dense_below is {wrong}: expected 0 or more tokens, or auto"
+    message = f"dense_below is {wrong}: expected a whole number from 0 to 2,147,483,647, or auto"
     with pytest.raises(ConfigError, match=message):
         load(tiny_bundle, dense_below=wrong)  # type: ignore[arg-type]
 
