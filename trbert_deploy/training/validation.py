@@ -185,6 +185,7 @@ class Validator:
     def _batches(self, rows: Sequence[TrainingRow], what: str) -> Iterator[PackedBatch]:
         plan = plan_batches([len(row) for row in rows], self.batch_tokens)
         plan = plan[processes.index() :: processes.count()]
+        self.progress(what, 0, len(plan))
         for number, batch in enumerate(load_batches(rows, plan, self.device), start=1):
             yield batch
             self.progress(what, number, len(plan))

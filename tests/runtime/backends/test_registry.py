@@ -95,7 +95,7 @@ def test_auto_tries_engines_unless_they_are_ignored(
 ) -> None:
     told: list[bool] = []
 
-    def choose(*_: object, engines: bool) -> Choice:
+    def choose(*_: object, engines: bool, **__: object) -> Choice:
         told.append(engines)
         return Choice("onnxruntime", "fp32", {}, {}, {})
 
