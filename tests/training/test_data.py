@@ -116,7 +116,7 @@ def test_texts_are_tokenized_some_at_a_time(
         assert one.target == other.target
         assert one.tokens.input_ids.tolist() == other.tokens.input_ids.tolist()
     examples[3] = Example(" ", "good")
-    with pytest.raises(DataError, match="^text 4 is empty"):
+    with pytest.raises(DataError, match=r"^text 4 is empty"):
         tokenize(examples, tokenizer, TextClassification(LABELS))
 
 

@@ -122,9 +122,6 @@ def bench(
         swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)
         texts = [] if html_path is None else trace_bundle(bundle, options, progress)
-        if html_path is not None:
-            progress(f"write {html_path.name}", 0, None)
-            write_html(report, texts, html_path, swept)
     print_report(report, console.out)
     figures = report.to_json()
     if swept is not None:
@@ -134,6 +131,9 @@ def bench(
         write_tradeoff_plot(swept, plot)
         console.out.print(f"plot: {plot}", soft_wrap=True)
     if html_path is not None:
+        with console.progress(transient=True) as progress:
+            progress(f"write {html_path.name}", 0, None)
+            write_html(report, texts, html_path, swept)
         console.out.print(f"page: {html_path}", soft_wrap=True)
     if json_path is not None:
         write_json(json_path, figures)
