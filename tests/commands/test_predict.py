@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import make_texts
 
+from trbert_deploy import plain_progress
 from trbert_deploy.cli import main
 from trbert_deploy.errors import DataError, StorageError
 from trbert_deploy.runtime.pipeline import load
@@ -91,7 +93,7 @@ def test_gzip_output_file_and_pairs(
     answers = parsed(target.read_text())
     assert answers[0]["num_tokens"] > answers[1]["num_tokens"]
     output = capfd.readouterr()
-    assert output.out == "" and "2/2" in output.err
+    assert output.out == output.err == ""  # no step lasted
 
 
 def test_standard_input(
@@ -104,6 +106,25 @@ def test_standard_input(
 
 
 @pytest.mark.filterwarnings("always")
+def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
+    predict: Predict,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(plain_progress, "FIRST_AFTER", 0.0)
+    for output in ([], ["--output", tmp_path / "out.jsonl"]):
+        assert predict("--input", reviews, *output) == 0
+        shown = capfd.readouterr()
+        assert len(parsed(shown.out)) == (0 if output else 7)
+        assert "predict  100 %  (7 of 7)  in " in shown.err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(reviews.read_bytes())))
+    assert predict("--input", "-") == 0
+    shown = capfd.readouterr()
+    assert len(parsed(shown.out)) == 7 and "predict" not in shown.err
+
+
 def test_truncation_is_told_at_the_first_and_counted_at_the_end(
     predict: Predict, reviews: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,3 +265,8 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     ]
     assert count_texts(path) == 2
     assert count_texts(STDIN) is None
+
+
+def test_a_pipe_is_not_read_to_be_counted(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert count_texts(tmp_path / "pipe") is None  # opening it would wait for a writer
