@@ -9,7 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from trbert_deploy.bounds import MOST_ROUNDS, MOST_TEXTS, MOST_THREADS, MOST_TOKENS
 from trbert_deploy.cli import cli
+from trbert_deploy.runtime.backends.registry import BACKENDS
 
 MOST_LINES = 40
 DOCS = Path(__file__).parents[2] / "docs" / "commands.md"
@@ -78,6 +80,20 @@ def test_the_reference_has_the_options_that_there_are(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_says_what_it_does(name: str) -> None:
     assert all(option.help for option in options_of(name).values())
+
+
+def test_the_reference_says_what_auto_tries() -> None:
+    *others, last = [name for name, info in BACKENDS.items() if info.auto]
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    assert f"`--backend auto` measures {', '.join(others)} and {last} once" in text
+
+
+def test_the_reference_has_the_limits() -> None:
+    limits = (
+        f"{MOST_THREADS:,} threads, {MOST_TEXTS:,} texts a call, {MOST_ROUNDS:,} rounds, "
+        f"{MOST_TOKENS:,} tokens"
+    )
+    assert limits in DOCS.read_text(encoding="utf-8")
 
 
 HUGE = "99999999999999999999"

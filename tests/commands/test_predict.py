@@ -105,7 +105,6 @@ def test_standard_input(
     assert len(parsed(capfd.readouterr().out)) == 2
 
 
-@pytest.mark.filterwarnings("always")
 def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
     predict: Predict,
     reviews: Path,
@@ -125,6 +124,7 @@ def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
     assert len(parsed(shown.out)) == 7 and "predict" not in shown.err
 
 
+@pytest.mark.filterwarnings("always")
 def test_truncation_is_told_at_the_first_and_counted_at_the_end(
     predict: Predict, reviews: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

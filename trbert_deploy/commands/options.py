@@ -90,7 +90,7 @@ threads_option = click.option(
     help="Threads of a graph; 0: the backend chooses.",
 )
 backend_choice = click.Choice([*BACKENDS, AUTO])
-BACKEND_HELP = f"One of {', '.join(BACKENDS)}; or {AUTO}, the fastest of them here."
+BACKEND_HELP = f"One of {', '.join(BACKENDS)}; or {AUTO}, what is fastest here."
 _PRECISIONS = sorted({each for info in BACKENDS.values() for each in info.precisions})
 precision_option = click.option(
     "--precision",
