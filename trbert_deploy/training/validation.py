@@ -210,6 +210,7 @@ def _search(
         if abs(reached / target_speedup - 1.0) < CALIBRATION_TOLERANCE:
             break
         low, high = (middle, high) if reached < target_speedup else (low, middle)
+    progress("threshold", CALIBRATION_STEPS, CALIBRATION_STEPS)
     return reached
 
 
