@@ -7,18 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.errors import ConfigError
-
-
-def require_count(name: str, value: object) -> None:
-    """Refuse what is no number of things to take at a time.
-
-    Raises:
-        ConfigError: it is no integer, or under 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"{name} is {value!r}: expected an integer of 1 or more")
-
 
 def group_by_length(
     lengths: Sequence[int] | NDArray[np.int64], max_tokens: int, max_padding: float

@@ -20,7 +20,7 @@ from trbert_deploy.errors import TrbertError
 from trbert_deploy.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="trbert-deploy")
 def cli() -> None:
     """Make a fine-tuned BERT-type encoder several times faster by dropping tokens on the way."""

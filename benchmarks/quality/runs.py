@@ -151,7 +151,7 @@ class Stopwatch:
         self._before = read_json(path)["seconds"] if path.exists() else 0.0
         self._start = self._saved = time.monotonic()
 
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int | None) -> None:
         self._progress(step, done, total)
         if time.monotonic() - self._saved > self.SAVE_SECONDS:
             self.save()

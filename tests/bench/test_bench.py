@@ -251,7 +251,7 @@ def test_the_command_prints_a_table_and_writes_json(
     assert run_cli(monkeypatch, str(tiny_bundle), *arguments, "--json", str(target)) == 0
     output = capfd.readouterr()
     assert "measured / FLOPs" in output.out
-    assert "400/400" in output.err
+    assert output.err == ""  # no step lasted
     report = json.loads(target.read_text())
     assert report["backends"][0]["backend"] == "torch"
     assert len(report["backends"][0]["points"]) == 4

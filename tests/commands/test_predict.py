@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import make_texts
 
+from trbert_deploy import plain_progress
 from trbert_deploy.cli import main
 from trbert_deploy.runtime.pipeline import load
 
@@ -89,7 +90,7 @@ def test_gzip_output_file_and_pairs(
     answers = parsed(target.read_text())
     assert answers[0]["num_tokens"] > answers[1]["num_tokens"]
     output = capfd.readouterr()
-    assert output.out == "" and "2/2" in output.err
+    assert output.out == output.err == ""  # no step lasted
 
 
 def test_standard_input(
@@ -99,6 +100,25 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
     assert predict("--input", "-", "--dense", "--threshold", "0.9") == 0
     assert len(parsed(capfd.readouterr().out)) == 2
+
+
+def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
+    predict: Predict,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(plain_progress, "FIRST_AFTER", 0.0)
+    for output in ([], ["--output", tmp_path / "out.jsonl"]):
+        assert predict("--input", reviews, *output) == 0
+        shown = capfd.readouterr()
+        assert len(parsed(shown.out)) == (0 if output else 7)
+        assert "predict  100 %  (7 of 7)  in " in shown.err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(reviews.read_bytes())))
+    assert predict("--input", "-") == 0
+    shown = capfd.readouterr()
+    assert len(parsed(shown.out)) == 7 and "predict" not in shown.err
 
 
 @pytest.mark.filterwarnings("always")

@@ -52,7 +52,7 @@ class Bars:
 
     @contextlib.contextmanager
     def __call__(self, title: str) -> Iterator[Progress]:
-        def tell(step: str, done: int, total: int) -> None:
+        def tell(step: str, done: int, total: int | None) -> None:
             if title not in self.steps:
                 self.steps.append(title)
             if self.interrupt and step.startswith(self.interrupt):

@@ -63,7 +63,7 @@ def test_every_token_leaves_where_the_pipeline_says(pipeline: Pipeline) -> None:
     steps: list[tuple[str, int, int]] = []
     traced = trace_texts(pipeline, TEXTS, batch_size=5, progress=lambda *step: steps.append(step))
     predictions = pipeline([named.text for named in TEXTS], return_kept=True)
-    assert steps == [("trace", 5, 12), ("trace", 10, 12), ("trace", 12, 12)]
+    assert steps == [("trace", 0, 12), ("trace", 5, 12), ("trace", 10, 12), ("trace", 12, 12)]
     assert any(0 < text.lengths[2] < text.lengths[1] < text.lengths[0] for text in traced)
     for named, text, prediction in zip(TEXTS, traced, predictions, strict=True):
         assert (text.text, text.label) == (named.text, named.target)

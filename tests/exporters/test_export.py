@@ -199,7 +199,7 @@ def test_an_interrupted_export_leaves_the_older_bundle(
 ) -> None:
     before = contents(own_bundle)
 
-    def interrupt(step: str, done: int, total: int) -> None:
+    def interrupt(step: str, done: int, total: int | None) -> None:
         if step.startswith("check"):
             raise KeyboardInterrupt
 

@@ -126,8 +126,39 @@ def test_one_bundle_serves_every_operating_point(tiny_bundle: Path) -> None:
 def test_memory_is_bounded_by_the_tokens_on_their_way(tiny_bundle: Path) -> None:
     few = load(tiny_bundle, threads=1, max_batch_tokens=8)
     assert_same(few(TEXTS), load(tiny_bundle, threads=1)(TEXTS))
-    with pytest.raises(ConfigError, match="max_batch_tokens is 0: expected an integer"):
-        load(tiny_bundle, max_batch_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("threads", 1024),
+        ("max_tokens", 2**31 - 1),
+        ("max_batch_tokens", 2**31 - 1),
+        ("round_to", 2**31 - 1),
+    ],
+)
+@pytest.mark.parametrize("wrong", [-1, 1.5, 10**10, 10**20])
+def test_numbers_out_of_range_are_one_line(
+    tiny_bundle: Path, name: str, most: int, wrong: float
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tiny_bundle, **{name: wrong})  # type: ignore[arg-type]
+    least = 0 if name == "threads" else 1
+    assert str(caught.value) == (
+        f"{name} is {wrong}: expected a whole number from {least} to {most:,}"
+    )
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 10**20])
+def test_a_maximum_length_out_of_range_is_one_line(tiny_bundle: Path, wrong: int) -> None:
+    with pytest.raises(ConfigError, match=f"^maximum length is {wrong}: the bundle .* tokens$"):
+        load(tiny_bundle, max_length=wrong)
+
+
+def test_opening_tells_its_progress(tiny_bundle: Path) -> None:
+    steps: list[str] = []
+    load(tiny_bundle, threads=1, progress=lambda step, done, total: steps.append(step))
+    assert steps == [f"read {tiny_bundle.name}", "open graphs"]
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", ("a film", "")])
@@ -316,7 +347,7 @@ def test_as_many_logits_as_labels_are_needed(tiny_bundle: Path) -> None:
 def test_a_batch_size_that_is_no_count_is_refused_at_once(
     pipeline: Pipeline, batch_size: Any
 ) -> None:
-    message = rf"^batch_size is {batch_size!r}: expected an integer of 1 or more$"
+    message = f"^batch_size is {batch_size!r}: expected a whole number from 1 to 65,536$"
     texts = [Example("a film", name="line 1")]
     for call in (
         lambda: pipeline.stream(["a film"], batch_size=batch_size),

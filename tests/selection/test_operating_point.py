@@ -43,9 +43,9 @@ def test_what_is_left_to_the_dense_graph(below: int | None) -> None:
     assert OperatingPoint(dense_below=below).dense_below == below
 
 
-@pytest.mark.parametrize("below", [-1, "none", "AUTO", 1.5])
+@pytest.mark.parametrize("below", [-1, "none", "AUTO", 1.5, 2**31])
 def test_what_cannot_be_left_to_the_dense_graph(below: object) -> None:
-    expected = f"^dense_below is {below}: expected 0 or more tokens, or auto$"
+    expected = f"^dense_below is {below}: expected a whole number from 0 to 2,147,483,647, or auto$"
     with pytest.raises(ConfigError, match=expected):
         OperatingPoint(dense_below=below)  # type: ignore[arg-type]
 
@@ -80,3 +80,12 @@ def test_a_latency_budget_decides_alone(options: dict[str, float]) -> None:
 def test_values_are_checked_at_once(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         OperatingPoint(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "round_to"])
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "many", 2**31, 10**20])
+def test_numbers_of_tokens_have_limits(name: str, wrong: object) -> None:
+    expected = f"^{name} is {wrong}: expected a whole number from 1 to 2,147,483,647$"
+    with pytest.raises(ConfigError, match=expected):
+        OperatingPoint(**{name: wrong})  # type: ignore[arg-type]
+    assert OperatingPoint(**{name: 2**31 - 1}) is not None

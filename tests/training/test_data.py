@@ -15,6 +15,7 @@ from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.training import data
 from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.data import read_data, require_targets, split_validation, tokenize
 
@@ -137,6 +138,34 @@ def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
     with pytest.raises(DataError, match=message):
         tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+
+
+def test_texts_are_tokenized_some_at_a_time(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
+    examples = [Example(row["text"], row["label"]) for row in ROWS]
+    whole = tokenize(examples, tokenizer, TextClassification(LABELS))
+    monkeypatch.setattr(data, "TOKENIZED_AT_A_TIME", 2)
+    steps: list[tuple[str, int, int | None]] = []
+    parts = tokenize(
+        examples, tokenizer, TextClassification(LABELS), lambda *step: steps.append(step)
+    )
+    assert steps == [("tokenize", done, 5) for done in (0, 2, 4, 5)]
+    for one, other in zip(whole, parts, strict=True):
+        assert one.target == other.target
+        assert one.tokens.input_ids.tolist() == other.tokens.input_ids.tolist()
+    examples[3] = Example(" ", "good")
+    with pytest.raises(DataError, match=r"^text 4 is empty"):
+        tokenize(examples, tokenizer, TextClassification(LABELS))
+
+
+def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(lines(ROWS))
+    steps: list[tuple[int, int | None]] = []
+    read_examples(str(path), progress=lambda step, done, total: steps.append((done, total)))
+    assert steps == [(0, None), *((done, 5) for done in range(6))]
 
 
 def test_validation_is_held_out_at_random_but_the_same_again() -> None:

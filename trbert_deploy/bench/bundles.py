@@ -96,21 +96,22 @@ def bench_bundle(
         DataError: there are no texts, or they cannot be used.
         DeviceError, EngineError, MissingDependencyError: ``options.backend`` cannot run here.
     """
-    bundle = Bundle.open(path)
+    bundle = _read(path, progress)
     notes: list[str] = []
-    pipeline = _open(bundle, options, notes.append)
+    pipeline = _open(bundle, options, progress, notes.append)
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     texts = _texts(options.data, bundle)
     if texts == [ANY_TEXT]:
         notes.append("the bundle has no sample texts: timed on a sentence that is repeated")
     engines, note = None, None
     if options.backend is None and options.engines:
-        engines, note = _open_engines(bundle, options)
+        engines, note = _open_engines(bundle, options, progress)
     sections = 1 if engines is None else 2
 
     def measure(opened: Pipeline, section: int) -> BenchReport:
-        def tell(step: str, done: int, total: int) -> None:
-            progress(step, section * total + done, sections * total)
+        def tell(step: str, done: int, total: int | None) -> None:
+            whole = None if total is None else sections * total
+            progress(step, section * (total or 0) + done, whole)
 
         return run_bench(
             opened, lengths, options.batches, texts, rounds=options.rounds, progress=tell
@@ -133,8 +134,8 @@ def trace_bundle(
     Raises:
         As ``bench_bundle``.
     """
-    bundle = Bundle.open(path)
-    pipeline = _open(bundle, options)
+    bundle = _read(path, progress)
+    pipeline = _open(bundle, options, progress)
     if not pipeline.reduction.cuts:
         return []
     texts = _texts(options.data, bundle)
@@ -155,12 +156,20 @@ def sweep_bundle(
         raise ConfigError(
             "a sweep needs labelled texts: give --data FILE with a text and a label in each record"
         )
-    pipeline = _open(Bundle.open(path), options)
+    pipeline = _open(_read(path, progress), options, progress)
     return measure_tradeoff(pipeline, options.data, progress=progress)
 
 
+def _read(path: Path, progress: Progress) -> Bundle:
+    progress(f"read {path.name or path}", 0, None)
+    return Bundle.open(path)
+
+
 def _open(
-    bundle: Bundle, options: BenchOptions, note: Callable[[str], None] = lambda message: None
+    bundle: Bundle,
+    options: BenchOptions,
+    progress: Progress,
+    note: Callable[[str], None] = lambda message: None,
 ) -> Pipeline:
     """The bundle as ``options`` have it run, on the backend that is always measured."""
     return load(
@@ -170,17 +179,20 @@ def _open(
         precision=options.precision,
         engines=options.engines,
         note=note,
+        progress=progress,
         **asdict(options.point),
     )
 
 
-def _open_engines(bundle: Bundle, options: BenchOptions) -> tuple[Pipeline | None, str | None]:
+def _open_engines(
+    bundle: Bundle, options: BenchOptions, progress: Progress
+) -> tuple[Pipeline | None, str | None]:
     """The bundle on its engines, if it has any, or else a line that says why not."""
     sets = engine_set_names(bundle)
     if not sets:
         return None, None
     try:
-        return load(bundle, "tensorrt", **asdict(options.point)), None
+        return load(bundle, "tensorrt", progress=progress, **asdict(options.point)), None
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

@@ -221,12 +221,12 @@ def measure_point(
         rows: different rows of one length.
         tell: told how far the point is, from 0 to 1.
     """
+    tell(0.0)
     supply = cycle(rows)
     for _ in range(_WARM_UP_ROUNDS):
         members = list(islice(supply, batch))
         pipeline.run(members, dense=True)
         pipeline.run(members)
-    tell(0.0)
     timings: dict[bool, list[Timing]] = {True: [], False: []}  # by dense
     tokens: list[tuple[int, ...]] = []  # of every row, in each segment
     share = 0.0

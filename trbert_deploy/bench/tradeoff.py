@@ -146,6 +146,7 @@ def measure_tradeoff(
         _Contender(REDUCED, "threshold", threshold, ModelRun(pipeline.at_threshold(threshold)))
         for threshold in thresholds
     ]
+    progress("tokenize", 0, None)
     rows = tokenize(pipeline, texts)
     speedups = [*thresholds.values()][BASELINES_EVERY::BASELINES_EVERY]
     contenders += _baselines(pipeline, rows, speedups, notes.append, progress)

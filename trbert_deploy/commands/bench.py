@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
+from trbert_deploy.bounds import MOST_ROUNDS, MOST_TEXTS, MOST_TOKENS
+from trbert_deploy.commands.numbers import Whole, Wholes
 from trbert_deploy.commands.options import (
-    AUTO_HELP,
-    DATA_HELP,
+    BACKEND_HELP,
     backend_choice,
     bundle_argument,
     column_options,
     engines_option,
     json_option,
     needs,
-    numbers,
     operating_point_options,
     png_file,
     precision_option,
@@ -30,21 +30,24 @@ from trbert_deploy.tasks.columns import ColumnNames
 @bundle_argument
 @click.option(
     "--lengths",
-    callback=numbers,
-    help="Tokens per row [default: 512,2048, cut to what the bundle takes].",
+    type=Wholes(MOST_TOKENS),
+    metavar="N,N",
+    help="Tokens of a text [default: 512,2048]",
 )
 @click.option(
     "--batch",
     "batches",
-    callback=numbers,
+    type=Wholes(MOST_TEXTS),
+    metavar="N,N",
     default="1",
     show_default=True,
-    help="Rows per call, such as 1,8.",
+    help="Texts per call, such as 1,8.",
 )
 @click.option(
     "--backend",
     type=backend_choice,
-    help=f"{AUTO_HELP} [default: onnxruntime, and tensorrt where the bundle has engines]",
+    metavar="NAME",
+    help=BACKEND_HELP,
 )
 @precision_option
 @engines_option
@@ -52,32 +55,33 @@ from trbert_deploy.tasks.columns import ColumnNames
 @operating_point_options
 @click.option(
     "--rounds",
-    type=click.IntRange(min=1),
-    help="Measured repetitions [default: 8 or more, for about 5 seconds a point].",
+    type=Whole(1, MOST_ROUNDS),
+    metavar="N",
+    help="Measured repetitions [default: for 5 seconds]",
 )
 @click.option(
     "--data",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help=f"Texts instead of the bundle's samples: {DATA_HELP}",
+    metavar="FILE",
+    help="Texts instead of the bundle's own; - for stdin.",
 )
 @column_options()
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Measure quality against latency too, over the threshold and beside simpler ways to save "
-    "time; --data must have labels.",
+    help="Measure quality too; --data must have labels.",
 )
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=png_file,
-    help="PNG file of the sweep [default: tradeoff.png].",
+    help="PNG file of the sweep [default: tradeoff.png]",
 )
 @click.option(
     "--html",
     "html_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a page with tables, plots and texts to this file; it needs nothing else.",
+    help="Write a page with tables, plots and texts.",
 )
 @json_option
 @needs("export")
@@ -136,7 +140,9 @@ def bench(
         write_tradeoff_plot(swept, plot)
         console.out.print(f"plot: {plot}", soft_wrap=True)
     if html_path is not None:
-        write_html(report, texts, html_path, swept)
+        with console.progress(transient=True) as progress:
+            progress(f"write {html_path.name}", 0, None)
+            write_html(report, texts, html_path, swept)
         console.out.print(f"page: {html_path}", soft_wrap=True)
     if json_path is not None:
         write_json(json_path, figures)

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import bundle_argument, json_option, needs, numbers
+from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
+from trbert_deploy.commands.numbers import Wholes
+from trbert_deploy.commands.options import bundle_argument, json_option, needs
 
 
 @click.command("build-engine")
@@ -18,35 +20,35 @@ from trbert_deploy.commands.options import bundle_argument, json_option, needs, 
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
 @click.option(
     "--lengths",
-    callback=numbers,
-    help="Tokens per row, one profile up to each [default: 128,512,2048, cut to what "
-    "the bundle takes].",
+    type=Wholes(MOST_TOKENS),
+    metavar="N,N",
+    help="Tokens of a text [default: 128,512,2048]",
 )
 @click.option(
     "--batch",
     "batches",
-    callback=numbers,
+    type=Wholes(MOST_TEXTS),
+    metavar="N,N,N",
     default="1,8,32",
     show_default=True,
-    help="Rows per call: smallest, usual, largest.",
+    help="Least, usual, most texts.",
 )
 @click.option(
     "--compute-capability",
     metavar="X.Y",
-    help="GPU to build for, such as 8.6 [default: the one here].",
+    help="GPU to build for [default: the one here]",
 )
 @click.option(
     "--flavour",
     type=click.Choice(["tensorrt", "rtx"]),
-    help="TensorRT, or TensorRT for RTX [default: the one installed].",
+    help="TensorRT or TensorRT for RTX, if both are there.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare the engines with ONNX Runtime before they are put in place. Without a GPU that "
-    "runs them they are put there, and it is said that they were not verified.",
+    help="Compare with ONNX Runtime; needs their GPU.",
 )
-@click.option("--force", is_flag=True, help="Build even where the same engines are there.")
+@click.option("--force", is_flag=True, help="Build again what is there already.")
 @json_option
 @needs("tensorrt-rtx")
 def build_engine(

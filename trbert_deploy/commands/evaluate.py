@@ -9,8 +9,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import (
-    AUTO_HELP,
-    DATA_HELP,
+    BACKEND_HELP,
     backend_choice,
     column_options,
     engines_option,
@@ -37,19 +36,20 @@ from trbert_deploy.tasks.columns import ColumnNames
     "--data",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     required=True,
-    help=f"Labelled texts: {DATA_HELP}",
+    metavar="FILE",
+    help="Texts, labelled or not; - for stdin.",
 )
 @column_options()
 @click.option(
     "--teacher",
     type=click.Path(path_type=Path),
-    help="Compare with the dense model of this bundle or checkpoint, such as "
-    "ckpt/stages/teacher [default: the model's own weights].",
+    help="Compare with this model [default: its own dense]",
 )
 @click.option(
     "--backend",
     type=backend_choice,
-    help=f"{AUTO_HELP} [default: torch if there is a checkpoint, and onnxruntime otherwise]",
+    metavar="NAME",
+    help=BACKEND_HELP,
 )
 @precision_option
 @engines_option
@@ -60,12 +60,13 @@ from trbert_deploy.tasks.columns import ColumnNames
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=png_file,
-    help="PNG file of the sweep [default: sweep.png].",
+    help="PNG file of the sweep [default: sweep.png]",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(min=0),
-    help="Exit with code 3 if accuracy falls by more than so many points.",
+    metavar="POINTS",
+    help="Exit code 3 if accuracy falls by more.",
 )
 @json_option
 @needs("export")
@@ -88,6 +89,7 @@ def evaluate(
     from trbert_deploy.evaluation.models import open_models
     from trbert_deploy.evaluation.quality import evaluate_quality, warn_of_few_rows
     from trbert_deploy.files import write_json
+    from trbert_deploy.progress import told
     from trbert_deploy.reports.console.bench import print_quality, print_sweep
     from trbert_deploy.runtime.reading.examples import read_examples
 
@@ -96,17 +98,20 @@ def evaluate(
     if sweep:
         from trbert_deploy.evaluation.sweep import sweep_thresholds
         from trbert_deploy.reports.plots.sweeps import write_sweep_plot
-    pipeline, dense = open_models(
-        model,
-        teacher,
-        backend,
-        threads=threads,
-        precision=precision,
-        engines=engines,
-        point=point,
-        note=console.notes.print,
-    )
-    texts = list(read_examples(data, pipeline.task, columns, console.notes.print))
+    with console.progress(transient=True) as progress:
+        pipeline, dense = open_models(
+            model,
+            teacher,
+            backend,
+            threads=threads,
+            precision=precision,
+            engines=engines,
+            point=point,
+            note=console.notes.print,
+            progress=progress,
+        )
+        examples = read_examples(data, pipeline.task, columns, console.notes.print)
+        texts = list(told(f"read {data.name}", examples, progress))
     with console.progress() as progress:
         if sweep:
             swept = sweep_thresholds(pipeline, texts, teacher=dense, progress=progress)

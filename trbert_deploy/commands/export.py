@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import json_option, needs
+from trbert_deploy.commands.options import json_option, needs, round_to_option
 
 
 @click.command()
@@ -17,24 +17,18 @@ from trbert_deploy.commands.options import json_option, needs
     type=click.Path(path_type=Path),
     default=Path("bundle"),
     show_default=True,
-    help="Bundle directory to make; an older bundle there is replaced.",
+    help="Bundle to make, or to replace.",
 )
 @click.option(
-    "--samples/--no-samples", default=True, help="Put sample texts for benchmarks into the bundle."
+    "--samples/--no-samples", default=True, help="Put sample texts for bench in (default)."
 )
-@click.option(
-    "--round-to",
-    type=click.IntRange(min=1),
-    help="Round the number of survivors up to a multiple, with the next best tokens; 16 suits "
-    "OpenVINO on processors with AMX [default: the checkpoint's, which is 1].",
-)
+@round_to_option
 @click.option(
     "--int8",
     is_flag=True,
-    help="Add graphs with 8-bit weights for CPUs (--precision int8), if they "
-    "answer as float32 does.",
+    help="Add 8-bit weights, if they answer as float32.",
 )
-@click.option("--force-int8", is_flag=True, help="Add them whatever they answer.")
+@click.option("--force-int8", is_flag=True, help="Add 8-bit weights whatever they answer.")
 @json_option
 @needs("export")
 def export(

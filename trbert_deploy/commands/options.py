@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import click
 
+from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS
+from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.onnxruntime_package import require_package
 from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
@@ -84,77 +86,63 @@ bundle_argument = click.argument(
 )
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(min=0),
+    type=Whole(0, MOST_THREADS),
+    metavar="N",
     default=0,
-    help="Threads of one graph [default: the backend chooses].",
+    help="Threads of a graph; 0: the backend chooses.",
 )
 #: What can be read as texts.
-DATA_HELP = "JSONL, JSON, CSV, TSV, Parquet or plain lines, also compressed; - for stdin."
 backend_choice = click.Choice([*BACKENDS, AUTO])
-_TRIED = ", ".join(name for name, info in BACKENDS.items() if info.auto)
-AUTO_HELP = (
-    f"{AUTO} measures {_TRIED} once, where they run, and takes the fastest that answers as float32 "
-    "does."
-)
+BACKEND_HELP = f"One of {', '.join(BACKENDS)}; or {AUTO}, what is fastest here."
+_PRECISIONS = sorted({each for info in BACKENDS.values() for each in info.precisions})
 precision_option = click.option(
     "--precision",
-    type=click.Choice(sorted({each for info in BACKENDS.values() for each in info.precisions})),
-    help="What the backend computes in [default: bf16 for openvino where the processor has it, "
-    "fp32 elsewhere; for tensorrt the first of fp16, bf16 and fp32 that engines are there for].",
+    type=click.Choice(_PRECISIONS),
+    metavar="NAME",
+    help=f"{', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]} [default: by backend]",
 )
 engines_option = click.option(
     "--engines/--no-engines",
     default=True,
-    help="Run the bundle's TensorRT engines for tensorrt and auto (the default), or ignore them. "
-    "Engines are code: load none from people you do not trust.",
+    help="Run the bundle's TensorRT engines (default).",
 )
-
-
-def _tokens_or_auto(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> int | str | None:
-    """A number of tokens from 0, or ``auto``."""
-    if value in (None, AUTO):
-        return value
-    if not (value.isascii() and value.isdigit()):
-        raise click.BadParameter(f"{value!r}: expected a number of tokens, or {AUTO}")
-    return int(value)
-
-
+round_to_option = click.option(
+    "--round-to",
+    type=Whole(1, MOST_TOKENS),
+    metavar="N",
+    help="Round the tokens kept up to a multiple of N.",
+)
 _operating_point = (
     click.option(
         "--threshold",
         type=float,
-        help="Keep probability from which a token survives [default: the model's rules].",
+        metavar="P",
+        help="Keep tokens from this keep probability on.",
     ),
     click.option(
-        "--ratio", type=float, help="Instead: share of its tokens that a text keeps at each cut."
+        "--ratio",
+        type=float,
+        metavar="SHARE",
+        help="Instead: keep this share of a text's tokens.",
     ),
     click.option(
         "--max-tokens",
-        type=click.IntRange(min=1),
-        help="Instead: most tokens that a text keeps at each cut.",
-    ),
-    click.option(
-        "--round-to",
-        type=click.IntRange(min=1),
-        help="Round the number of survivors up to a multiple, with the next best tokens; 16 suits "
-        "OpenVINO on processors with AMX [default: the model's].",
+        type=Whole(1, MOST_TOKENS),
+        metavar="N",
+        help="Instead: keep at most N tokens of a text.",
     ),
     click.option(
         "--latency-budget",
         type=float,
         metavar="MS",
-        help="Instead of a threshold: milliseconds that a text of the longest length may take; "
-        "latencies are measured once.",
+        help="Instead: answer within so many milliseconds.",
     ),
+    round_to_option,
     click.option(
         "--dense-below",
-        callback=_tokens_or_auto,
-        metavar="TOKENS|auto",
-        help="Shorter texts keep all tokens, in the dense graph, which takes memory of its own; "
-        "auto: those that are faster so here, measured once [default: 0; auto with --backend "
-        "auto].",
+        type=Whole(0, MOST_TOKENS, AUTO),
+        metavar="N",
+        help=f"Keep all of texts under N tokens; or {AUTO}.",
     ),
 )
 
@@ -210,23 +198,8 @@ json_option = click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the figures to this file.",
+    help="Write the figures to this file, as JSON.",
 )
-
-
-def numbers(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> tuple[int, ...] | None:
-    """Whole numbers from 1 with commas between them, such as 512,2048."""
-    if value is None:
-        return None
-    try:
-        numbers = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        numbers = (0,)
-    if min(numbers) < 1:
-        raise click.BadParameter(f"{value!r}: expected whole numbers from 1, such as 512,2048")
-    return numbers
 
 
 def png_file(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
+from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
+from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
-    AUTO_HELP,
-    DATA_HELP,
+    BACKEND_HELP,
     backend_choice,
     bundle_argument,
     column_options,
@@ -33,44 +34,53 @@ from trbert_deploy.tasks.columns import ColumnNames
     "--input",
     "source",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help=f"Texts: {DATA_HELP}",
+    metavar="FILE",
+    help="Texts in a file; - for stdin.",
 )
 @column_options(label=False)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write to this file, whole or not at all, instead of stdout.",
+    help="Write to this file instead of standard output.",
 )
 @click.option(
-    "--backend", type=backend_choice, default=DEFAULT_BACKEND, show_default=True, help=AUTO_HELP
+    "--backend",
+    type=backend_choice,
+    metavar="NAME",
+    default=DEFAULT_BACKEND,
+    show_default=True,
+    help=BACKEND_HELP,
 )
 @precision_option
 @engines_option
 @threads_option
 @operating_point_options
 @click.option("--dense", is_flag=True, help="Remove no token.")
-@click.option("--kept", is_flag=True, help="Report the tokens that survived each cut.")
+@click.option("--kept", is_flag=True, help="Tell which tokens each cut kept.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=Whole(1, MOST_TEXTS),
+    metavar="N",
     default=32,
     show_default=True,
     help="Texts per call.",
 )
 @click.option(
     "--max-batch-tokens",
-    type=click.IntRange(min=1),
+    type=Whole(1, MOST_TOKENS),
+    metavar="N",
     default=MAX_BATCH_TOKENS,
     show_default=True,
-    help="Tokens on their way at a time, which bounds the memory.",
+    help="Tokens in memory at a time.",
 )
 @click.option(
     "--max-length",
-    type=click.IntRange(min=1),
-    help="Most tokens of a text [default: what the bundle takes].",
+    type=Whole(1, MOST_TOKENS),
+    metavar="N",
+    help="Most tokens of a text [default: the bundle's]",
 )
 @click.option(
-    "--truncate/--no-truncate", default=True, help="Cut longer texts (the default), or refuse them."
+    "--truncate/--no-truncate", default=True, help="Cut longer texts (default), or refuse them."
 )
 @needs("export")
 def predict(
@@ -93,24 +103,28 @@ def predict(
 ) -> None:
     """Classify texts with BUNDLE: one JSON object a line, in the order of the texts."""
     from trbert_deploy.files import staged_file
+    from trbert_deploy.progress import told
     from trbert_deploy.runtime.pipeline import load
     from trbert_deploy.runtime.predicting import name_texts, predict_lines
     from trbert_deploy.runtime.reading.examples import count_examples, read_examples
+    from trbert_deploy.runtime.reading.sources import STDIN
 
     if bool(texts) == (source is not None):
         raise click.UsageError("give texts either with --text or with --input FILE")
-    pipeline = load(
-        bundle,
-        backend,
-        threads=threads,
-        precision=precision,
-        engines=engines,
-        truncate=truncate,
-        max_length=max_length,
-        max_batch_tokens=max_batch_tokens,
-        note=console.notes.print,
-        **asdict(point),
-    )
+    with console.progress(transient=True) as progress:
+        pipeline = load(
+            bundle,
+            backend,
+            threads=threads,
+            precision=precision,
+            engines=engines,
+            truncate=truncate,
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+            note=console.notes.print,
+            progress=progress,
+            **asdict(point),
+        )
     if source is None:
         examples = name_texts(texts)
     else:
@@ -118,18 +132,18 @@ def predict(
             source, pipeline.task, columns, console.notes.print, with_targets=False
         )
     lines = predict_lines(pipeline, examples, batch_size=batch_size, return_kept=kept, dense=dense)
-    if output is None:
-        console.write_lines(lines)
+    if output is None and (console.has_terminal() or source == STDIN):
+        console.write_lines(lines)  # no bar among them, and no news of a filter that waits
     else:
-        total = len(texts) if source is None else count_examples(source)
-        with (
-            staged_file(output) as staging,
-            staging.open("w", encoding="utf-8") as file,
-            console.progress() as progress,
-        ):
-            for done, line in enumerate(lines, start=1):
-                file.write(line + "\n")
-                progress("predict", done, total)
+        with console.progress() as progress:
+            progress("count texts", 0, None)
+            total = len(texts) if source is None else count_examples(source)
+            lines = told("predict", lines, progress, total)
+            if output is None:
+                console.write_lines(lines)
+            else:
+                with staged_file(output) as staging, staging.open("w", encoding="utf-8") as file:
+                    file.writelines(f"{line}\n" for line in lines)
     tokenizer = pipeline.tokenizer
     if tokenizer.truncated:
         console.notes.print(

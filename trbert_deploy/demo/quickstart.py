@@ -126,7 +126,7 @@ def run_quickstart(
             engines = str(problem)
     with bars("5/6 evaluate") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # a few pages are longer, by design
-        quality = evaluate_quality(load(bundle), test, progress=progress)
+        quality = evaluate_quality(load(bundle, progress=progress), test, progress=progress)
     with bars("6/6 bench") as progress:
         bench_options = BenchOptions(
             lengths=options.lengths, backend="onnxruntime", rounds=options.rounds

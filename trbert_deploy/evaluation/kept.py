@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
 
-from trbert_deploy.batching import require_count
+from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -77,12 +77,13 @@ def trace_texts(
         DataError: no texts.
         DataError, LengthError: a text that the model cannot take, by its name.
     """
-    require_count("batch_size", batch_size)
+    require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     if not pipeline.reduction.cuts:
         raise ConfigError("the model has no cuts: expected one that drops tokens")
     if not texts:
         raise DataError("no texts to trace: expected at least one")
-    traced = []
+    traced: list[KeptText] = []
+    progress("trace", 0, len(texts))
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         encodings = pipeline.tokenizer.encode(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trbert_deploy.bundle.manifest import MANIFEST
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import AUTO, DEFAULT_BACKEND, require_precision
 from trbert_deploy.runtime.pipeline import Pipeline, load
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -25,6 +26,7 @@ def open_models(
     engines: bool = True,
     point: OperatingPoint = OperatingPoint(),
     note: Callable[[str], None] = lambda message: None,
+    progress: Progress = no_progress,
 ) -> tuple[Pipeline, Pipeline | None]:
     """Open a model and its teacher, both on one backend, so that their times compare.
 
@@ -38,6 +40,7 @@ def open_models(
         engines: allow the bundles' engines to run.
         point: operating point to run at, instead of the model's own.
         note: told what a person should know.
+        progress: told while files are read, and while something is measured.
 
     Raises:
         ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
@@ -53,14 +56,14 @@ def open_models(
         )
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
     require_precision(backend, precision)
-    pipeline = _open(path, backend, threads, precision, engines, note)
+    pipeline = _open(path, backend, threads, precision, engines, note, progress)
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
-    pipeline = pipeline.at(point, note)
+    pipeline = pipeline.at(point, note, progress)
     if teacher is None:
         return pipeline, None
-    return pipeline, _open(teacher, backend, threads, precision, engines, note)
+    return pipeline, _open(teacher, backend, threads, precision, engines, note, progress)
 
 
 def _open(
@@ -70,11 +73,21 @@ def _open(
     precision: str | None,
     engines: bool,
     note: Callable[[str], None],
+    progress: Progress,
 ) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(path, backend, threads=threads, precision=precision, engines=engines, note=note)
+        return load(
+            path,
+            backend,
+            threads=threads,
+            precision=precision,
+            engines=engines,
+            note=note,
+            progress=progress,
+        )
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
+    progress(f"read {path.name or path}", 0, None)
     return load_checkpoint_pipeline(path, threads=threads)
 
 

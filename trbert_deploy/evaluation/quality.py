@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.batching import require_count
+from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation.metrics import bootstrap_interval
 from trbert_deploy.flops import dense_flops, reduced_flops
@@ -198,7 +198,7 @@ def compare_runs(
         ConfigError: a batch size under 1.
         DataError: as ``evaluate_quality``.
     """
-    require_count("batch_size", batch_size)
+    require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     targets = true_targets(runs[0].pipeline, texts, teacher)
     if len(texts) > 1 and (targets == targets[0]).all():
         label = runs[0].pipeline.task.told_target(texts[0].target)
@@ -209,6 +209,7 @@ def compare_runs(
             stacklevel=2,
         )
     dense = ModelRun(teacher or runs[0].pipeline, dense=True)
+    progress("evaluate", 0, len(texts))
     for run in (dense, runs[0]):  # the first call of a graph loads it
         run.pipeline.run(tokenize(run.pipeline, texts[:1]), dense=run.dense)
     run_in_turns([dense, *runs], texts, progress, batch_size)
@@ -229,7 +230,7 @@ def run_in_turns(
     Raises:
         ConfigError: a batch size under 1.
     """
-    require_count("batch_size", batch_size)
+    require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     for turn, start in enumerate(range(0, len(texts), batch_size)):
         part = texts[start : start + batch_size]
         tokenizing = {run.pipeline.tokenizer: run.pipeline for run in runs}

@@ -125,6 +125,7 @@ def spread_thresholds(
         return math.log(speedup(pipeline.encoder, pipeline.reduction, run.tokens))
 
     logits = [-_FARTHEST, _FARTHEST]
+    progress("choose thresholds", 0, PROBES)
     savings = [saving(0.0), saving(1.0)]
     for probe in range(PROBES):
         gaps = np.diff(savings) * (np.diff(logits) > _CLOSEST)

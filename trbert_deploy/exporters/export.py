@@ -134,6 +134,7 @@ def export_bundle(
         raise BundleError(
             f"{output} exists and is not a bundle: choose another --output, or remove it"
         )
+    progress(f"read {checkpoint_path.name or checkpoint_path}", 0, None)
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
     model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
@@ -142,11 +143,12 @@ def export_bundle(
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
             shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
-        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
+        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + (2 if int8 else 1)
         graphs = []
+        progress("trace graphs", 0, steps)
         for graph in export_graphs(model, staging, int8):
             graphs.append(graph)
-            progress(f"trace {graph.name}", len(graphs), steps)
+            progress("trace graphs", len(graphs), steps)
         if samples and texts:
             write_json_lines(staging / SAMPLES, [{"text": text} for text in texts])
         manifest = Manifest(
@@ -167,6 +169,7 @@ def export_bundle(
         rows_of = row_maker(tokenizer_of(bundle), model.spec.vocab_size, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
+        progress("check graphs", len(graphs), steps)
         for parity in compare_graphs(
             reference,
             candidate,
@@ -177,7 +180,8 @@ def export_bundle(
             without_padding=[standard],
         ):
             parities.append(parity)
-            progress(f"check {parity.graph}", len(graphs) + len(parities), steps)
+            progress("check graphs", len(graphs) + len(parities), steps)
+        progress("check chain", 2 * len(graphs), steps)
         ours = Chain(candidate, model.reduction, model.spec.num_layers)
         task = task_of(model.spec)
         chain = compare_chains(
@@ -188,6 +192,7 @@ def export_bundle(
         )
         rounded: dict[str, ChainParity] = {}
         if int8:
+            progress("check 8-bit weights", 2 * len(graphs) + 1, steps)
             lengths = sorted({min(length, checkpoint.max_length) for length in _INT8_LENGTHS})
             rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
             for variant in (INT8, DEQUANTIZED):
@@ -203,7 +208,7 @@ def export_bundle(
                     advice="export without --int8, or with --force-int8 if evaluate finds the "
                     "quality good enough",
                 )
-        progress("check chain", steps, steps)
+        progress("write manifest", steps, steps)
         report = ExportReport(
             output,
             tuple(parities),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
@@ -87,6 +88,11 @@ def load_model(bundle: Bundle) -> ReducedModel:
 
 
 def set_threads(threads: int) -> None:
-    """Give PyTorch so many threads; 0 leaves it as it is."""
+    """Give PyTorch so many threads; 0 leaves it as it is.
+
+    Raises:
+        ConfigError: out of range.
+    """
+    require_whole("threads", threads, 0, MOST_THREADS)
     if threads:
         torch.set_num_threads(threads)

@@ -10,11 +10,12 @@ from typing import Literal
 
 from tokenizers import Encoding
 
-from trbert_deploy.batching import require_count
+from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
 from trbert_deploy.files import read_directory
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -81,12 +82,16 @@ class Pipeline:
         return self.encoder.labels
 
     def at(
-        self, point: OperatingPoint, note: Callable[[str], None] = lambda message: None
+        self,
+        point: OperatingPoint,
+        note: Callable[[str], None] = lambda message: None,
+        progress: Progress = no_progress,
     ) -> Pipeline:
         """The same model at another operating point, on the same graphs.
 
         Args:
             note: told what was measured for a latency budget, or for ``dense_below``.
+            progress: told while it is measured.
 
         Raises:
             ConfigError: a number of tokens that is no multiple of what a cut rounds to.
@@ -95,11 +100,11 @@ class Pipeline:
         chain = self.chain.at(point)
         if point.latency_budget_ms is not None:
             bundle = self.require_bundle()
-            threshold = threshold_within(bundle, chain, point.latency_budget_ms, note)
+            threshold = threshold_within(bundle, chain, point.latency_budget_ms, note, progress)
             chain = chain.at(OperatingPoint(threshold))
         if point.dense_below == "auto":
             bundle = self.require_bundle()
-            below = break_even(bundle, chain.at(OperatingPoint(dense_below=0)), note)
+            below = break_even(bundle, chain.at(OperatingPoint(dense_below=0)), note, progress)
             chain = chain.at(OperatingPoint(dense_below=below))
         return Pipeline(self.path, self.encoder, self.tokenizer, chain, self.bundle)
 
@@ -186,7 +191,7 @@ class Pipeline:
             DataError: what holds no texts, at once.
             DataError, LengthError, OutputError: as for a call.
         """
-        require_count("batch_size", batch_size)
+        require_whole("batch_size", batch_size, 1, MOST_TEXTS)
         if isinstance(texts, str):
             texts = [texts]
         require_texts(texts, counted=False)
@@ -239,6 +244,7 @@ def load(
     engines: bool = True,
     verify: bool = True,
     note: Callable[[str], None] = lambda message: None,
+    progress: Progress = no_progress,
 ) -> Pipeline:
     """Open a bundle.
 
@@ -274,6 +280,7 @@ def load(
             code: load none from people you do not trust.
         verify: compare the files' SHA-256 with the manifest.
         note: told what a person should know.
+        progress: told while files are read, and while something is measured.
 
     Raises:
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
@@ -281,7 +288,7 @@ def load(
             the processor lacks, or a backend that needs the engines that are to be ignored.
         MissingDependencyError: the backend's package is not installed.
     """
-    require_count("max_batch_tokens", max_batch_tokens)
+    require_whole("max_batch_tokens", max_batch_tokens, 1, MOST_TOKENS)
     point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
 
     def start(bundle: Bundle) -> Pipeline:
@@ -296,7 +303,9 @@ def load(
         reduction = manifest.reduction.at(point)
         if backend == AUTO:
             require_precision(backend, precision)
-            choice = choose_backend(bundle, reduction, threads, note, engines=engines)
+            choice = choose_backend(
+                bundle, reduction, threads, note, engines=engines, progress=progress
+            )
             name, options = choice.backend, BackendOptions(threads, choice.precision)
             if dense_below is None:
                 wanted = replace(point, dense_below="auto")
@@ -306,12 +315,14 @@ def load(
         chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
         tokenizer = tokenizer_of(bundle, limit, truncate)
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
-        pipeline = pipeline.at(wanted, note)
+        pipeline = pipeline.at(wanted, note, progress)
+        progress("open graphs", 0, None)
         pipeline.chain.open()
         return pipeline
 
     if isinstance(bundle, Bundle):
         return start(bundle)
     path = Path(bundle)
+    progress(f"read {path.name or path}", 0, None)
     # Replaced meanwhile, it is begun anew with what is there then.
     return read_directory(path, lambda: start(Bundle.open(path, verify=verify)))

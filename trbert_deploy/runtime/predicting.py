@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from trbert_deploy.batching import require_count
+from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.tasks.task import Example, Prediction
 
@@ -25,7 +25,7 @@ def predict_lines(
         ConfigError: a batch size under 1, at once.
         DataError, LengthError: a text that the model cannot take, by its name.
     """
-    require_count("batch_size", batch_size)
+    require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     remaining = iter(texts)
     batches = iter(lambda: list(islice(remaining, batch_size)), [])
     return (

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from trbert_deploy.batching import require_count
+from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import TOKENIZER
 from trbert_deploy.errors import (
@@ -200,7 +200,7 @@ class TextTokenizer:
             DataError: no texts, one that is none (see a call), or no token in any of them.
         """
         require_texts(texts)
-        require_count("count", count)
+        require_whole("count", count, 1, MOST_TEXTS)
         if not 1 <= length <= self.max_length:
             raise LengthError(
                 f"length is {length}: the model takes 1 to {self.max_length} tokens a row"

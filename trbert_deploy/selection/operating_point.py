@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from trbert_deploy.bounds import MOST_TOKENS, expected, require_whole
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.selection.rules import SelectionRule
 
@@ -35,9 +36,16 @@ class OperatingPoint:
     dense_below: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "round_to"):
+            if (value := getattr(self, name)) is not None:
+                require_whole(name, value, 1, MOST_TOKENS)
         below = self.dense_below
-        if below not in (None, "auto") and not (isinstance(below, int) and below >= 0):
-            raise ConfigError(f"dense_below is {below}: expected 0 or more tokens, or auto")
+        if below not in (None, "auto") and not (
+            isinstance(below, int) and 0 <= below <= MOST_TOKENS
+        ):
+            raise ConfigError(
+                f"dense_below is {below}: expected {expected(0, MOST_TOKENS)}, or auto"
+            )
         if self.latency_budget_ms is not None and self._rules():
             raise ConfigError(
                 "a latency budget decides the threshold: give no threshold, ratio or max_tokens "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from trbert_deploy.bounds import MOST_TOKENS, expected
 from trbert_deploy.errors import ConfigError
 
 RULE_KINDS = ("threshold", "ratio", "budget")
-_MOST = 2**31 - 1  # tokens: more than any row has, and what no array's arithmetic overflows with
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,10 @@ class SelectionRule:
             raise ConfigError(f"threshold is {self.value}: expected a probability from 0 to 1")
         if self.kind == "ratio" and not 0.0 < self.value <= 1.0:
             raise ConfigError(f"ratio is {self.value}: expected a share above 0, at most 1")
-        if self.kind == "budget" and (not 1 <= self.value <= _MOST or self.value % 1 != 0):
-            raise ConfigError(
-                f"budget is {self.value}: expected a whole number of tokens, 1 or more"
-            )
-        if not 1 <= self.round_to <= _MOST or self.round_to % 1 != 0:
-            raise ConfigError(f"round_to is {self.round_to}: expected a whole number, 1 or more")
+        if self.kind == "budget" and (not 1 <= self.value <= MOST_TOKENS or self.value % 1):
+            raise ConfigError(f"budget is {self.value}: expected {expected(1, MOST_TOKENS)}")
+        if not 1 <= self.round_to <= MOST_TOKENS or self.round_to % 1 != 0:
+            raise ConfigError(f"round_to is {self.round_to}: expected {expected(1, MOST_TOKENS)}")
         if self.kind == "budget" and self.value % self.round_to:
             raise ConfigError(
                 f"budget is {self.value}: expected a multiple of round_to, {self.round_to}, "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trbert_deploy.errors import ConfigError, DataError, StorageError
+from trbert_deploy.progress import Progress, no_progress, told
 from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, read_examples
 from trbert_deploy.runtime.reading.formats import is_data_file
 from trbert_deploy.runtime.reading.sources import STDIN, is_regular
@@ -17,6 +18,9 @@ from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Task
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training import processes
+
+#: Texts that are tokenized before progress is told of them again.
+TOKENIZED_AT_A_TIME = 2000
 
 VALIDATION_SHARE = 0.1
 LARGEST_VALIDATION = 2000
@@ -43,6 +47,7 @@ def read_data(
     task: type[Task] = TextClassification,
     names: ColumnNames = ColumnNames(),
     note: Note = no_note,
+    progress: Progress = no_progress,
 ) -> list[Example]:
     """Read a file, a pipe, standard input (``-``), or a hub data set.
 
@@ -50,12 +55,17 @@ def read_data(
         source: path, or name of a data set on the hub.
         split: split to take of a data set that has several.
         task, names, note: as ``read_examples`` takes them.
+        progress: told how many rows were read.
 
     Raises:
         ConfigError: several processes cannot read a pipe.
         StorageError: a path that does not exist or cannot be read.
         DataError: an unknown format, missing columns, no rows, or a row without text.
     """
+
+    def all_of(examples: Iterable[Example]) -> list[Example]:
+        return list(told(f"read {source}", examples, progress))
+
     path = Path(source)
     if path == STDIN or path.exists():
         if not is_regular(path) and processes.count() > 1:
@@ -63,12 +73,12 @@ def read_data(
                 f"{source} can be read once, and each of {processes.count()} processes needs it: "
                 "write it to a file"
             )
-        return list(read_examples(path, task, names, note))
+        return all_of(read_examples(path, task, names, note))
     if is_data_file(path) or source.startswith((".", "/")):
         raise StorageError(f"{source} is not a file: expected data or the name of a data set")
     from trbert_deploy.training.hub import read_hub
 
-    return list(examples_of(read_hub(source, split), source, task, names, note))
+    return all_of(examples_of(read_hub(source, split), source, task, names, note))
 
 
 def require_targets(
@@ -96,9 +106,13 @@ def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Examp
 
 
 def tokenize(
-    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task, no_target: int
+    examples: Sequence[Example],
+    tokenizer: TextTokenizer,
+    task: Task,
+    no_target: int,
+    progress: Progress = no_progress,
 ) -> list[TrainingRow]:
-    """Examples as rows of tokens.
+    """Examples as rows of tokens, some thousands at a time.
 
     Args:
         no_target: the head's mark of a row without a target.
@@ -109,5 +123,11 @@ def tokenize(
     labelled = [example for example in examples if example.target is not None]
     known = iter(task.targets(labelled).tolist() if labelled else ())
     targets = [no_target if example.target is None else next(known) for example in examples]
-    rows = rows_of(tokenizer.encode([example.text for example in examples]), task.protected)
+    rows: list[TokenRow] = []
+    progress("tokenize", 0, len(examples))
+    for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
+        part = examples[start : start + TOKENIZED_AT_A_TIME]
+        names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
+        rows += rows_of(tokenizer.encode([each.text for each in part], names), task.protected)
+        progress("tokenize", len(rows), len(examples))
     return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]

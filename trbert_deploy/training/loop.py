@@ -134,6 +134,7 @@ def train_stage(
     saved = time.monotonic()
     batches = load_batches(rows, settings.plan[first:], settings.device, shared=True)
     figures = _Figures(settings, first) if processes.is_main() else None
+    progress(settings.name, first, total)
     with figures or nullcontext():
         for number, batch in enumerate(batches, start=first):
             seed = hash((settings.seed, STAGES.index(settings.name), number))

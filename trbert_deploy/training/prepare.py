@@ -16,6 +16,7 @@ from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretr
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example
@@ -67,24 +68,29 @@ class Prepared:
 
 
 def prepare(
-    options: TrainOptions, scratch: Path, device: torch.device, note: Callable[[str], None]
+    options: TrainOptions,
+    scratch: Path,
+    device: torch.device,
+    note: Callable[[str], None],
+    progress: Progress = no_progress,
 ) -> Prepared:
     """Read the data, load the model, tokenize.
 
     Args:
         scratch: an empty directory, for the tokenizer's files.
         note: told what a person should know.
+        progress: told while data is read and tokenized.
 
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
     """
     recipe = options.recipe
-    training = _read(options, options.train, "train", note)
+    training = _read(options, options.train, "train", note, progress)
     if options.validation is None:
         training, validation = split_validation(training, recipe.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = _read(options, options.validation, "validation", note)
+        validation = _read(options, options.validation, "validation", note, progress)
     labelled = [example for example in training if example.target is not None]
     labels = TextClassification.labels_in(labelled) if labelled else ()
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
@@ -94,6 +100,7 @@ def prepare(
         )
     reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
     torch.manual_seed(recipe.seed)
+    progress("load model", 0, None)
     pretrained = load_pretrained(options.model, labels, reduction)
     model = pretrained.model
     if pretrained.note:
@@ -111,7 +118,10 @@ def prepare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         task, no_target = task_of(model.spec), model.head.no_target
-        rows = [tokenize(part, tokenizer, task, no_target) for part in (training, validation)]
+        rows = [
+            tokenize(part, tokenizer, task, no_target, progress) for part in (training, validation)
+        ]
+    progress("recombine texts", 0, None)
     if tokenizer.truncated:
         note(
             f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to {max_length} tokens "
@@ -166,9 +176,13 @@ def _judged(
 
 
 def _read(
-    options: TrainOptions, source: str, split: str, note: Callable[[str], None]
+    options: TrainOptions,
+    source: str,
+    split: str,
+    note: Callable[[str], None],
+    progress: Progress,
 ) -> list[Example]:
-    return read_data(source, split, TextClassification, options.columns, note)
+    return read_data(source, split, TextClassification, options.columns, note, progress)
 
 
 def fit_positions(

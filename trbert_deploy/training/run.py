@@ -99,7 +99,7 @@ def train(
             _lock(output, stack)
         record = _open_record(options, output, resume)
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        run = prepare(options, Path(scratch), device, note)
+        run = prepare(options, Path(scratch), device, note, progress)
         finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
         _check_stages(options, finished)
         processes.wait()  # until all have seen the directory as it was

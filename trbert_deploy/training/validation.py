@@ -227,7 +227,7 @@ class Validator:
             reach it); the model's rules have the threshold already.
         """
         with evaluating(model), autocast(self.device):
-            return _search(model, self._starts(model), target_speedup)
+            return _search(model, self._starts(model), target_speedup, self.progress)
 
     def operating_points(
         self, model: ReducedModel, speedups: Sequence[float]
@@ -240,7 +240,7 @@ class Validator:
         with evaluating(model), autocast(self.device):
             starts = self._starts(model)
             for wanted in speedups:
-                reached = _search(model, starts, wanted)
+                reached = _search(model, starts, wanted, self.progress)
                 if reached < wanted * REACHED:
                     break
                 points.append(self.chain(model))
@@ -266,6 +266,7 @@ class Validator:
     def _batches(self, rows: Sequence[TrainingRow], what: str) -> Iterator[PackedBatch]:
         plan = plan_batches([len(row) for row in rows], self.batch_tokens)
         plan = plan[processes.index() :: processes.count()]
+        self.progress(what, 0, len(plan))
         for number, batch in enumerate(load_batches(rows, plan, self.device), start=1):
             yield batch
             self.progress(what, number, len(plan))
@@ -277,18 +278,22 @@ _Judged = tuple[float, float | None]
 Start = tuple[PackedBatch, TokenState]
 
 
-def _search(model: ReducedModel, starts: Sequence[Start], target_speedup: float) -> float:
+def _search(
+    model: ReducedModel, starts: Sequence[Start], target_speedup: float, progress: Progress
+) -> float:
     """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
     logits = [model.keep_logit(0, start.hidden) for _, start in starts]
     low = min(processes.gather([part.min().item() for part in logits])) - 1.0
     high = max(processes.gather([part.max().item() for part in logits])) + 1.0
-    for _ in range(CALIBRATION_STEPS):
+    for step in range(CALIBRATION_STEPS):
+        progress("threshold", step, CALIBRATION_STEPS)
         middle = (low + high) / 2
         set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
         reached = _speedup_of(model, starts)
         if abs(reached / target_speedup - 1.0) < CALIBRATION_TOLERANCE:
             break
         low, high = (middle, high) if reached < target_speedup else (low, middle)
+    progress("threshold", CALIBRATION_STEPS, CALIBRATION_STEPS)
     return reached
 
 

@@ -230,7 +230,10 @@ def test_batches(batches: tuple[int, ...], expected: tuple[int, int, int]) -> No
     [
         ({"precision": "int8"}, "unknown precision 'int8': expected one of fp16, bf16, fp32"),
         ({"lengths": ()}, "lengths are"),
-        ({"lengths": (0,)}, "expected whole numbers from 1"),
+        ({"lengths": (0,)}, "one of the lengths is 0: expected a whole number from 1 to"),
+        ({"lengths": ()}, "expected at least one"),
+        ({"lengths": (10**20,)}, "one of the lengths is 1.*: expected a whole number from 1 to"),
+        ({"batches": (1, 65537)}, "one of the batches is 65537: expected a whole number from 1"),
         ({"batches": ()}, "batches are"),
         ({"batches": (1, 2, 3, 4)}, "expected at most three"),
     ],

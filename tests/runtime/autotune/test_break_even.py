@@ -97,7 +97,10 @@ def test_break_even_is_where_the_costs_meet(
 
     chain = Clocked(seconds)
     bundle = Bundle.open(tiny_bundle)
-    assert break_even.measure(bundle, chain, chain.clock) == expected  # type: ignore[arg-type]
+    steps: list[str] = []
+    tell = lambda step, done, total: steps.append(f"{step} {done}/{total}")  # noqa: E731
+    assert break_even.measure(bundle, chain, chain.clock, tell) == expected  # type: ignore[arg-type]
+    assert steps[0] == "measure texts of 16 tokens 0/5" and steps[-1] == "measure texts 5/5"
 
 
 def compare(seconds: Callable[[bool, int, int], float], bundle: Path) -> bool:
@@ -187,11 +190,11 @@ def test_the_real_models_are_compared(pipeline: Pipeline) -> None:
 
 def test_auto_measures_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 24)
+    monkeypatch.setattr(break_even, "measure", lambda *_, **__: 24)
     found = load(tiny_bundle, threads=1, dense_below="auto", note=said.append)
     assert found.chain.dense_below == 24
     assert said == ["texts of fewer than 24 tokens are faster dense here, and keep all of them"]
-    monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 1 / 0)
+    monkeypatch.setattr(break_even, "measure", lambda *_, **__: 1 / 0)
     assert (
         load(tiny_bundle, threads=1).at(OperatingPoint(dense_below="auto")).chain.dense_below == 24
     )
@@ -203,7 +206,7 @@ def test_where_nothing_is_faster_dense_all_texts_are_reduced(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 0)
+    monkeypatch.setattr(break_even, "measure", lambda *_, **__: 0)
     found = load(tiny_bundle, threads=1, dense_below="auto", note=said.append)
     assert found.chain.dense_below == 0
     assert said == ["no text is faster dense here"]
@@ -213,7 +216,7 @@ def test_what_was_measured_on_random_tokens_says_so(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_bundle(tiny_checkpoint, tmp_path / "bundle", samples=False)
-    monkeypatch.setattr(break_even, "measure", lambda bundle, chain: 24)
+    monkeypatch.setattr(break_even, "measure", lambda *_, **__: 24)
     said: list[str] = []
     load(tmp_path / "bundle", threads=1, dense_below="auto", note=said.append)
     (line,) = said
@@ -228,9 +231,9 @@ def test_it_stays_where_the_dial_does_not_name_it(tiny_bundle: Path) -> None:
     assert loaded.at(OperatingPoint(dense_below=0)).chain.dense_below == 0
 
 
-@pytest.mark.parametrize("wrong", [-1, 2.5, "never"])
+@pytest.mark.parametrize("wrong", [-1, 2.5, "never", 10**20])
 def test_it_is_a_number_of_tokens(tiny_bundle: Path, wrong: object) -> None:
-    message = f"dense_below is {wrong}: expected 0 or more tokens, or auto"
+    message = f"dense_below is {wrong}: expected a whole number from 0 to 2,147,483,647, or auto"
     with pytest.raises(ConfigError, match=message):
         load(tiny_bundle, dense_below=wrong)  # type: ignore[arg-type]
 

@@ -124,7 +124,15 @@ def test_a_backend_from_outside_is_tried(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_fastest_wins(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
-    choice = measure(bundle, bundle.manifest.reduction, 0)
+    steps: list[str] = []
+    choice = measure(
+        bundle,
+        bundle.manifest.reduction,
+        0,
+        progress=lambda step, done, total: steps.append(f"{step} {done}/{total}"),
+    )
+    assert steps[0] == "try onnxruntime fp32 0/8"
+    assert "measure backends 0/10" in steps and steps[-1] == "measure backends 10/10"
     assert (choice.backend, choice.precision) == ("openvino", "bf16")
     assert choice.row_ms == {"onnxruntime fp32": 4.0, "openvino fp32": 3.0, "openvino bf16": 2.0}
     assert str(choice) == (

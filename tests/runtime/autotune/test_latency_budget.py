@@ -38,7 +38,7 @@ def pipeline(tiny_bundle: Path) -> Pipeline:
 def test_it_drops_least_of_what_is_in_time(pipeline: Pipeline, budget_ms: float) -> None:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(budget, "measure", lambda chain, rows: TABLE)
+        patch.setattr(budget, "measure", lambda *_, **__: TABLE)
         bundle = Bundle.open(pipeline.path)
         threshold = threshold_within(bundle, pipeline.chain, budget_ms, said.append)
     spent = dict(map(tuple, TABLE))
@@ -52,12 +52,12 @@ def test_it_drops_least_of_what_is_in_time(pipeline: Pipeline, budget_ms: float)
 def test_latencies_are_measured_once(
     tiny_bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "measure", lambda chain, rows: TABLE)
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: TABLE)
     said: list[str] = []
     loaded = load(tiny_bundle, threads=1, latency_budget_ms=6.5, note=said.append)
     assert {cut.rule.value for cut in loaded.reduction.cuts} == {0.25}
     assert len(said) == 1
-    monkeypatch.setattr(budget, "measure", lambda chain, rows: 1 / 0)
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: 1 / 0)
     again = load(tiny_bundle, threads=1).at(OperatingPoint(latency_budget_ms=4.5))
     assert {cut.rule.value for cut in again.reduction.cuts} == {0.5}
     with pytest.raises(ZeroDivisionError):  # other rules, other latencies
@@ -68,7 +68,14 @@ def test_measured_are_thresholds_from_none_dropped_to_nearly_all(pipeline: Pipel
     """At a known price of each graph's call and of each token."""
     rows = sample_rows(Bundle.open(pipeline.path), [16, 32, 64], 1)
     backend = PricedBackend(pipeline.chain.backend, call=0.5, token=1.0)
-    table = measure(Chain(backend, pipeline.reduction, 4), rows, backend.clock)
+    steps: list[tuple[int, int | None]] = []
+    table = measure(
+        Chain(backend, pipeline.reduction, 4),
+        rows,
+        backend.clock,
+        lambda step, done, total: steps.append((done, total)),
+    )
+    assert steps == [(done, 216) for done in range(217)]  # 3 rows, 18 thresholds, 4 rounds
     thresholds = [threshold for threshold, _ in table]
     assert thresholds == sorted(thresholds) and thresholds[0] == 0.0
     assert 0.95 < thresholds[-1] < 1.0
@@ -127,7 +134,7 @@ def test_what_was_measured_on_random_tokens_says_so(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_bundle(tiny_checkpoint, tmp_path / "bundle", samples=False)
-    monkeypatch.setattr(budget, "measure", lambda chain, rows: TABLE)
+    monkeypatch.setattr(budget, "measure", lambda *_, **__: TABLE)
     said: list[str] = []
     load(tmp_path / "bundle", threads=1, latency_budget_ms=6.5, note=said.append)
     (line,) = said

@@ -124,6 +124,7 @@ def verify_engines(
                 worst = {name: max(worst.get(name, 0.0), found[name]) for name in found}
                 batch[HIDDEN] = expected[HIDDEN_OUT]  # real states for the next segment
             results.append(Verification(graph.name, profile, worst))
+    progress("verify engines", steps, steps)
     return tuple(results)
 
 

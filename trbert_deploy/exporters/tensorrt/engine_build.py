@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DEFAULT_DIRECTORY, WEIGHTS, require_length
 from trbert_deploy.errors import ConfigError, EngineError, ParityError
@@ -72,9 +73,14 @@ class EngineOptions:
                 f"unknown precision {self.precision!r}: expected one of "
                 f"{', '.join(ENGINE_PRECISIONS)}"
             )
-        for what, numbers in (("lengths", self.lengths), ("batches", self.batches)):
-            if numbers is not None and (not numbers or min(numbers) < 1):
-                raise ConfigError(f"{what} are {numbers}: expected whole numbers from 1")
+        for what, numbers, most in (
+            ("lengths", self.lengths, MOST_TOKENS),
+            ("batches", self.batches, MOST_TEXTS),
+        ):
+            if numbers is not None and not numbers:
+                raise ConfigError(f"{what} are {numbers}: expected at least one")
+            for number in numbers or ():
+                require_whole(f"one of the {what}", number, 1, most)
         if len(self.batches) > 3:
             raise ConfigError(
                 f"batches are {self.batches}: expected at most three, the smallest, the usual "
@@ -152,6 +158,7 @@ def build_engines(
     """
     if options.verify:
         require_polygraphy()
+    progress(f"read {bundle_path.name or bundle_path}", 0, None)
     bundle = Bundle.open(bundle_path)
     profiles = options.profiles(bundle.manifest.max_length)
     library = load_tensorrt(options.flavour)

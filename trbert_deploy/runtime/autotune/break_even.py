@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.cache import remembered
 from trbert_deploy.runtime.autotune.conditions import chain_conditions
 from trbert_deploy.runtime.autotune.remarks import of_which_rows
@@ -31,7 +32,12 @@ PASSES = 4
 Clock = Callable[[], float]
 
 
-def break_even(bundle: Bundle, chain: Chain, note: Callable[[str], None]) -> int:
+def break_even(
+    bundle: Bundle,
+    chain: Chain,
+    note: Callable[[str], None],
+    progress: Progress = no_progress,
+) -> int:
     """The number of tokens from which the chain is faster than the dense model.
 
     It is measured on this machine once, and remembered.
@@ -44,7 +50,10 @@ def break_even(bundle: Bundle, chain: Chain, note: Callable[[str], None]) -> int
         Rows of fewer tokens are faster dense; 0 where none are.
     """
     key = chain_conditions(bundle, chain)
-    below = int(remembered("break-even", key, lambda: measure(bundle, chain), note))
+    measured = remembered(
+        "break-even", key, lambda: measure(bundle, chain, progress=progress), note
+    )
+    below = int(measured)
     said = (
         f"texts of fewer than {below} tokens are faster dense here, and keep all of them"
         if below
@@ -54,12 +63,18 @@ def break_even(bundle: Bundle, chain: Chain, note: Callable[[str], None]) -> int
     return below
 
 
-def measure(bundle: Bundle, chain: Chain, clock: Clock = time.perf_counter) -> int:
+def measure(
+    bundle: Bundle,
+    chain: Chain,
+    clock: Clock = time.perf_counter,
+    progress: Progress = no_progress,
+) -> int:
     """Go up the lengths until the chain wins."""
     longest = bundle.manifest.max_length
     lengths = [length for length in LENGTHS if length <= longest]
     below = wins = 0
     for place, length in enumerate(lengths):
+        progress(f"measure texts of {length} tokens", place, len(lengths))
         if is_dense_faster(chain, sample_rows(bundle, [length], ROWS), clock):
             below = lengths[place + 1] if place + 1 < len(lengths) else longest + 1
             wins = 0
@@ -67,6 +82,7 @@ def measure(bundle: Bundle, chain: Chain, clock: Clock = time.perf_counter) -> i
             wins += 1
         if wins == WINS:
             break
+    progress("measure texts", len(lengths), len(lengths))
     return below
 
 

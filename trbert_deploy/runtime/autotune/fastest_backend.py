@@ -14,6 +14,7 @@ import numpy as np
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import MissingDependencyError, TrbertError, first_line
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.cache import remembered
 from trbert_deploy.runtime.autotune.conditions import conditions
 from trbert_deploy.runtime.autotune.remarks import of_which_rows
@@ -99,6 +100,7 @@ def choose_backend(
     note: Callable[[str], None],
     *,
     engines: bool = True,
+    progress: Progress = no_progress,
 ) -> Choice:
     """The fastest backend for a bundle on this machine, from the last time or measured now.
 
@@ -113,7 +115,7 @@ def choose_backend(
     """
     key = conditions(bundle, reduction, threads, engines)
     found = remembered(
-        "backend", key, lambda: asdict(measure(bundle, reduction, threads, engines)), note
+        "backend", key, lambda: asdict(measure(bundle, reduction, threads, engines, progress)), note
     )
     choice = Choice(**found)
     note(f"{choice}{of_which_rows(bundle)}")
@@ -121,7 +123,11 @@ def choose_backend(
 
 
 def measure(
-    bundle: Bundle, reduction: ReductionConfig, threads: int, engines: bool = True
+    bundle: Bundle,
+    reduction: ReductionConfig,
+    threads: int,
+    engines: bool = True,
+    progress: Progress = no_progress,
 ) -> Choice:
     """Let the candidates that run here answer the same rows in turns.
 
@@ -134,7 +140,9 @@ def measure(
     chains: dict[Candidate, Chain] = {}
     answers: dict[Candidate, list[RowResult]] = {}
     problems: dict[Candidate, TrbertError] = {}
-    for candidate in candidates(engines):
+    tried = candidates(engines)
+    for number, candidate in enumerate(tried):
+        progress(f"try {candidate}", number, len(tried))
         options = BackendOptions(threads, candidate.precision)
         try:
             chain = Chain(open_backend(candidate.backend, bundle, options), reduction, layers)
@@ -153,10 +161,12 @@ def measure(
     spent = {candidate: np.empty((ROUNDS, len(rows))) for candidate in chains}
     for number in range(ROUNDS):
         for place, row in enumerate(rows):
+            progress("measure backends", number * len(rows) + place, ROUNDS * len(rows))
             for candidate, chain in chains.items():
                 timing = Timing()
                 chain.run([row], timing)
                 spent[candidate][number, place] = timing.total_seconds
+    progress("measure backends", ROUNDS * len(rows), ROUNDS * len(rows))
     means = {
         candidate: float(np.median(seconds, axis=0).mean()) for candidate, seconds in spent.items()
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.cache import remembered
 from trbert_deploy.runtime.autotune.conditions import chain_conditions
 from trbert_deploy.runtime.autotune.remarks import of_which_rows
@@ -32,6 +33,7 @@ def threshold_within(
     chain: Chain,
     budget_ms: float,
     note: Callable[[str], None],
+    progress: Progress = no_progress,
 ) -> float:
     """The threshold that drops least of those that take at most ``budget_ms``.
 
@@ -51,7 +53,10 @@ def threshold_within(
     length = bundle.manifest.max_length
     key = chain_conditions(bundle, chain) | {"length": length}
     table: LatencyTable = remembered(
-        "latency", key, lambda: measure(chain, sample_rows(bundle, [length], ROWS)), note
+        "latency",
+        key,
+        lambda: measure(chain, sample_rows(bundle, [length], ROWS), progress=progress),
+        note,
     )
     fitting = [(threshold, spent) for threshold, spent in table if spent <= budget_ms]
     threshold, spent = min(fitting) if fitting else min(table, key=lambda point: point[1])
@@ -64,17 +69,24 @@ def threshold_within(
 
 
 def measure(
-    chain: Chain, rows: Sequence[TokenRow], clock: Callable[[], float] = time.perf_counter
+    chain: Chain,
+    rows: Sequence[TokenRow],
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Progress = no_progress,
 ) -> LatencyTable:
     """Median milliseconds a row at each threshold, measured in turns."""
     thresholds = [0.0, *(float(1.0 / (1.0 + np.exp(-logit))) for logit in _LOGITS)]
     chains = [chain.at(OperatingPoint(threshold)) for threshold in thresholds]
     spent = np.empty((ROUNDS + 1, len(rows), len(chains)))
+    done = 0
     for number in range(ROUNDS + 1):  # the first warms up
         for place, row in enumerate(rows):
             for index, each in enumerate(chains):
+                progress("measure latencies", done, spent.size)
                 start = clock()
                 each.run([row])
                 spent[number, place, index] = 1e3 * (clock() - start)
+                done += 1
+    progress("measure latencies", done, spent.size)
     medians = np.median(spent[1:], axis=(0, 1)).round(3).tolist()
     return list(zip(thresholds, medians, strict=True))

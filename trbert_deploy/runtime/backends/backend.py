@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.manifest import ATTENTION_MASK, GraphDescription
 from trbert_deploy.errors import BundleError
 
@@ -82,10 +83,16 @@ class BackendOptions:
         threads: threads of one graph; 0 lets the backend choose.
         precision: what it computes in, one that its registry entry offers; None is the backend's
             own choice.
+
+    Raises:
+        ConfigError: threads out of range.
     """
 
     threads: int = 0
     precision: str | None = None
+
+    def __post_init__(self) -> None:
+        require_whole("threads", self.threads, 0, MOST_THREADS)
 
 
 #: Padding that a larger batch is worth where one row does not fill the device.

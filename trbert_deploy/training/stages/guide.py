@@ -126,6 +126,7 @@ def make_guide(
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
+    progress("guide", 0, len(plan))
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         scores, outputs = batch_saliency(model, batch)
         tokens = tokens_of(batch.rows, starts)
@@ -150,6 +151,7 @@ def answers(
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
+    progress("answers", 0, len(plan))
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         with torch.no_grad(), autocast(device):
             _note(found, dense_outputs(model, batch), batch, len(rows))
