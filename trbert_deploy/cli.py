@@ -11,6 +11,7 @@ import click
 
 from trbert_deploy.commands.bench import bench
 from trbert_deploy.commands.build_engine import build_engine
+from trbert_deploy.commands.compress import compress
 from trbert_deploy.commands.evaluate import evaluate
 from trbert_deploy.commands.export import export
 from trbert_deploy.commands.predict import predict
@@ -26,7 +27,7 @@ def cli() -> None:
     """Make a fine-tuned BERT-type encoder several times faster by dropping tokens on the way."""
 
 
-for command in (train, export, build_engine, bench, evaluate, predict, quickstart):
+for command in (compress, train, export, build_engine, bench, evaluate, predict, quickstart):
     cli.add_command(command)
 
 

@@ -89,9 +89,9 @@ def test_the_chain_and_the_dense_model_are_those_of_an_evaluation(
     report: TradeoffReport, pipeline: Pipeline
 ) -> None:
     alone = evaluate_quality(pipeline, TEXTS)
-    assert report.dense.accuracy == alone.dense.score
+    assert report.dense.score == alone.dense.score
     assert (report.dense.setting, report.dense.flops_speedup) == ("all tokens", 1.0)
-    assert report.current.accuracy == alone.reduced.score
+    assert report.current.score == alone.reduced.score
     assert report.current.flops_speedup == pytest.approx(alone.flops_speedup)
     assert (report.current.score_change, report.current.interval) == (
         alone.score_change,
@@ -182,7 +182,7 @@ def test_baselines_that_cannot_run_are_told(
 def test_unusable_data_is_refused(
     tiny_bundle: Path, make_checkpoint: CheckpointMaker, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="a sweep needs labelled texts: give --data FILE"):
+    with pytest.raises(ConfigError, match="a sweep needs texts to judge by"):
         sweep_bundle(tiny_bundle, BenchOptions())
     with pytest.raises(DataError, match='expected a field "label" beside the text'):
         sweep_bundle(tiny_bundle, BenchOptions(data=[Example("the film")]))
@@ -197,7 +197,7 @@ def test_the_plot_shows_every_model(report: TradeoffReport) -> None:
     assert len(lines) == 6
     chain = lines["reduced, by threshold"]
     assert list(chain.get_xdata()) == [point.latency_ms for point in report.of("reduced")]
-    assert list(chain.get_ydata()) == [point.accuracy for point in report.of("reduced")]
+    assert list(chain.get_ydata()) == [point.score for point in report.of("reduced")]
     assert any(label.startswith("dense: ") for label in lines)
     alone = replace(report, points=tuple(report.of("reduced")))
     assert len(draw_tradeoff(alone).axes[0].get_lines()) == 3

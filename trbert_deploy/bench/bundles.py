@@ -150,11 +150,11 @@ def sweep_bundle(
     Raises:
         As ``bench_bundle``.
         ConfigError: no data, or a model without cuts.
-        DataError: data without labels that the model knows.
+        DataError: data with labels that the model does not know.
     """
     if options.data is None:
         raise ConfigError(
-            "a sweep needs labelled texts: give --data FILE with a text and a label in each record"
+            "a sweep needs texts to judge by, labelled or not: give them with --data FILE"
         )
     pipeline = _open(_read(path, progress), options, progress)
     return measure_tradeoff(pipeline, options.data, progress=progress)

@@ -48,7 +48,7 @@ class TradeoffPoint:
         kind: what sets the operating point: ``threshold``, ``ratio``, ``tokens``, or ``all``.
         value: to what; for the rules in force the first cut's.
         latency_ms: mean of a text.
-        accuracy: share of right labels.
+        score: by the measure of the report.
         score_change: against the dense model, in points; with its 95 % interval.
         flops_speedup: FLOPs of the dense model over the model's.
     """
@@ -57,7 +57,7 @@ class TradeoffPoint:
     kind: str
     value: float
     latency_ms: float
-    accuracy: float
+    score: float
     score_change: float
     interval: tuple[float, float]
     flops_speedup: float
@@ -85,7 +85,7 @@ class _Contender:
             kind=self.kind,
             value=self.value,
             latency_ms=1e3 * report.reduced.seconds / report.rows,
-            accuracy=report.reduced.score,
+            score=report.reduced.score,
             score_change=report.score_change,
             interval=report.interval,
             flops_speedup=report.flops_speedup,
@@ -98,6 +98,7 @@ class TradeoffReport:
 
     Attributes:
         backend: what all ran on.
+        measure: what they are judged by.
         rows: how many texts.
         dense: the dense model.
         current: the chain with the rules that are in force.
@@ -106,6 +107,7 @@ class TradeoffReport:
     """
 
     backend: str
+    measure: str
     rows: int
     dense: TradeoffPoint
     current: TradeoffPoint
@@ -131,7 +133,7 @@ def measure_tradeoff(
     """Measure the chain over its threshold, the dense model, and the baselines.
 
     Args:
-        texts: labelled.
+        texts: labelled or not.
 
     Raises:
         ConfigError: the model has no cuts.
@@ -160,6 +162,7 @@ def measure_tradeoff(
     runner = pipeline.chain.backend.description
     return TradeoffReport(
         backend=f"{runner['backend']} {runner['precision']}",
+        measure=reports[0].measure,
         rows=len(texts),
         dense=_dense(reports[0]),
         current=current,
@@ -238,5 +241,5 @@ def _by_attention(pipeline: Pipeline) -> Chooser:
 
 def _dense(report: QualityReport) -> TradeoffPoint:
     latency = 1e3 * report.dense.seconds / report.rows
-    accuracy = report.dense.score
-    return TradeoffPoint(DENSE, ALL, 1.0, latency, accuracy, 0.0, (0.0, 0.0), 1.0)
+    score = report.dense.score
+    return TradeoffPoint(DENSE, ALL, 1.0, latency, score, 0.0, (0.0, 0.0), 1.0)

@@ -66,7 +66,7 @@ from trbert_deploy.tasks.columns import ColumnNames
     "--max-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Exit code 3 if accuracy falls by more.",
+    help="Exit code 3 if quality falls by more.",
 )
 @json_option
 @needs("export")
@@ -85,7 +85,10 @@ def evaluate(
     max_drop: float | None,
     json_path: Path | None,
 ) -> None:
-    """Compare a model with its dense model, or its teacher, on labelled texts."""
+    """Compare a model with its dense model, or its teacher.
+
+    Labels judge where all texts have one, and the other model's answers otherwise.
+    """
     from trbert_deploy.evaluation.models import open_models
     from trbert_deploy.evaluation.quality import evaluate_quality, warn_of_few_rows
     from trbert_deploy.files import write_json
@@ -131,6 +134,6 @@ def evaluate(
         warn_of_few_rows(report, max_drop)
     if max_drop is not None and -report.score_change > max_drop:
         console.notes.print(
-            f"accuracy falls by {-report.score_change:.2f} points, more than {max_drop:g}"
+            f"{report.measure} falls by {-report.score_change:.2f} points, more than {max_drop:g}"
         )
         sys.exit(3)

@@ -1,4 +1,8 @@
-"""Evaluates a model on labelled texts: the dense model and the chain on the same rows."""
+"""Evaluates a model: the dense model and the chain on the same rows.
+
+Where all texts have labels, these judge, by the task's measures. Otherwise the dense model (or the
+teacher) does: how far the chain's answers agree with its own, and how far they diverge from them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,14 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Example, Outputs, mean_agreement
+from trbert_deploy.tasks.task import (
+    AGREEMENT,
+    DIVERGENCE,
+    Example,
+    Outputs,
+    Task,
+    mean_agreement,
+)
 
 BATCH_SIZE = 8
 
@@ -33,7 +44,8 @@ class ModelQuality:
     """How good one model's answers are.
 
     Attributes:
-        metrics: the task's measures by name; the first one is what models are judged by.
+        metrics: the task's measures by name, or agreement and divergence where there are no
+            labels; the first one is what models are judged by.
         seconds: time in the chain, without tokenizing.
     """
 
@@ -56,10 +68,11 @@ class QualityReport:
     Attributes:
         backend: what both ran on.
         teacher: directory of the dense model, where it is not the chain's own weights.
+        measure: what models are judged by, the first of their metrics.
         rows: how many.
         tokens_per_row: mean, special tokens included.
         dense, reduced: their quality.
-        score_change: of the first measure, reduced minus dense, in points.
+        score_change: of that measure, reduced minus dense, in points.
         interval: 95 % interval of that change, by paired bootstrap over the rows.
         deviation: standard deviation of that change over the rows, in points.
         agreement: how far the answers are the same, as the task says.
@@ -70,6 +83,7 @@ class QualityReport:
 
     backend: str
     teacher: str | None
+    measure: str
     rows: int
     tokens_per_row: float
     dense: ModelQuality
@@ -146,7 +160,7 @@ def evaluate_quality(
     teacher: Pipeline | None = None,
     progress: Progress = no_progress,
 ) -> QualityReport:
-    """Compare the chain with the dense model on labelled texts.
+    """Compare the chain with the dense model.
 
     Args:
         teacher: take its dense model, instead of the one with the chain's own weights.
@@ -200,7 +214,7 @@ def compare_runs(
     """
     require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     targets = true_targets(runs[0].pipeline, texts, teacher)
-    if len(texts) > 1 and (targets == targets[0]).all():
+    if targets is not None and len(texts) > 1 and (targets == targets[0]).all():
         label = runs[0].pipeline.task.told_target(texts[0].target)
         warnings.warn(
             f"all {len(texts):,} texts have the label {label!r}: the figures say nothing "
@@ -247,23 +261,31 @@ def tokenize(pipeline: Pipeline, texts: Sequence[Example]) -> list[TokenRow]:
 
 
 def _compare(
-    dense: ModelRun, reduced: ModelRun, targets: NDArray[Any], teacher: Pipeline | None
+    dense: ModelRun, reduced: ModelRun, targets: NDArray[Any] | None, teacher: Pipeline | None
 ) -> QualityReport:
     """What two finished runs say of the chain."""
     task = reduced.pipeline.task
     outputs = [dense.outputs_as(reduced.pipeline), reduced.outputs]
+    rows = len(reduced.outputs)
+    if targets is None:
+        metrics = [_likeness(task, outputs[0], answers) for answers in outputs]
+        agreements = [task.agreement(*pair) for pair in zip(*outputs, strict=True)]
+        scores = [np.ones(rows), np.array(agreements)]
+    else:
+        metrics = [task.metrics(answers, targets) for answers in outputs]
+        scores = [task.scores(answers, targets) for answers in outputs]
     qualities = [
-        ModelQuality(task.metrics(answers, targets), run.timing.total_seconds)
-        for run, answers in zip((dense, reduced), outputs, strict=True)
+        ModelQuality(measures, run.timing.total_seconds)
+        for run, measures in zip((dense, reduced), metrics, strict=True)
     ]
-    scores = [task.scores(answers, targets) for answers in outputs]
     change = 100.0 * (scores[1] - scores[0])
     totals = np.sum(reduced.tokens, axis=0)
     return QualityReport(
         backend=reduced.pipeline.chain.backend.description["backend"],
         teacher=None if teacher is None else str(teacher.path),
-        rows=len(targets),
-        tokens_per_row=float(totals[0] / len(targets)),
+        measure=next(iter(metrics[0])),
+        rows=rows,
+        tokens_per_row=float(totals[0] / rows),
         dense=qualities[0],
         reduced=qualities[1],
         score_change=float(change.mean()),
@@ -276,20 +298,32 @@ def _compare(
     )
 
 
+def _likeness(
+    task: Task, teacher: Sequence[Outputs], answers: Sequence[Outputs]
+) -> dict[str, float]:
+    """How like a teacher's answers others are; its own agree as far as they agree with anything."""
+    pairs = list(zip(teacher, answers, strict=True))
+    return {
+        AGREEMENT: mean_agreement(task, teacher, answers),
+        DIVERGENCE: float(np.mean([task.divergence(*pair) for pair in pairs])),
+    }
+
+
 def true_targets(
     pipeline: Pipeline, texts: Sequence[Example], teacher: Pipeline | None = None
-) -> NDArray[Any]:
-    """The targets of texts, as the model counts them: [N, ...].
+) -> NDArray[Any] | None:
+    """The targets of texts, as the model counts them: [N, ...]; None unless all have one.
 
     Raises:
         DataError: as ``evaluate_quality``.
     """
     if not texts:
-        raise DataError("no texts to evaluate: expected labelled ones")
-    targets = pipeline.task.targets(texts)
+        raise DataError("no texts to evaluate: expected at least one")
     if teacher is not None:
         teacher.task.require_like(pipeline.task, f"the teacher {teacher.path}")
-    return targets
+    labelled = [example for example in texts if example.target is not None]
+    targets = pipeline.task.targets(labelled) if labelled else None
+    return targets if len(labelled) == len(texts) else None
 
 
 def warn_of_few_rows(report: QualityReport, points: float) -> None:

@@ -107,6 +107,7 @@ def export_bundle(
     output: Path = Path(DEFAULT_DIRECTORY),
     *,
     samples: bool = True,
+    threshold: float | None = None,
     round_to: int | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
@@ -119,6 +120,7 @@ def export_bundle(
             model, which becomes a bundle of the dense model alone.
         output: bundle directory to make.
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
+        threshold: keep probability from which tokens survive; the checkpoint's rules where None.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
@@ -137,7 +139,7 @@ def export_bundle(
     progress(f"read {checkpoint_path.name or checkpoint_path}", 0, None)
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
-    model.set_reduction(model.reduction.at(OperatingPoint(round_to=round_to)))
+    model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
         with tempfile.TemporaryDirectory() as scratch:

@@ -19,12 +19,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from trbert_deploy.bench.timing import BackendBench, BenchReport, ModelTiming
 from trbert_deploy.bench.tradeoff import TradeoffReport
 from trbert_deploy.evaluation.kept import KeptText, Piece
+from trbert_deploy.evaluation.quality import QualityReport
 from trbert_deploy.files import staged_file
 from trbert_deploy.reports.console.bench import (
-    TRADEOFF_HEADINGS,
     TRADEOFF_NOTE,
     dense_wins,
     figures_of,
+    quality_change,
+    quality_rows,
+    tradeoff_headings,
     tradeoff_rows,
 )
 from trbert_deploy.reports.plots.kept import cut_colors, cut_name
@@ -56,6 +59,7 @@ def write_html(
     texts: Sequence[KeptText],
     path: Path,
     tradeoff: TradeoffReport | None = None,
+    quality: QualityReport | None = None,
 ) -> None:
     """Write a benchmark as a page, whole or not at all.
 
@@ -63,14 +67,18 @@ def write_html(
         report: what was measured.
         texts: what the chain kept of real texts; none where there are no cuts.
         tradeoff: quality against latency, if that was measured.
+        quality: on held-out texts, if that was.
     """
-    page = render(report, texts, tradeoff)
+    page = render(report, texts, tradeoff, quality)
     with staged_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
 
 
 def render(
-    report: BenchReport, texts: Sequence[KeptText], tradeoff: TradeoffReport | None = None
+    report: BenchReport,
+    texts: Sequence[KeptText],
+    tradeoff: TradeoffReport | None = None,
+    quality: QualityReport | None = None,
 ) -> str:
     """The page as a string."""
     cuts = [float(cut["position"]) for cut in report.bundle["cuts"]]
@@ -93,8 +101,11 @@ def render(
             }
             for number, bench in enumerate(report.backends)
         ],
+        quality=quality,
+        quality_rows=[] if quality is None else list(quality_rows(quality)),
+        quality_change="" if quality is None else quality_change(quality),
         tradeoff=tradeoff,
-        tradeoff_headings=TRADEOFF_HEADINGS,
+        tradeoff_headings=[] if tradeoff is None else tradeoff_headings(tradeoff),
         tradeoff_note=TRADEOFF_NOTE,
         tradeoff_rows=[] if tradeoff is None else list(tradeoff_rows(tradeoff)),
         tradeoff_plot=""

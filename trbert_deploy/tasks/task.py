@@ -21,6 +21,8 @@ Outputs = Mapping[str, NDArray[np.float32]]
 #: What a model is judged by that has no labels to be judged by: how far its answers are the
 #: teacher's, by ``Task.agreement``.
 AGREEMENT = "agreement"
+#: What tells more than agreement where answers hardly ever change, see ``Task.divergence``.
+DIVERGENCE = "divergence"
 
 #: A text, or a pair of them.
 Text = str | tuple[str, str] | list[str]

@@ -47,19 +47,30 @@ def print_quality(report: QualityReport, console: Console) -> None:
     )
     for heading in ("", "teacher" if report.teacher else "dense", "reduced"):
         table.add_column(heading, justify="right" if heading else "left")
+    for cells in quality_rows(report):
+        table.add_row(*cells)
+    console.print(table)
+    console.print(quality_change(report))
+
+
+def quality_rows(report: QualityReport) -> Iterator[tuple[str, str, str]]:
+    """The cells of each line of a table: what it is, of the dense model, of the chain."""
     both = (report.dense, report.reduced)
     for measure in report.dense.metrics:
-        style = "{:.3f}" if measure.endswith("error") else "{:.2%}"
-        values = (style.format(model.metrics[measure]) for model in both)
-        table.add_row(measure.replace("_", " ").replace(" f1", " F1"), *values)
-    table.add_row("seconds", *(f"{model.seconds:.1f}" for model in both))
-    table.add_row("tokens kept", "all", _shares(report))
-    table.add_row("FLOPs speed-up", "1", f"{report.flops_speedup:.2f}")
-    table.add_row("measured speed-up", "1", f"{report.measured_speedup:.2f}")
-    console.print(table)
+        style = "{:.3f}" if measure.endswith(("error", "divergence")) else "{:.2%}"
+        dense, reduced = (style.format(model.metrics[measure]) for model in both)
+        yield measure.replace("_", " ").replace(" f1", " F1"), dense, reduced
+    yield "seconds", f"{report.dense.seconds:.1f}", f"{report.reduced.seconds:.1f}"
+    yield "tokens kept", "all", _shares(report)
+    yield "FLOPs speed-up", "1", f"{report.flops_speedup:.2f}"
+    yield "measured speed-up", "1", f"{report.measured_speedup:.2f}"
+
+
+def quality_change(report: QualityReport) -> str:
+    """What lies between the two models, in words."""
     low, high = report.interval
-    console.print(
-        f"{next(iter(report.dense.metrics))} changes by {report.score_change:+.2f} points "
+    return (
+        f"{report.measure} changes by {report.score_change:+.2f} points "
         f"(95 % interval {low:+.2f} to {high:+.2f}); "
         f"{report.agreement:.1%} of the answers agree"
     )
@@ -68,7 +79,14 @@ def print_quality(report: QualityReport, console: Console) -> None:
 def print_sweep(report: SweepReport, console: Console) -> None:
     """Print one line per operating point, by what it saves, the current one among them."""
     table = Table(title="by threshold", box=None, padding=(0, 1, 0, 0))
-    for heading in ("threshold", "tokens kept", "FLOPs", "measured", "accuracy", "change, points"):
+    for heading in (
+        "threshold",
+        "tokens kept",
+        "FLOPs",
+        "measured",
+        report.current.measure,
+        "change",
+    ):
         table.add_column(heading, justify="right")
     named = [(f"{point.threshold:g}", point.quality) for point in report.points]
     named.append(("current", report.current))
@@ -93,7 +111,7 @@ def print_tradeoff(report: TradeoffReport, console: Console) -> None:
         box=None,
         padding=(0, 1, 0, 0),
     )
-    for place, heading in enumerate(TRADEOFF_HEADINGS):
+    for place, heading in enumerate(tradeoff_headings(report)):
         table.add_column(heading, justify="left" if place < 2 else "right")
     for cells, style in tradeoff_rows(report):
         table.add_row(*cells, style=style)
@@ -103,13 +121,17 @@ def print_tradeoff(report: TradeoffReport, console: Console) -> None:
         console.print(note, soft_wrap=True)
 
 
-TRADEOFF_HEADINGS = ("model", "setting", "ms", "time", "FLOPs", "accuracy", "change, points")
 #: What a reader of a trade-off must know.
 TRADEOFF_NOTE = (
     "ms: mean of a text, one at a time, all models in turns, without tokenizing; time and FLOPs: "
     "how many times less than the dense model. The baselines have the same weights, were not "
     "trained for what they do, and are not charged for choosing."
 )
+
+
+def tradeoff_headings(report: TradeoffReport) -> tuple[str, ...]:
+    """The headings of its table."""
+    return ("model", "setting", "ms", "time", "FLOPs", report.measure, "change, points")
 
 
 def tradeoff_rows(report: TradeoffReport) -> Iterator[tuple[tuple[str, ...], str | None]]:
@@ -129,7 +151,7 @@ def _figures(point: TradeoffPoint, dense: TradeoffPoint) -> Iterator[str]:
     yield f"{point.latency_ms:.2f}"
     yield f"{dense.latency_ms / point.latency_ms:.2f}x"
     yield f"{point.flops_speedup:.2f}x"
-    yield f"{point.accuracy:.2%}"
+    yield f"{point.score:.2%}"
     change, low, high = map(_points, (point.score_change, *point.interval))
     yield "" if point.model == DENSE else f"{change} ({low} to {high})"
 

@@ -1,4 +1,4 @@
-"""Draws sweeps: accuracy against what is saved, and against measured latency."""
+"""Draws sweeps: quality against what is saved, and against measured latency."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_sweep_plot(report: SweepReport, path: Path) -> None:
 def draw_sweep(report: SweepReport) -> Figure:
     """Accuracy of the chain against its FLOPs speed-up, along the thresholds.
 
-    The band is the 95 % interval of the change, laid on the dense model's accuracy: where the
+    The band is the 95 % interval of the change, laid on the dense model's score: where the
     dashed line runs within it, the rows do not tell the two models apart.
     """
     dense, current = report.current.dense, report.current
@@ -65,7 +65,7 @@ def draw_sweep(report: SweepReport) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _clean(axes)
     axes.set_xlabel(f"FLOPs speed-up over the {name}")
-    axes.set_ylabel(f"accuracy on {current.rows:,} texts")
+    axes.set_ylabel(f"{current.measure} on {current.rows:,} texts")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -85,7 +85,7 @@ def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.
     """
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    dense = report.dense.accuracy
+    dense = report.dense.score
     for model in reversed(report.models):  # the chain on top
         points = report.of(model)
         color, marker, label = _CURVES[model]
@@ -95,19 +95,19 @@ def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.
                 [dense + point.interval[side] / 100.0 for point in points] for side in (0, 1)
             )
             axes.fill_between(times, low, high, color=color, alpha=0.15, linewidth=0)
-        accuracies = [point.accuracy for point in points]
-        axes.plot(times, accuracies, color=color, marker=marker, markersize=5, label=label)
+        scores = [point.score for point in points]
+        axes.plot(times, scores, color=color, marker=marker, markersize=5, label=label)
     for name, point, color, marker in (
         ("dense", report.dense, _DENSE, "s"),
         ("current rules", report.current, _CURRENT, "D"),
     ):
-        told = f"{name}: {point.latency_ms:.1f} ms, {point.accuracy:.1%}"
-        _mark(axes, (point.latency_ms, point.accuracy), color, marker, told)
+        told = f"{name}: {point.latency_ms:.1f} ms, {point.score:.1%}"
+        _mark(axes, (point.latency_ms, point.score), color, marker, told)
     axes.set_xlim(left=0.0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _clean(axes)
     axes.set_xlabel(f"mean ms per text, {report.backend}")
-    axes.set_ylabel(f"accuracy on {report.rows:,} texts")
+    axes.set_ylabel(f"{report.measure} on {report.rows:,} texts")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 

@@ -1,0 +1,148 @@
+"""Before hours are spent: does dropping tokens pay here, and how long will it take?"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trbert_deploy.bench.baselines import with_ratio
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
+from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.chain import Timing
+from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.task import Example, Text
+from trbert_deploy.training.prepare import fit_positions
+
+#: Measured speed-up from which training is worth its time.
+LEAST_GAIN = 1.1
+#: Texts that both models are timed on.
+TIMED_TEXTS = 48
+#: Widens the keep logits of new policies, so that no rounding decides which tokens they keep.
+_SPREAD = 20.0
+BUNDLE = "bundle"
+
+
+@dataclass(frozen=True)
+class Payoff:
+    """What the chain would save, told by the same model with policies that know nothing.
+
+    What a chain takes depends on how many tokens it keeps, not on which ones.
+
+    Attributes:
+        tokens_per_text: mean, special tokens included.
+        dense_ms, reduced_ms: mean time of a text, one at a time; None where nothing was timed.
+        reason: why dropping tokens does not pay, if it does not.
+    """
+
+    tokens_per_text: float
+    dense_ms: float | None
+    reduced_ms: float | None
+    reason: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_payoff(
+    model: str,
+    examples: Sequence[Example],
+    target_speedup: float,
+    directory: Path,
+    *,
+    max_length: int | None = None,
+    cuts: str | None = None,
+    progress: Progress = no_progress,
+) -> Payoff:
+    """Export the model with untrained policies that keep so much, and time it on real texts.
+
+    Args:
+        examples: to be timed on, up to ``TIMED_TEXTS`` of them.
+        target_speedup: FLOPs of the dense model over the chain's.
+        directory: receives ``bundle``, whose dense graph is the model as it came.
+
+    Raises:
+        CheckpointError, ParityError: the model cannot be exported.
+        DataError, LengthError: a text that it cannot take.
+    """
+    progress("load model", 0, None)
+    texts = [each.text for each in examples[:TIMED_TEXTS]]
+    names = [each.name for each in examples[:TIMED_TEXTS]]
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = _untrained(model, texts, Path(scratch), max_length, cuts)
+        spec, reduction = checkpoint.model.spec, checkpoint.model.reduction
+        tokenizer = TextTokenizer(checkpoint.tokenizer_dir / TOKENIZER_FILE, checkpoint.max_length)
+        lengths = np.array([len(each) for each in tokenizer.encode(texts, names)], np.int64)
+        mean = float(lengths.mean())
+        try:
+            reduction = with_ratio(spec, reduction, lengths, target_speedup)
+        except ConfigError:
+            reason = (
+                f"texts of {mean:.0f} tokens cannot be made {target_speedup:g} times cheaper: "
+                "expected longer texts, or a smaller --target-speedup"
+            )
+            return Payoff(mean, None, None, reason)
+        checkpoint.model.set_reduction(reduction)
+        save_checkpoint(checkpoint, Path(scratch) / "ckpt")
+        export_bundle(Path(scratch) / "ckpt", directory / BUNDLE, progress=progress)
+    pipeline = load(directory / BUNDLE)
+    rows = pipeline.tokenize(texts, names)
+    seconds = timed_in_turns(pipeline, rows, progress)
+    dense, reduced = (1e3 * total / len(rows) for total in seconds)
+    slow: str | None = None
+    if dense < LEAST_GAIN * reduced:
+        slow = (
+            f"with {target_speedup:g} times fewer operations a text of {mean:.0f} tokens takes "
+            f"{reduced:.2f} ms here and without {dense:.2f}, {dense / reduced:.2f} times as long: "
+            "the model is too small, or its texts are too short, for dropped tokens to save time"
+        )
+    return Payoff(mean, dense, reduced, slow)
+
+
+def timed_in_turns(
+    pipeline: Pipeline, rows: Sequence[TokenRow], progress: Progress = no_progress
+) -> tuple[float, float]:
+    """Seconds in which the dense model and the chain answer rows one by one, in turns."""
+    for dense in (True, False):  # the first calls of a graph are slower
+        pipeline.run(rows[:2], dense=dense)
+    seconds = {True: 0.0, False: 0.0}  # by dense
+    for done, row in enumerate(rows):
+        for dense in (True, False) if done % 2 == 0 else (False, True):
+            timing = Timing()
+            pipeline.run([row], dense=dense, timing=timing)
+            seconds[dense] += timing.total_seconds
+        progress("time", done + 1, len(rows))
+    return seconds[True], seconds[False]
+
+
+def _untrained(
+    model: str, texts: Sequence[Text], scratch: Path, max_length: int | None, cuts: str | None
+) -> Checkpoint:
+    """The model with policies that know nothing yet."""
+    reduction = None if cuts is None else ReductionConfig.parse(cuts)
+    torch.manual_seed(0)
+    pretrained = load_pretrained(model, (), reduction)
+    limit = fit_positions(pretrained.model, max_length)
+    with torch.no_grad():
+        for policy in pretrained.model.policies:
+            policy.get_parameter("score.weight").mul_(_SPREAD)
+    return Checkpoint(
+        pretrained.model,
+        tokenizer_directory(model, scratch),
+        limit,
+        samples=tuple(text for text in texts if isinstance(text, str)),
+        hf_config=pretrained.hf_config,
+    )

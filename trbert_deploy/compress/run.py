@@ -1,0 +1,428 @@
+"""From a fine-tuned model and texts to a faster bundle, in one go that can be resumed.
+
+work/
+  compress.json          options, and what every finished step came to
+  texts/                 train.jsonl, validation.jsonl, test.jsonl
+  probe/bundle/          the model with untrained policies; its dense graph is the model as it came
+  ckpt/                  the training run
+  bundle/                what is put in place at the end
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
+from trbert_deploy.bench.timing import BenchReport
+from trbert_deploy.bundle.manifest import MANIFEST
+from trbert_deploy.compress.options import MOST_TEXTS, CompressOptions
+from trbert_deploy.compress.probe import BUNDLE, TIMED_TEXTS, Payoff, measure_payoff
+from trbert_deploy.compress.texts import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    SplitTexts,
+    copy_some,
+    sample,
+    write_split,
+)
+from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, DataError
+from trbert_deploy.evaluation.kept import KeptText
+from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.files import followed, read_json, staged_directory, write_json
+from trbert_deploy.locks import hold
+from trbert_deploy.machine import cores, processor
+from trbert_deploy.modeling.checkpoints.hf_source import open_source
+from trbert_deploy.progress import Progress, told
+from trbert_deploy.replacing import is_empty
+from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
+from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.reading.examples import read_examples
+from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.training import processes
+from trbert_deploy.training.estimate import estimate_seconds
+from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.prepare import prepare
+from trbert_deploy.training.recipe import Recipe
+from trbert_deploy.training.run import RUN_FILE, TrainReport, train
+
+RECORD_FILE = "compress.json"
+RECORD_VERSION = 1
+#: Opens a progress bar for a step with this title.
+Bars = Callable[[str], AbstractContextManager[Progress]]
+#: Called with what was measured, kept and judged.
+WritePage = Callable[[BenchReport, list[KeptText], QualityReport], None]
+TEXTS, PROBE, CHECKPOINT = "texts", "probe", "ckpt"
+#: Texts of each kind that training time is told from.
+SOME_TEXTS = 256
+#: Lengths of texts that both models are timed at, in percent of the texts that are shorter.
+PERCENTILES = (50, 95)
+
+
+def compress(
+    options: CompressOptions,
+    output: Path,
+    work: Path,
+    bars: Bars,
+    note: Callable[[str], None] = lambda message: None,
+    write_page: WritePage | None = None,
+) -> dict[str, Any]:
+    """Train, export, evaluate and measure; a bundle at ``output`` is replaced at the very end.
+
+    Args:
+        output: bundle directory to make.
+        work: directory for what lies between; a run that is there goes on.
+        bars: opens one for each step.
+        note: told what a person should know.
+        write_page: makes a page of what was measured.
+
+    Returns:
+        What it came to (JSON values): ``payoff``, what was measured beforehand; ``quality`` of the
+        chain on held-out texts beside the model as it came, and ``bench``, both missing where
+        dropping tokens does not pay and the bundle is the dense model; ``missed``, what was asked
+        for and not reached, and then ``bundle`` is not ``output``, which stays as it was.
+
+    Raises:
+        ConfigError: options out of range, or others than those of the run in ``work``.
+        CheckpointError, DataError, StorageError: the model or the texts cannot be used.
+        BundleError: ``output`` is something else than a bundle.
+        ParityError: an export does not reproduce PyTorch.
+    """
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise BundleError(
+            f"{output} exists and is not a bundle: choose another --output, or remove it"
+        )
+    recipe = Recipe.found(options.recipe)
+    task = _task(options.model)
+    with ExitStack() as stack:
+        _require_room(work)
+        followed(work).mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(hold(work))
+        except BlockingIOError:
+            raise ConfigError(
+                f"another run is at work in {work}: wait until it ends, or choose another --work"
+            ) from None
+        record = _Record.open(options, work)
+        run = _Run(options, recipe, task, output, work, write_page, bars, note, record)
+        return record.step("summary", run.all)
+
+
+def _task(model: str) -> Task:
+    """What the model answers.
+
+    Raises:
+        CheckpointError: it answers nothing that is computed here.
+    """
+    source = open_source(model)
+    source.require_answers()
+    return task_of(source.spec())
+
+
+def _require_room(work: Path) -> None:
+    if work.exists() and not is_empty(work) and not (work / RECORD_FILE).exists():
+        raise ConfigError(f"{work} is not empty: choose another --work, or remove what is there")
+
+
+@dataclass
+class _Record:
+    """What finished steps came to, on disk."""
+
+    path: Path
+    data: dict[str, Any]
+
+    @classmethod
+    def open(cls, options: CompressOptions, work: Path) -> _Record:
+        """The record of the run in ``work``, or a new one.
+
+        Raises:
+            ConfigError: that run has other options.
+            CheckpointError: its record is damaged.
+        """
+        path = work / RECORD_FILE
+        if not path.exists():
+            record = cls(
+                path,
+                {
+                    "version": RECORD_VERSION,
+                    "options": options.to_json(),
+                    "source": _stamp(options.texts),
+                    "seconds": 0.0,
+                    "steps": {},
+                },
+            )
+            record.write()
+            return record
+        data = read_json(path, CheckpointError)
+        if data.get("version") != RECORD_VERSION or not isinstance(data.get("steps"), dict):
+            raise CheckpointError(f"{path} is damaged or of another version: choose another --work")
+        changed = options.changed(data["options"])
+        if changed:
+            raise ConfigError(
+                f"{work} holds a run with other options ({', '.join(changed)}): give the same ones "
+                "to go on, or choose another --work"
+            )
+        if data["source"] != _stamp(options.texts):
+            raise ConfigError(
+                f"{options.texts} has changed since the run in {work} began: choose another --work"
+            )
+        return cls(path, data)
+
+    def write(self) -> None:
+        write_json(self.path, self.data)
+
+    def step(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What a step came to; it is run if it is not finished."""
+        if name not in self.data["steps"]:
+            found = run()
+            self.data["steps"][name] = found
+            self.write()
+        return dict(self.data["steps"][name])
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the time of a block, however it ends, to that of the run."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.data["seconds"] += time.monotonic() - start
+            self.write()
+
+
+def _stamp(source: str) -> list[int] | None:
+    """Size and time of a file, by which a changed one is told; None for what is read once."""
+    path = Path(source)
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: its options, its places, and its steps."""
+
+    options: CompressOptions
+    recipe: Recipe
+    task: Task
+    output: Path
+    work: Path
+    write_page: WritePage | None
+    bars: Bars
+    note: Callable[[str], None]
+    record: _Record
+
+    def all(self) -> dict[str, Any]:
+        """Every step that is not finished, in order; the summary."""
+        with self.record.timed():
+            texts = SplitTexts(**self.record.step("texts", self._split))
+            plan = self.record.step("plan", lambda: self._plan(texts))
+            payoff = Payoff(**plan["payoff"])
+            if payoff.reason is not None:
+                return self._summary(payoff, self._dense(payoff.reason))
+            self._tell(texts, payoff, plan["seconds"])
+            threshold = self.record.step("train", self._train)["threshold"]
+            self.record.step("export", lambda: self._export(threshold))
+            found = self._judge()
+        return self._summary(payoff, found)
+
+    def _summary(self, payoff: Payoff, found: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "model": self.options.model,
+            "bundle": str(self.output),
+            "missed": None,
+            "payoff": payoff.to_json(),
+            "seconds": round(self.record.data["seconds"]),
+            **found,
+        }
+
+    def _split(self) -> dict[str, Any]:
+        with self.bars("1/6 texts") as progress:
+            found = read_examples(self.options.texts, self.task, self.options.names, self.note)
+            examples, count = sample(told("read", found, progress), MOST_TEXTS)
+        if count > MOST_TEXTS:
+            self.note(f"{MOST_TEXTS:,} of {count:,} texts are used, at random")
+        (self.work / TEXTS).mkdir(exist_ok=True)
+        by_labels = self.options.judges_by_labels
+        split = write_split(examples, self.work / TEXTS, judge_by_labels=by_labels)
+        if self.options.max_drop is not None and not split.labelled:
+            raise DataError(
+                f"some of the texts in {self.options.texts} have no label, by which a drop is "
+                "judged: expected labels for all, or --min-agreement instead of --max-drop"
+            )
+        return asdict(split)
+
+    def _examples(self, name: str, most: int | None = None) -> list[Example]:
+        return list(islice(read_examples(self.work / TEXTS / name, self.task), most))
+
+    def _train_options(self, directory: Path) -> TrainOptions:
+        return TrainOptions(
+            model=self.options.model,
+            train=str(directory / TRAIN),
+            validation=str(directory / VALIDATION),
+            target_speedup=self.options.target_speedup,
+            max_length=self.options.max_length,
+            recipe=self.recipe,
+        )
+
+    def _plan(self, texts: SplitTexts) -> dict[str, Any]:
+        """Whether it pays, and how long training will take: told from a few of the texts."""
+        with self.bars("2/6 probe") as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # training says how many it met
+            payoff = measure_payoff(
+                self.options.model,
+                self._examples(TEST, TIMED_TEXTS),
+                self.options.target_speedup,
+                self.work / PROBE,
+                max_length=self.options.max_length,
+                cuts=self.recipe.cuts,
+                progress=progress,
+            )
+            seconds: dict[str, float] = {}
+            if payoff.reason is None:
+                with tempfile.TemporaryDirectory() as scratch:
+                    some = Path(scratch) / TEXTS
+                    some.mkdir()
+                    for name in (TRAIN, VALIDATION):
+                        copy_some(self.work / TEXTS / name, some / name, SOME_TEXTS)
+                    options = self._train_options(some)
+                    run = prepare(options, Path(scratch), processes.join(), lambda message: None)
+                    counts = (texts.train, texts.validation)
+                    seconds = estimate_seconds(options, run, *counts, progress)
+        return {"payoff": payoff.to_json(), "seconds": seconds}
+
+    def _tell(self, texts: SplitTexts, payoff: Payoff, seconds: dict[str, float]) -> None:
+        """What will be done, before it is."""
+        judge = "their labels" if texts.labelled else "how far answers agree with the model's own"
+        self.note(
+            f"{texts.train:,} texts to learn from, {texts.validation:,} to validate by and "
+            f"{texts.test:,} held out, {payoff.tokens_per_text:.0f} tokens each; judged by {judge}"
+        )
+        assert payoff.dense_ms is not None and payoff.reduced_ms is not None
+        self.note(
+            f"with {self.options.target_speedup:g} times fewer operations a text takes "
+            f"{payoff.reduced_ms:.1f} ms instead of {payoff.dense_ms:.1f} on {processor()}, "
+            f"{cores()} cores: {payoff.dense_ms / payoff.reduced_ms:.1f} times less"
+        )
+        parts = ", ".join(f"{name} {rough_time(spent)}" for name, spent in seconds.items())
+        self.note(
+            f"training takes about {rough_time(sum(seconds.values()))} here ({parts}); if it is "
+            "interrupted, the same command goes on"
+        )
+        files = sum(path.stat().st_size for path in (self.work / PROBE / BUNDLE).iterdir())
+        # A checkpoint for each stage and the newest one, what a stage needs to go on, two bundles.
+        copies = len(seconds) + 1 + 4 + max(map(self._runs_of, seconds)) + 2
+        self.note(
+            f"it writes {self.output}/ ({files / 2**20:,.0f} MiB) at the end, and up to "
+            f"{copies * files / 2**30:.1f} GiB in {self.work}/, which can be removed then"
+        )
+
+    def _runs_of(self, stage: str) -> int:
+        return self._train_options(self.work).averaged_runs_of(stage)
+
+    def _train(self) -> dict[str, Any]:
+        checkpoint = self.work / CHECKPOINT
+        with self.bars("3/6 train") as progress:
+            report = train(
+                self._train_options(self.work / TEXTS),
+                checkpoint,
+                resume=(checkpoint / RUN_FILE).exists(),
+                progress=progress,
+                note=self.note,
+            )
+        return {"threshold": self._threshold(report)}
+
+    def _threshold(self, report: TrainReport) -> float | None:
+        """Where another one must be taken to keep to what was asked for: the fastest that does.
+
+        None stands for the one that was trained for; it is kept where nothing is asked for, too.
+        """
+        teacher = report.teacher_score or 0.0
+        own = list(report.stages.values())[-1]
+        if not self.options.fails(own.score, teacher) or not report.points:
+            return None
+        within = [
+            point
+            for point in report.points
+            if not self.options.fails(point.score, teacher)
+            and point.flops_speedup <= own.flops_speedup
+        ]
+        if within:
+            chosen = max(within, key=lambda point: point.flops_speedup)
+            told = "the fastest that keeps to what was asked for"
+        else:
+            chosen = max(report.points, key=lambda point: point.score)
+            told = "the best there is; none keeps to what was asked for"
+        self.note(
+            f"{own.flops_speedup:.2f} times fewer operations cost too much on the validation texts "
+            f"({report.measure} {own.score:.2%}): taken is the threshold {chosen.threshold:.3f} "
+            f"with {chosen.flops_speedup:.2f} times ({chosen.score:.2%}), {told}"
+        )
+        return chosen.threshold
+
+    def _export(self, threshold: float | None) -> dict[str, Any]:
+        with self.bars("4/6 export") as progress:
+            export_bundle(
+                self.work / CHECKPOINT, self.work / BUNDLE, threshold=threshold, progress=progress
+            )
+        return {}
+
+    def _dense(self, reason: str) -> dict[str, Any]:
+        self.note(f"dropping tokens does not pay: {reason}")
+        with self.bars("3/3 export") as progress:
+            export_bundle(Path(self.options.model), self.output, progress=progress)
+        return {}
+
+    def _judge(self) -> dict[str, Any]:
+        """Evaluate and measure what came of it, write the page, put the bundle in place."""
+        bundle = self.work / BUNDLE
+        test = self._examples(TEST)
+        with self.bars("5/6 evaluate") as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)
+            teacher, pipeline = load(self.work / PROBE / BUNDLE), load(bundle)
+            quality = evaluate_quality(pipeline, test, teacher=teacher, progress=progress)
+            lengths = [len(row) for row in pipeline.tokenize([each.text for each in test])]
+        measured = BenchOptions(
+            lengths=tuple(sorted({int(np.percentile(lengths, share)) for share in PERCENTILES})),
+            backend=DEFAULT_BACKEND,
+            data=test,
+        )
+        with self.bars("6/6 bench") as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)
+            bench = bench_bundle(bundle, measured, progress)
+            kept = trace_bundle(bundle, measured, progress) if self.write_page else []
+        missed = self.options.missed(quality)
+        if missed is None:
+            with staged_directory(self.output) as staging:
+                shutil.copytree(bundle, staging, dirs_exist_ok=True)
+        if self.write_page is not None:
+            self.write_page(bench, kept, quality)
+        return {
+            "bundle": str(self.output if missed is None else bundle),
+            "missed": missed,
+            "quality": quality.to_json(),
+            "bench": bench.to_json(),
+        }
+
+
+def rough_time(seconds: float) -> str:
+    """A time as a person would tell it beforehand."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
