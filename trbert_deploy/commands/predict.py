@@ -121,7 +121,7 @@ def predict(
     if output is None:
         console.write_lines(lines)
     else:
-        total = len(texts) if source is None else count_examples(source)
+        total = len(texts) if source is None else count_examples(source, columns)
         with (
             staged_file(output) as staging,
             staging.open("w", encoding="utf-8") as file,

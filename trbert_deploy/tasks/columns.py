@@ -84,7 +84,7 @@ class ColumnNames:
     @property
     def known_texts(self) -> frozenset[str]:
         """Names, as ``plain`` has them, by which a column of texts is known."""
-        return frozenset((TEXT, *TEXTS) if self.text is None else (plain(self.text),))
+        return frozenset((TEXT, *TEXTS, plain(self.text or TEXT)))
 
     def find(self, found: Sequence[str], labels: Sequence[str], where: str) -> Columns:
         """Find the columns among those that a record has, whatever their case.

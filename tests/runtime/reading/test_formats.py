@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from trbert_deploy.errors import DataError, MissingDependencyError
 from trbert_deploy.runtime.reading.formats import is_data_file, read_records
+from trbert_deploy.runtime.reading.tables import LARGEST_CELL
 from trbert_deploy.tasks.columns import ColumnNames
 
 KNOWN = ColumnNames().known_texts
@@ -221,6 +222,14 @@ def test_a_cell_of_8_mb_is_read(tmp_path: Path) -> None:
     text = "a film, " * 2**20
     (tmp_path / "a.csv").write_text(f'text,label\n"{text}",1\n')
     assert read(tmp_path / "a.csv") == [{"text": text, "label": "1"}]
+
+
+def test_a_quote_that_is_never_closed_swallows_no_more_than_a_cell(tmp_path: Path) -> None:
+    line = "a film of many words,1\n"
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"a,1\n' + line * (LARGEST_CELL // len(line) + 1))
+    with pytest.raises(DataError, match=r"a\.csv, line 2: not CSV \(field larger than field lim"):
+        read(path)
 
 
 def test_an_empty_cell_is_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from trbert_deploy.tasks.columns import TEXT
 
 DELIMITERS = ",;\t|"
 #: Characters of the largest cell: a quote that is never closed ends there.
-LARGEST_CELL = 2**26
+LARGEST_CELL = 2**24
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
