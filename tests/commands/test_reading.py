@@ -85,7 +85,7 @@ def test_predict_takes_the_columns_that_are_named(
         tokens.append(json.loads(capfd.readouterr().out)["num_tokens"])
     assert tokens[0] == tokens[1] < tokens[2]
     assert run(*command, "--text-column", "body") == 1
-    error = 'error: a.csv, line 2 has no column "body": it has text, remark, answer\n'
+    error = 'error: a.csv, line 2 has no column "body": it has "text", "remark", "answer"\n'
     assert capfd.readouterr().err == error
     assert run(*command, "--label-column", "label") == 2
 

@@ -179,6 +179,21 @@ def test_anything_else_is_plain_text_and_said_so(tmp_path: Path, content: str) -
     assert len(notes) == 1 and notes[0].startswith("reviews: read as plain text, one a line")
 
 
+def test_quoted_cells_of_tsv_may_hold_tabs(tmp_path: Path) -> None:
+    """But where quotes give as many cells as the header has without that, they are literal."""
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"a\t""b"""\t1\n"a\tb"\nc\t"\t"\n\t1\n')
+    assert [list(row.values()) for row in read(path)] == [
+        ['a\t"b"', "1"], ['"a', 'b"'], ["c", "\t"], [None, "1"],
+    ]  # fmt: skip
+
+
+def test_a_file_of_no_text_is_no_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "reviews").write_bytes(b"PK\x03\x04\xff\n")
+    with pytest.raises(DataError, match="reviews, line 1: not UTF-8"):
+        read(tmp_path / "reviews")
+
+
 def test_names_of_records(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('\ntext,label\n"two\nlines",1\n\nb,2\n')
     assert names(tmp_path / "a.csv") == ["a.csv, line 3", "a.csv, line 6"]
@@ -218,10 +233,18 @@ def test_json_lines_with_lists_are_no_list_of_records(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json") == ROWS
 
 
+def test_quoted_names_of_columns_tell_no_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"a;b;c",text\n1,d\n')
+    assert read(tmp_path / "a.csv") == [{"a;b;c": "1", "text": "d"}]
+
+
 def test_a_cell_of_8_mb_is_read(tmp_path: Path) -> None:
     text = "a film, " * 2**20
-    (tmp_path / "a.csv").write_text(f'text,label\n"{text}",1\n')
-    assert read(tmp_path / "a.csv") == [{"text": text, "label": "1"}]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / name).write_text(f'text{delimiter}label\n"{text}"{delimiter}1\n')
+        assert read(tmp_path / name) == [{"text": text, "label": "1"}]
+    (tmp_path / "a").write_text(text)
+    assert read(tmp_path / "a", [].append) == [{"text": text}]
 
 
 def test_a_quote_that_is_never_closed_swallows_no_more_than_a_cell(tmp_path: Path) -> None:
@@ -247,6 +270,7 @@ BAD = {
         ("text,text,label\na,b,1\n", "line 1: several columns are named text"),
         (b"text\na\n\xff\n", "line 3: not UTF-8"),
         (b"\xff\xfet\0", "line 1: not UTF-8"),
+        ("text,label\ra,1\r", r"line 1: not CSV \(new-line character seen in unquoted field\): a"),
     ],
     "a.tsv": [
         ("text\tlabel\na\n", "line 2: 1 cells, expected 2"),
