@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -48,20 +49,18 @@ def numbered(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
+def pipe(tmp_path: Path) -> Callable[[bytes], Path]:
     """A FIFO that a content can be read from once: ``pipe(content)`` is its path."""
-    writers = []
+    numbers = count()
 
     def write(content: bytes) -> Path:
-        path = tmp_path / f"pipe{len(writers)}"
+        path = tmp_path / f"pipe{next(numbers)}"
         os.mkfifo(path)
-        writers.append(threading.Thread(target=path.write_bytes, args=(content,)))
-        writers[-1].start()
+        # A writer that nobody reads from waits for ever: it must not keep the tests.
+        threading.Thread(target=path.write_bytes, args=(content,), daemon=True).start()
         return path
 
-    yield write
-    for writer in writers:
-        writer.join()
+    return write
 
 
 def test_predict_reads_a_table_and_says_which_column(

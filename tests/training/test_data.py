@@ -87,11 +87,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=(lines(ROWS),))
-    writer.start()
-    assert len(read_examples(str(tmp_path / "pipe"))) == len(ROWS)
-    writer.join()
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    threading.Thread(target=path.write_text, args=(lines(ROWS),), daemon=True).start()
+    assert len(read_examples(str(path))) == len(ROWS)
 
 
 def test_half_of_a_surrogate_pair_is_told_in_one_line(

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -135,20 +135,17 @@ CONTENTS = {
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
+def pipe(tmp_path: Path) -> Callable[[bytes], Path]:
     """Writes to a pipe: ``pipe(content)`` is its path."""
-    writers = []
 
     def write(content: bytes) -> Path:
         path = tmp_path / "tmp.Xy12"
         os.mkfifo(path)
-        writers.append(threading.Thread(target=path.write_bytes, args=(content,)))
-        writers[-1].start()
+        # A writer that nobody reads from waits for ever: it must not keep the tests.
+        threading.Thread(target=path.write_bytes, args=(content,), daemon=True).start()
         return path
 
-    yield write
-    for writer in writers:
-        writer.join()
+    return write
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
@@ -339,6 +336,14 @@ def test_times_in_parquet_are_left_out(tmp_path: Path) -> None:
     table = pyarrow.table({"at": pyarrow.array([datetime(2026, 1, 1)], "timestamp[ns]")})
     parquet.write_table(table.append_column("text", [["a"]]), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == [{"at": None, "text": "a"}]
+
+
+def test_texts_in_parquet_are_utf_8(tmp_path: Path) -> None:
+    """Half of a surrogate pair, too, is none."""
+    column = pyarrow.array([b"a", b"\xed\xa0\x80"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet, row 1 or one behind it: not UTF-8$"):
+        read(tmp_path / "a.parquet")
 
 
 def test_parquet_without_pyarrow_names_the_extra(

@@ -105,10 +105,8 @@ def test_text_that_begins_as_a_format_does_is_text() -> None:
 def test_a_fifo_is_read_as_a_file_is(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(pack(CONTENT),))
-    writer.start()
+    threading.Thread(target=path.write_bytes, args=(pack(CONTENT),), daemon=True).start()
     assert content_of(path) == CONTENT
-    writer.join()
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
@@ -129,13 +127,13 @@ def test_no_more_is_waited_for_than_is_there(
                 got.append(line)
                 begun.set()
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     with path.open("wb", buffering=0) as pipe:
         pipe.write(packed[:-99])
         early = begun.wait(60)
         pipe.write(packed[-99:])
-    reader.join()
+    reader.join(60)
     assert early and b"".join(got) == content
 
 
