@@ -15,6 +15,7 @@ OPTIONAL = (
     "transformers",
     "safetensors",
     "datasets",
+    "pyarrow",
     "tensorboard",
     "tomlkit",
     "onnx",

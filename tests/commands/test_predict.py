@@ -146,7 +146,7 @@ def test_a_long_text_is_named_by_its_line(
 BAD_LINES = [
     ('{"text": "a"', "line 8: not JSON (Expecting ',' delimiter at column 13)"),
     ("[" * 100_000, "line 8: not JSON ("),
-    ('{"label": "a"}', "line 8 has the columns label: none is known to hold text"),
+    ('{"label": "a"}', 'line 8 has the columns "label": none is known to hold text'),
     ('"text"', 'line 8: expected a JSON object with a field "text"'),
     ('{"text": ["a"]}', 'line 8: the field "text" is of type list, expected a string'),
     ('{"text": "a", "text_pair": 1}', 'line 8: the field "text_pair" is of type int'),

@@ -63,12 +63,12 @@ def test_no_label_is_looked_for_unless_asked() -> None:
         (
             ColumnNames(),
             ("id", "words"),
-            "line 1 has the columns id, words: none is known to hold text, as text, sentence, .* "
-            "--text-column",
+            'line 1 has the columns "id", "words": none is known to hold text, as text, sent'
+            "ence, .* --text-column",
         ),
-        (ColumnNames(), (), r"has the columns \(none\)"),
-        (ColumnNames(), tuple(map(str, range(99))), "6, 7 and 91 more: none"),
-        (ColumnNames("a"), ("text",), 'line 1 has no column "a": it has text'),
+        (ColumnNames(), (), r"has the columns none: "),
+        (ColumnNames(), tuple(map(str, range(99))), '"6", "7" and 91 more: none'),
+        (ColumnNames("a"), ("text",), 'line 1 has no column "a": it has "text"'),
         (ColumnNames("a", "a"), ("a",), 'line 1 has no column "a"'),
     ],
 )

@@ -105,7 +105,7 @@ def test_targets() -> None:
         (None, 'line 1: expected a field "label" beside the text'),
         ("ugly", r"line 1: the model does not know the label 'ugly' \(it knows LABEL_0, LABEL_1, "),
         ("x" * 999, "know the label 'x{38}… "),
-        (0.31, r"line 1: the label is 0\.31: real values .* not supported; expected names"),
+        (0.31, r"line 1: the labels are 0\.31: real values .* not supported; expected names"),
     ],
 )
 def test_targets_that_are_not_known(label: object, message: str) -> None:

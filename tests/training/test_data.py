@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
 from pathlib import Path
 
 import datasets
@@ -85,6 +86,24 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_data(str(tmp_path / "nothing.jsonl"))
     with pytest.raises(StorageError, match=r"nothing\.CSV\.zst is not a file"):
         read_data("nothing.CSV.zst")
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    threading.Thread(target=path.write_text, args=(lines(ROWS),), daemon=True).start()
+    assert len(read_examples(str(path))) == len(ROWS)
+
+
+def test_half_of_a_surrogate_pair_is_told_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    for row in ({"text": "\udc80", "label": "x"}, {"text": "b", "label": "\ud800"}):
+        path.write_text(lines([ROWS[0], row]))
+        with pytest.raises(DataError, match=r"^a\.jsonl, line 2 is no valid Unicode: it has half"):
+            read_data(str(path))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_several_processes_cannot_share_a_pipe(

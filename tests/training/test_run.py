@@ -30,6 +30,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
 )
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import LARGEST_SPEEDUP, TrainOptions
 from trbert_deploy.training.prepare import Prepared
@@ -565,6 +566,15 @@ def test_validation_labels_must_be_known(
 def test_options_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainOptions(model="m", train="t", **changes)
+
+
+def test_named_columns_belong_to_a_run() -> None:
+    options = TrainOptions(model="m", train="t", text_column="body", label_column="mark")
+    assert options.columns == ColumnNames("body", None, "mark")
+    assert options.changed(TrainOptions(model="m", train="t").to_json()) == [
+        "text_column",
+        "label_column",
+    ]
 
 
 def test_runs_are_averaged_where_all_aim_at_one_computation() -> None:

@@ -137,7 +137,7 @@ def predict(
     else:
         with console.progress() as progress:
             progress("count texts", 0, None)
-            total = len(texts) if source is None else count_examples(source)
+            total = len(texts) if source is None else count_examples(source, columns)
             lines = told("predict", lines, progress, total)
             if output is None:
                 console.write_lines(lines)

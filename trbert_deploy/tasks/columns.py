@@ -84,7 +84,7 @@ class ColumnNames:
     @property
     def known_texts(self) -> frozenset[str]:
         """Names, as ``plain`` has them, by which a column of texts is known."""
-        return frozenset((TEXT, *TEXTS) if self.text is None else (plain(self.text),))
+        return frozenset((TEXT, *TEXTS, plain(self.text or TEXT)))
 
     def find(self, found: Sequence[str], labels: Sequence[str], where: str) -> Columns:
         """Find the columns among those that a record has, whatever their case.
@@ -123,8 +123,9 @@ class ColumnNames:
             text = take(TEXT, *TEXTS)
         if text is None:
             raise DataError(
-                f"{where} has the columns {few(found, 8) or '(none)'}: none is known to hold text, "
-                f"as {', '.join((TEXT, *TEXTS[:8]))} and others are; name it with --text-column"
+                f"{where} has the columns {_told(found)}: none is known to hold text, as "
+                f"{', '.join((TEXT, *TEXTS[:8]))} and others are; name it with --text-column (the "
+                "first line of a table is taken for the names of its columns)"
             )
         if pair is None and self.pair is None:
             pair = take(TEXT_PAIR)
@@ -140,7 +141,11 @@ def plain(name: str) -> str:
 
 def missing(name: str, found: Sequence[str], where: str) -> DataError:
     """A column that was named is not there."""
-    return DataError(f'{where} has no column "{name}": it has {few(found, 8) or "none"}')
+    return DataError(f'{where} has no column "{name}": it has {_told(found)}')
+
+
+def _told(found: Sequence[str]) -> str:
+    return few((f'"{name}"' for name in found), 8) or "none"
 
 
 def text_of(

@@ -111,19 +111,18 @@ class TextClassification(Task):
 
     def targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
         """The index of each text's label, [N] (see ``labels.place_of``)."""
-        places: dict[str, int] = {}
         for example in examples:
             if example.target is None:
                 raise DataError(f'{example.name}: expected a field "label" beside the text')
-            if example.target not in places:
-                place = place_of(example.target, self.labels)
-                if place is None:
-                    require_classes([example.target], f"{example.name}: the label is")
-                    raise DataError(
-                        f"{example.name}: the model does not know the label "
-                        f"{few([repr(example.target)])} (it knows {few(self.labels)})"
-                    )
-                places[example.target] = place
+        labels = {example.target for example in examples}
+        if unknown := self.unknown(labels):
+            first = next(example for example in examples if example.target in unknown)
+            require_classes(unknown, f"{first.name}: the labels are")
+            raise DataError(
+                f"{first.name}: the model does not know the label {few([repr(first.target)])} "
+                f"(it knows {few(self.labels)})"
+            )
+        places = {label: place_of(label, self.labels) for label in labels}
         return np.array([places[example.target] for example in examples], np.int64)
 
     def unknown(self, labels: Iterable[str]) -> list[str]:

@@ -88,6 +88,23 @@ def test_other_labels_than_the_head_knows_are_named(tmp_path: Path) -> None:
         load_pretrained(str(tmp_path), ("good", "ugly"), None)
 
 
+def test_numbers_of_labels_keep_the_head(tmp_path: Path) -> None:
+    reference = BertForSequenceClassification(hf_config())
+    reference.save_pretrained(tmp_path)
+    loaded = load_pretrained(str(tmp_path), ("0", "1"), None)
+    assert loaded.fine_tuned and loaded.model.spec.labels == LABELS
+    np.testing.assert_allclose(ours(loaded.model.eval()), theirs(reference), atol=1e-5)
+    with pytest.raises(DataError, match=r"does not know: 2 \(it knows bad, good\)"):
+        load_pretrained(str(tmp_path), ("0", "1", "2"), None)
+
+
+@pytest.mark.parametrize("source", [BertModel, BertForSequenceClassification])
+def test_real_values_are_no_labels(tmp_path: Path, source: type) -> None:
+    source(hf_config()).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"the labels are 0\.31, 2\.75: real values are"):
+        load_pretrained(str(tmp_path), ("0", "0.31", "2.75"), None)
+
+
 def test_an_unsupported_family_is_named_with_the_supported_ones(tmp_path: Path) -> None:
     CanineConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="family 'canine': supported are bert, camembert, "):

@@ -77,16 +77,24 @@ def test_labels_that_nobody_asked_for_do_no_harm(tmp_path: Path) -> None:
 
 def test_a_named_column_that_is_nowhere_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b", "mark": "x", "next": "c"})
-    with pytest.raises(DataError, match=r'a\.jsonl, line 1 has no column "body": it has text'):
+    with pytest.raises(DataError, match=r'a\.jsonl, line 1 has no column "body": it has "text"'):
         read(path, "body")
     with pytest.raises(DataError, match=r'a\.jsonl, line 1 has no column "next"'):
         read(path, None, "next")
     assert read(path, None, None, "mark")[0] == [("a", None), ("b", "x")]
     assert read(path, None, None, "gold", with_targets=False)[0] == [("a", None), ("b", None)]
-    with pytest.raises(DataError, match=r'to its end, has no column "gold": it has text, mark'):
+    with pytest.raises(DataError, match=r'to its end, has no column "gold": it has "text", "mark"'):
         read(path, None, None, "gold")
     path = write(tmp_path / "a.jsonl", {"text": "b", "next": "c"}, {"text": "a"})
     assert read(path, None, "next")[0] == [(("b", "c"), None), ("a", None)]
+
+
+def test_a_named_text_tells_a_header(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("words;mark\na;b\n")
+    assert read(tmp_path / "a", "words", None, "mark")[0] == [("a", "b")]
+    (tmp_path / "a").write_text("text;mark\na;b\n")
+    with pytest.raises(DataError, match=r'a, line 2 has no column "words": it has "text", "mark"'):
+        read(tmp_path / "a", "words")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +115,8 @@ def test_findings_do_not_pile_up(tmp_path: Path) -> None:
 def test_examples_are_counted_where_they_can_be_read_again(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"})
     assert count_examples(path) == 2
+    (tmp_path / "a").write_text("words,more\na,b\n")
+    assert count_examples(tmp_path / "a", ColumnNames("Words")) == 1
     assert count_examples(STDIN) is None
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     assert count_examples(tmp_path / "pipe") is None

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from trbert_deploy.errors import DataError, MissingDependencyError
 from trbert_deploy.runtime.reading.formats import is_data_file, read_records
+from trbert_deploy.runtime.reading.tables import LARGEST_CELL
 from trbert_deploy.tasks.columns import ColumnNames
 
 KNOWN = ColumnNames().known_texts
@@ -134,20 +135,17 @@ CONTENTS = {
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> Iterator[Callable[[bytes], Path]]:
+def pipe(tmp_path: Path) -> Callable[[bytes], Path]:
     """Writes to a pipe: ``pipe(content)`` is its path."""
-    writers = []
 
     def write(content: bytes) -> Path:
         path = tmp_path / "tmp.Xy12"
         os.mkfifo(path)
-        writers.append(threading.Thread(target=path.write_bytes, args=(content,)))
-        writers[-1].start()
+        # A writer that nobody reads from waits for ever: it must not keep the tests.
+        threading.Thread(target=path.write_bytes, args=(content,), daemon=True).start()
         return path
 
-    yield write
-    for writer in writers:
-        writer.join()
+    return write
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
@@ -176,6 +174,21 @@ def test_anything_else_is_plain_text_and_said_so(tmp_path: Path, content: str) -
     rows = read(tmp_path / "reviews", notes.append)
     assert rows == [{"text": content[:-1]}, {"text": "text"}]
     assert len(notes) == 1 and notes[0].startswith("reviews: read as plain text, one a line")
+
+
+def test_quoted_cells_of_tsv_may_hold_tabs(tmp_path: Path) -> None:
+    """But where quotes give as many cells as the header has without that, they are literal."""
+    path = tmp_path / "a.tsv"
+    path.write_text('text\tlabel\n"a\t""b"""\t1\n"a\tb"\nc\t"\t"\n\t1\n')
+    assert [list(row.values()) for row in read(path)] == [
+        ['a\t"b"', "1"], ['"a', 'b"'], ["c", "\t"], [None, "1"],
+    ]  # fmt: skip
+
+
+def test_a_file_of_no_text_is_no_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "reviews").write_bytes(b"PK\x03\x04\xff\n")
+    with pytest.raises(DataError, match="reviews, line 1: not UTF-8"):
+        read(tmp_path / "reviews")
 
 
 def test_names_of_records(tmp_path: Path) -> None:
@@ -217,10 +230,26 @@ def test_json_lines_with_lists_are_no_list_of_records(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json") == ROWS
 
 
+def test_quoted_names_of_columns_tell_no_delimiter(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"a;b;c",text\n1,d\n')
+    assert read(tmp_path / "a.csv") == [{"a;b;c": "1", "text": "d"}]
+
+
 def test_a_cell_of_8_mb_is_read(tmp_path: Path) -> None:
     text = "a film, " * 2**20
-    (tmp_path / "a.csv").write_text(f'text,label\n"{text}",1\n')
-    assert read(tmp_path / "a.csv") == [{"text": text, "label": "1"}]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        (tmp_path / name).write_text(f'text{delimiter}label\n"{text}"{delimiter}1\n')
+        assert read(tmp_path / name) == [{"text": text, "label": "1"}]
+    (tmp_path / "a").write_text(text)
+    assert read(tmp_path / "a", [].append) == [{"text": text}]
+
+
+def test_a_quote_that_is_never_closed_swallows_no_more_than_a_cell(tmp_path: Path) -> None:
+    line = "a film of many words,1\n"
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\n"a,1\n' + line * (LARGEST_CELL // len(line) + 1))
+    with pytest.raises(DataError, match=r"a\.csv, line 2: not CSV \(field larger than field lim"):
+        read(path)
 
 
 def test_an_empty_cell_is_nothing(tmp_path: Path) -> None:
@@ -238,6 +267,7 @@ BAD = {
         ("text,text,label\na,b,1\n", "line 1: several columns are named text"),
         (b"text\na\n\xff\n", "line 3: not UTF-8"),
         (b"\xff\xfet\0", "line 1: not UTF-8"),
+        ("text,label\ra,1\r", r"line 1: not CSV \(new-line character seen in unquoted field\): a"),
     ],
     "a.tsv": [
         ("text\tlabel\na\n", "line 2: 1 cells, expected 2"),
@@ -306,6 +336,14 @@ def test_times_in_parquet_are_left_out(tmp_path: Path) -> None:
     table = pyarrow.table({"at": pyarrow.array([datetime(2026, 1, 1)], "timestamp[ns]")})
     parquet.write_table(table.append_column("text", [["a"]]), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == [{"at": None, "text": "a"}]
+
+
+def test_texts_in_parquet_are_utf_8(tmp_path: Path) -> None:
+    """Half of a surrogate pair, too, is none."""
+    column = pyarrow.array([b"a", b"\xed\xa0\x80"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"^a\.parquet, row 1 or one behind it: not UTF-8$"):
+        read(tmp_path / "a.parquet")
 
 
 def test_parquet_without_pyarrow_names_the_extra(

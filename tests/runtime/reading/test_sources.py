@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from trbert_deploy.errors import DataError, MissingDependencyError, StorageError
 from trbert_deploy.runtime.reading.compression import compression_of
 from trbert_deploy.runtime.reading.peekable import Peekable
-from trbert_deploy.runtime.reading.sources import STDIN, name_of, open_source
+from trbert_deploy.runtime.reading.sources import STDIN, is_regular, name_of, open_source
 
 CONTENT = b'{"text": "a wonderful film"}\n' * 99
 
@@ -105,10 +105,8 @@ def test_text_that_begins_as_a_format_does_is_text() -> None:
 def test_a_fifo_is_read_as_a_file_is(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    writer = threading.Thread(target=path.write_bytes, args=(pack(CONTENT),))
-    writer.start()
+    threading.Thread(target=path.write_bytes, args=(pack(CONTENT),), daemon=True).start()
     assert content_of(path) == CONTENT
-    writer.join()
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
@@ -129,14 +127,30 @@ def test_no_more_is_waited_for_than_is_there(
                 got.append(line)
                 begun.set()
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
     with path.open("wb", buffering=0) as pipe:
         pipe.write(packed[:-99])
         early = begun.wait(60)
         pipe.write(packed[-99:])
-    reader.join()
+    reader.join(60)
     assert early and b"".join(got) == content
+
+
+def test_files_can_be_gone_to_and_fro_in_unless_compressed(tmp_path: Path) -> None:
+    path = tmp_path / "texts"
+    for content, is_file in ((CONTENT, True), (gzip.compress(CONTENT), False)):
+        path.write_bytes(content)
+        with open_source(path) as source:
+            assert (source.file is not None) == is_file
+
+
+def test_a_file_of_that_name_is_no_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-").write_bytes(CONTENT)
+    assert not is_regular(STDIN) and is_regular(Path("./-").absolute())
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,12 +70,12 @@ def examples_of(
     finder.require_named()
 
 
-def count_examples(source: str | Path) -> int | None:
+def count_examples(source: str | Path, names: ColumnNames = ColumnNames()) -> int | None:
     """How many there are to read, or None for what can be read once only, such as a pipe."""
     path = Path(source)
     if not is_regular(path):
         return None
-    return sum(1 for _ in read_records(path, ColumnNames().known_texts, no_note))
+    return sum(1 for _ in read_records(path, names.known_texts, no_note))
 
 
 class _Finder:

@@ -95,7 +95,10 @@ def _told_by_first_line(
     begun = chain([first], lines)
     if _JSON.match(first[1]):
         return read_json, begun
-    header = first[1].decode(errors="replace")
+    try:
+        header = first[1].decode()
+    except UnicodeDecodeError:  # which the reader refuses
+        return read_plain, begun
     if not {plain(cell) for cell in cells_of(header)}.isdisjoint(columns):
         return read_tsv if delimiter_of(header) == "\t" else read_csv, begun
     note(

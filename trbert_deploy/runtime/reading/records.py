@@ -43,4 +43,4 @@ def decoded(line: bytes, name: str) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(f"{name}: not UTF-8, as all text is expected to be") from None
+        raise DataError(f"{name}: not UTF-8, which text is expected in: save it so") from None

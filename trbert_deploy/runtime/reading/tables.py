@@ -14,8 +14,10 @@ from trbert_deploy.tasks.columns import TEXT
 
 DELIMITERS = ",;\t|"
 #: Characters of the largest cell: a quote that is never closed ends there.
-LARGEST_CELL = 2**26
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+LARGEST_CELL = 2**24
+_IN_QUOTES = r'"[^"]*+(?:""[^"]*+)*+"'
+_QUOTED = re.compile(_IN_QUOTES)
+_CELL = re.compile(rf"(?:^|(?<=\t))({_IN_QUOTES}(?=\t|$)|[^\t]*)")
 
 
 def read_csv(lines: Lines, source: str) -> Iterator[Record]:
@@ -44,8 +46,9 @@ def read_tsv(lines: Lines, source: str) -> Iterator[Record]:
     first = _first_of(lines)
     if first is None:
         return
+    width = first[1].count(b"\t") + 1
     rows = (
-        (number, _tabbed(_without_end(decoded(line, f"{source}, line {number}"))))
+        (number, _tabbed(_without_end(decoded(line, f"{source}, line {number}")), width))
         for number, line in chain([first], lines)
         if line.rstrip(b"\r\n")
     )
@@ -90,8 +93,9 @@ def _numbered(rows: Any, source: str, first: int) -> Iterator[tuple[int, list[st
         try:
             row = next(rows, None)
         except csv.Error as problem:
+            reason = str(problem).partition(" - ")[0]  # without advice to programmers
             raise DataError(
-                f"{source}, line {number}: not CSV ({problem}): a cell with quotes or line "
+                f"{source}, line {number}: not CSV ({reason}): a cell with quotes or line "
                 "ends in it is expected in quotes, and quotes in it doubled"
             ) from None
         if row is None:
@@ -100,11 +104,12 @@ def _numbered(rows: Any, source: str, first: int) -> Iterator[tuple[int, list[st
             yield number, row
 
 
-def _tabbed(line: str) -> list[str]:
-    return [
-        cell[1:-1].replace('""', '"') if _QUOTED.fullmatch(cell) else cell
-        for cell in line.split("\t")
-    ]
+def _tabbed(line: str, width: int) -> list[str]:
+    """The cells of a line; where there are too many, those that are quoted may hold tabs."""
+    cells = line.split("\t")
+    if len(cells) > width:
+        cells = _CELL.findall(line)
+    return [cell[1:-1].replace('""', '"') if _QUOTED.fullmatch(cell) else cell for cell in cells]
 
 
 def _records(
