@@ -11,6 +11,7 @@ from trbert_deploy.tasks.columns import ColumnNames
 
 #: Texts that are used of more; what more of them add was not worth their time.
 MOST_TEXTS = 50_000
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ class CompressOptions:
         return self.min_agreement is None
 
     def fails(self, score: float, teacher_score: float) -> bool:
-        """Whether a score, from 0 to 1, misses what was asked for."""
+        """Whether a score, from 0 to 1, misses what was asked for, roundings aside."""
         if self.min_agreement is not None:
-            return 100.0 * score < self.min_agreement
-        return self.max_drop is not None and 100.0 * (teacher_score - score) > self.max_drop
+            return 100.0 * score < self.min_agreement - _ROUNDING
+        drop = 100.0 * (teacher_score - score)
+        return self.max_drop is not None and drop > self.max_drop + _ROUNDING
 
     def missed(self, quality: QualityReport) -> str | None:
         """What was asked for and not reached, in words."""
