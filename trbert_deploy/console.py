@@ -23,7 +23,7 @@ from trbert_deploy.progress import Progress
 
 #: Results go to stdout, so that they can be piped; everything else goes to stderr.
 out = Console(highlight=False)
-notes = Console(stderr=True, highlight=False)
+notes = Console(stderr=True, highlight=False, markup=False)  # names of files have brackets
 
 
 def progress(title: str = "", *, transient: bool = False) -> AbstractContextManager[Progress]:

@@ -89,6 +89,14 @@ def test_predict_takes_the_columns_that_are_named(
     assert run(*command, "--label-column", "label") == 2
 
 
+def test_brackets_in_names_are_told_as_they_are(
+    run: Run, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a[b].csv").write_text("[/red]\na film\n")
+    assert run("predict", tiny_bundle, "--input", "a[b].csv", "--text-column", "[/red]") == 0
+    assert 'a[b].csv: text from "[/red]"\n' in capfd.readouterr().err
+
+
 def test_predict_answers_before_its_input_ends(tiny_bundle: Path) -> None:
     command = [sys.executable, "-m", "trbert_deploy.cli", "predict", str(tiny_bundle)]
     with subprocess.Popen(

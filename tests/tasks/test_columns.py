@@ -19,6 +19,7 @@ LABELS = ("label", "gold_label")
         (("gold_label", "sentence", "label"), Columns("sentence", None, "label")),
         ((" Sentence ", "LABEL"), Columns(" Sentence ", None, "LABEL")),
         (("Text", "text", "TEXT"), Columns("text")),
+        (("SENTENCE", "Sentence"), Columns("SENTENCE")),
         (("title", "body"), Columns("body")),
         (("sentence", "text_pair"), Columns("sentence", "text_pair")),
         (("text", "premise", "hypothesis"), Columns("text")),

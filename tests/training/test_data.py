@@ -164,11 +164,11 @@ def test_texts_are_tokenized_some_at_a_time(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
     examples = [Example(row["text"], row["label"]) for row in ROWS]
-    whole = tokenize(examples, tokenizer, TextClassification(LABELS))
+    whole = tokenize(examples, tokenizer, TextClassification(LABELS), -100)
     monkeypatch.setattr(data, "TOKENIZED_AT_A_TIME", 2)
     steps: list[tuple[str, int, int | None]] = []
     parts = tokenize(
-        examples, tokenizer, TextClassification(LABELS), lambda *step: steps.append(step)
+        examples, tokenizer, TextClassification(LABELS), -100, lambda *step: steps.append(step)
     )
     assert steps == [("tokenize", done, 5) for done in (0, 2, 4, 5)]
     for one, other in zip(whole, parts, strict=True):
@@ -176,15 +176,15 @@ def test_texts_are_tokenized_some_at_a_time(
         assert one.tokens.input_ids.tolist() == other.tokens.input_ids.tolist()
     examples[3] = Example(" ", "good")
     with pytest.raises(DataError, match=r"^text 4 is empty"):
-        tokenize(examples, tokenizer, TextClassification(LABELS))
+        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
 
 
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(lines(ROWS))
     steps: list[tuple[int, int | None]] = []
-    read_examples(str(path), progress=lambda step, done, total: steps.append((done, total)))
-    assert steps == [(0, None), *((done, 5) for done in range(6))]
+    read_data(str(path), progress=lambda step, done, total: steps.append((done, total)))
+    assert steps == [(done, None) for done in range(6)]
 
 
 def test_validation_is_held_out_at_random_but_the_same_again() -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.runtime.reading.examples import count_examples, read_examples
+from trbert_deploy.runtime.reading.examples import _Finder, count_examples, no_note, read_examples
+from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.runtime.reading.sources import STDIN
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example
@@ -110,6 +111,12 @@ def test_an_empty_source_is_refused(tmp_path: Path, name: str, content: str) -> 
 def test_findings_do_not_pile_up(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *({"text": "a", str(n): 1} for n in range(600)))
     assert len(read(path)[0]) == 600
+    rows = [{"text": "a", "next": "b"}, *({"text": "a", str(n): 1} for n in range(600))]
+    assert len(read(write(path, *rows), None, "next")[0]) == 601
+    finder = _Finder("a", ColumnNames(), (), no_note)
+    for number in range(600):
+        finder.columns_of(Record("a", {"text": "a", str(number): 1}))
+    assert len(finder._found) <= 256
 
 
 def test_examples_are_counted_where_they_can_be_read_again(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class _Finder:
         self._note = note
         self._found: dict[tuple[str, ...], Columns] = {}
         self._told: set[tuple[str, str]] = set()
-        self._keys: tuple[str, ...] = ()
+        self._keys: tuple[str, ...] | None = None
         self._labelled = False
 
     def columns_of(self, record: Record) -> Columns:
@@ -104,7 +104,7 @@ class _Finder:
         columns = self._found.get(keys)
         if columns is None:
             columns = self._names.find(keys, self._targets, record.name)
-            if not self._found and columns.pair is None and self._names.pair is not None:
+            if self._keys is None and columns.pair is None and self._names.pair is not None:
                 raise missing(self._names.pair, keys, record.name)
             if len(self._found) >= _MOST_FINDINGS:
                 self._found.clear()
@@ -120,7 +120,7 @@ class _Finder:
         Raises:
             DataError: it had not.
         """
-        if not self._found:
+        if self._keys is None:
             raise DataError(
                 f'{self._source} is empty: expected lines such as {{"text": "..."}}, or a header '
                 "and rows"

@@ -54,8 +54,8 @@ def read_parquet(source: Source) -> Iterator[Record]:
 
 
 def class_label(names: list[str], number: int | None) -> str | None:
-    """The name of a class by its number; a negative one stands for none."""
-    return None if number is None or number < 0 else dict(enumerate(names)).get(number)
+    """The name of a class by its number; another one, such as -1, stands for none."""
+    return None if number is None else dict(enumerate(names)).get(number)
 
 
 def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
