@@ -557,7 +557,8 @@ def test_validation_labels_must_be_known(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_length": 1}, "max_length is 1: expected 2 or more"),
+        ({"max_length": 1}, "max_length is 1: expected a whole number from 2 to 2,147,483,647"),
+        ({"max_length": 2**40}, "max_length is 1099511627776: expected a whole number from 2"),
         ({"target_speedup": 0.5}, "target_speedup is 0.5: expected 1 or more"),
         ({"max_drop": -1.0}, "max_drop is -1.0: expected 0 or more points"),
         ({"recipe": Recipe(averaged_runs=2), "max_drop": 1.0}, "must aim at one computation"),

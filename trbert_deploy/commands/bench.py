@@ -69,7 +69,7 @@ from trbert_deploy.tasks.columns import ColumnNames
 @click.option(
     "--sweep",
     is_flag=True,
-    help="Measure quality too; --data must have labels.",
+    help="Measure quality too, on the texts of --data.",
 )
 @click.option(
     "--plot",

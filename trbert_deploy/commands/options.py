@@ -209,6 +209,11 @@ def png_file(context: click.Context, option: click.Parameter, value: Path | None
     return value
 
 
+#: Annotations of fields that are no text -> what takes them from the command line. Whole numbers
+#: among them count tokens.
+_TYPES = {"int | None": Whole(2, MOST_TOKENS), "float | None": click.FLOAT}
+
+
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """One option per field of TrainOptions but for the recipe, with its default and its help."""
     for entry in reversed(fields(TrainOptions)):
@@ -218,7 +223,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         if entry.default is MISSING:
             settings["required"] = True
         else:
-            settings["type"] = {"int | None": int, "float | None": float}.get(str(entry.type))
+            settings["type"] = _TYPES.get(str(entry.type))
         command = click.option(f"--{entry.name.replace('_', '-')}", **settings)(command)
     return command
 

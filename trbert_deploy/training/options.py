@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from trbert_deploy.bounds import MOST_TOKENS, require_whole
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import known_fields
 from trbert_deploy.tasks.columns import ColumnNames
@@ -60,9 +61,7 @@ class TrainOptions:
         None, "Times fewer FLOPs to aim at [default: 3].", "FACTOR"
     )
     max_drop: float | None = _option(None, "Instead: most points of accuracy to lose.", "POINTS")
-    max_length: int | None = _option(
-        None, "Most tokens of a text [default: as the encoder].", "TOKENS"
-    )
+    max_length: int | None = _option(None, "Most tokens of a text [default: as the encoder].", "N")
     warm_start: str | None = _option(None, "Checkpoint with cuts to go on from.", "DIR")
     recipe: Recipe = Recipe()
 
@@ -76,8 +75,8 @@ class TrainOptions:
             raise ConfigError(f"target_speedup is {self.target_speedup}: expected 1 or more")
         if self.max_drop is not None and not self.max_drop >= 0:
             raise ConfigError(f"max_drop is {self.max_drop}: expected 0 or more points")
-        if self.max_length is not None and self.max_length < 2:
-            raise ConfigError(f"max_length is {self.max_length}: expected 2 or more")
+        if self.max_length is not None:
+            require_whole("max_length", self.max_length, 2, MOST_TOKENS)
 
     @property
     def wanted_speedup(self) -> float | None:
