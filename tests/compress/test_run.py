@@ -17,9 +17,11 @@ import pytest
 from conftest import make_texts
 from training.test_run import make_workplace, options_for, with_recipe
 
+from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import main
 from trbert_deploy.compress import probe
+from trbert_deploy.compress import run as run_module
 from trbert_deploy.compress.options import CompressOptions
 from trbert_deploy.compress.run import compress, rough_time
 from trbert_deploy.errors import (
@@ -65,6 +67,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> 
 def pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model as small as this one gains nothing: its speed-up counts all the same."""
     monkeypatch.setattr(probe, "LEAST_GAIN", 0.0)
+    monkeypatch.setattr(run_module, "ROUNDS", Rounds.exactly(2))  # no time is looked at
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ _OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("evaluate", "matplotlib"): (("--sweep",), "plots"),
     ("bench", "matplotlib"): (("--html", "--sweep"), "plots"),
     ("bench", "jinja2"): (("--html",), "plots"),
+    ("compress", "matplotlib"): (("--html",), "plots"),
+    ("compress", "jinja2"): (("--html",), "plots"),
 } | {
     (command, "openvino"): (("--backend openvino",), "openvino")
     for command in ("bench", "evaluate", "predict")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
-from trbert_deploy.bench.timing import BenchReport
+from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.bundle.manifest import MANIFEST
 from trbert_deploy.compress.options import MOST_TEXTS, CompressOptions
 from trbert_deploy.compress.probe import BUNDLE, TIMED_TEXTS, Payoff, measure_payoff
@@ -71,6 +71,7 @@ TEXTS, PROBE, CHECKPOINT = "texts", "probe", "ckpt"
 SOME_TEXTS = 256
 #: Lengths of texts that both models are timed at, in percent of the texts that are shorter.
 PERCENTILES = (50, 95)
+ROUNDS = Rounds()
 
 
 def compress(
@@ -400,6 +401,7 @@ class _Run:
         measured = BenchOptions(
             lengths=tuple(sorted({int(np.percentile(lengths, share)) for share in PERCENTILES})),
             backend=DEFAULT_BACKEND,
+            rounds=ROUNDS,
             data=test,
         )
         with self.bars("6/6 bench") as progress, warnings.catch_warnings():
