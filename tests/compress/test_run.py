@@ -22,8 +22,9 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import main
 from trbert_deploy.compress import probe
 from trbert_deploy.compress import run as run_module
+from trbert_deploy.compress.forecast import rough_time
 from trbert_deploy.compress.options import CompressOptions
-from trbert_deploy.compress.run import compress, rough_time
+from trbert_deploy.compress.run import compress
 from trbert_deploy.errors import (
     BundleError,
     CheckpointError,

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,8 +25,10 @@ import numpy as np
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
 from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.bundle.manifest import MANIFEST
+from trbert_deploy.compress.forecast import forecast
 from trbert_deploy.compress.options import MOST_TEXTS, CompressOptions
 from trbert_deploy.compress.probe import BUNDLE, TIMED_TEXTS, Payoff, measure_payoff
+from trbert_deploy.compress.record import Record, require_room
 from trbert_deploy.compress.texts import (
     TEST,
     TRAIN,
@@ -37,16 +38,14 @@ from trbert_deploy.compress.texts import (
     sample,
     write_split,
 )
-from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, DataError
+from trbert_deploy.errors import BundleError, ConfigError, DataError
 from trbert_deploy.evaluation.kept import KeptText
 from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.files import followed, read_json, staged_directory, write_json
+from trbert_deploy.files import followed, staged_directory
 from trbert_deploy.locks import hold
-from trbert_deploy.machine import cores, processor
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
 from trbert_deploy.progress import Progress, told
-from trbert_deploy.replacing import is_empty
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.reading.examples import read_examples
@@ -60,8 +59,6 @@ from trbert_deploy.training.prepare import prepare
 from trbert_deploy.training.recipe import Recipe
 from trbert_deploy.training.run import RUN_FILE, TrainReport, train
 
-RECORD_FILE = "compress.json"
-RECORD_VERSION = 1
 #: Opens a progress bar for a step with this title.
 Bars = Callable[[str], AbstractContextManager[Progress]]
 #: Called with what was measured, kept and judged.
@@ -110,7 +107,7 @@ def compress(
     recipe = Recipe.found(options.recipe)
     task = _task(options.model)
     with ExitStack() as stack:
-        _require_room(work)
+        require_room(work)
         followed(work).mkdir(parents=True, exist_ok=True)
         try:
             stack.enter_context(hold(work))
@@ -118,7 +115,7 @@ def compress(
             raise ConfigError(
                 f"another run is at work in {work}: wait until it ends, or choose another --work"
             ) from None
-        record = _Record.open(options, work)
+        record = Record.open(options, work)
         run = _Run(options, recipe, task, output, work, write_page, bars, note, record)
         return record.step("summary", run.all)
 
@@ -134,86 +131,6 @@ def _task(model: str) -> Task:
     return task_of(source.spec())
 
 
-def _require_room(work: Path) -> None:
-    if work.exists() and not is_empty(work) and not (work / RECORD_FILE).exists():
-        raise ConfigError(f"{work} is not empty: choose another --work, or remove what is there")
-
-
-@dataclass
-class _Record:
-    """What finished steps came to, on disk."""
-
-    path: Path
-    data: dict[str, Any]
-
-    @classmethod
-    def open(cls, options: CompressOptions, work: Path) -> _Record:
-        """The record of the run in ``work``, or a new one.
-
-        Raises:
-            ConfigError: that run has other options.
-            CheckpointError: its record is damaged.
-        """
-        path = work / RECORD_FILE
-        if not path.exists():
-            record = cls(
-                path,
-                {
-                    "version": RECORD_VERSION,
-                    "options": options.to_json(),
-                    "source": _stamp(options.texts),
-                    "seconds": 0.0,
-                    "steps": {},
-                },
-            )
-            record.write()
-            return record
-        data = read_json(path, CheckpointError)
-        if data.get("version") != RECORD_VERSION or not isinstance(data.get("steps"), dict):
-            raise CheckpointError(f"{path} is damaged or of another version: choose another --work")
-        changed = options.changed(data["options"])
-        if changed:
-            raise ConfigError(
-                f"{work} holds a run with other options ({', '.join(changed)}): give the same ones "
-                "to go on, or choose another --work"
-            )
-        if data["source"] != _stamp(options.texts):
-            raise ConfigError(
-                f"{options.texts} has changed since the run in {work} began: choose another --work"
-            )
-        return cls(path, data)
-
-    def write(self) -> None:
-        write_json(self.path, self.data)
-
-    def step(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What a step came to; it is run if it is not finished."""
-        if name not in self.data["steps"]:
-            found = run()
-            self.data["steps"][name] = found
-            self.write()
-        return dict(self.data["steps"][name])
-
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Adds the time of a block, however it ends, to that of the run."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.data["seconds"] += time.monotonic() - start
-            self.write()
-
-
-def _stamp(source: str) -> list[int] | None:
-    """Size and time of a file, by which a changed one is told; None for what is read once."""
-    path = Path(source)
-    if not path.is_file():
-        return None
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]
-
-
 @dataclass(frozen=True)
 class _Run:
     """One run: its options, its places, and its steps."""
@@ -226,7 +143,7 @@ class _Run:
     write_page: WritePage | None
     bars: Bars
     note: Callable[[str], None]
-    record: _Record
+    record: Record
 
     def all(self) -> dict[str, Any]:
         """Every step that is not finished, in order; the summary."""
@@ -236,7 +153,11 @@ class _Run:
             payoff = Payoff(**plan["payoff"])
             if payoff.reason is not None:
                 return self._summary(payoff, self._dense(payoff.reason))
-            self._tell(texts, payoff, plan["seconds"])
+            runs = max(map(self._train_options(self.work).averaged_runs_of, plan["seconds"]))
+            size = sum(path.stat().st_size for path in (self.work / PROBE / BUNDLE).iterdir())
+            places = f"{self.output}/", f"{self.work}/"
+            for line in forecast(self.options, texts, payoff, plan["seconds"], runs, size, places):
+                self.note(line)
             threshold = self.record.step("train", self._train)["threshold"]
             self.record.step("export", lambda: self._export(threshold))
             found = self._judge()
@@ -306,35 +227,6 @@ class _Run:
                     counts = (texts.train, texts.validation)
                     seconds = estimate_seconds(options, run, *counts, progress)
         return {"payoff": payoff.to_json(), "seconds": seconds}
-
-    def _tell(self, texts: SplitTexts, payoff: Payoff, seconds: dict[str, float]) -> None:
-        """What will be done, before it is."""
-        judge = "their labels" if texts.labelled else "how far answers agree with the model's own"
-        self.note(
-            f"{texts.train:,} texts to learn from, {texts.validation:,} to validate by and "
-            f"{texts.test:,} held out, {payoff.tokens_per_text:.0f} tokens each; judged by {judge}"
-        )
-        assert payoff.dense_ms is not None and payoff.reduced_ms is not None
-        self.note(
-            f"with {self.options.target_speedup:g} times fewer operations a text takes "
-            f"{payoff.reduced_ms:.1f} ms instead of {payoff.dense_ms:.1f} on {processor()}, "
-            f"{cores()} cores: {payoff.dense_ms / payoff.reduced_ms:.1f} times less"
-        )
-        parts = ", ".join(f"{name} {rough_time(spent)}" for name, spent in seconds.items())
-        self.note(
-            f"training takes about {rough_time(sum(seconds.values()))} here ({parts}); if it is "
-            "interrupted, the same command goes on"
-        )
-        files = sum(path.stat().st_size for path in (self.work / PROBE / BUNDLE).iterdir())
-        # A checkpoint for each stage and the newest one, what a stage needs to go on, two bundles.
-        copies = len(seconds) + 1 + 4 + max(map(self._runs_of, seconds)) + 2
-        self.note(
-            f"it writes {self.output}/ ({files / 2**20:,.0f} MiB) at the end, and up to "
-            f"{copies * files / 2**30:.1f} GiB in {self.work}/, which can be removed then"
-        )
-
-    def _runs_of(self, stage: str) -> int:
-        return self._train_options(self.work).averaged_runs_of(stage)
 
     def _train(self) -> dict[str, Any]:
         checkpoint = self.work / CHECKPOINT
@@ -420,11 +312,3 @@ class _Run:
             "quality": quality.to_json(),
             "bench": bench.to_json(),
         }
-
-
-def rough_time(seconds: float) -> str:
-    """A time as a person would tell it beforehand."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
