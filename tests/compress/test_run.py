@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -138,6 +139,9 @@ def test_a_model_and_texts_become_a_faster_bundle(
     assert run(monkeypatch, command) == 0
     assert capsys.readouterr().out == out
     assert (here / "bundle" / "manifest.json").stat().st_ino == before
+    shutil.rmtree(here / "bundle")
+    assert run(monkeypatch, command) == 0
+    assert load("bundle", threads=1)(texts) == load("compress/bundle", threads=1)(texts)
 
 
 @pytest.mark.usefixtures("pays")

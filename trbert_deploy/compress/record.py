@@ -77,11 +77,20 @@ class Record:
 
     def step(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a step came to; it is run if it is not finished."""
-        if name not in self.data["steps"]:
+        if not self.is_done(name):
             found = run()
             self.data["steps"][name] = found
             self.write()
         return dict(self.data["steps"][name])
+
+    def is_done(self, name: str) -> bool:
+        """Whether a step is finished."""
+        return name in self.data["steps"]
+
+    def forget(self, name: str) -> None:
+        """Let a finished step be run again."""
+        del self.data["steps"][name]
+        self.write()
 
     @contextmanager
     def timed(self) -> Iterator[None]:

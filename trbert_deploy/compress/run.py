@@ -116,6 +116,11 @@ def compress(
                 f"another run is at work in {work}: wait until it ends, or choose another --work"
             ) from None
         record = Record.open(options, work)
+        if record.is_done("summary"):
+            if (output / MANIFEST).is_file() or record.data["steps"]["summary"]["missed"]:
+                note(f"{work} holds a finished run; remove it to make another one")
+            else:  # the bundle was taken away, or is wanted in another place
+                record.forget("summary")
         run = _Run(options, recipe, task, output, work, write_page, bars, note, record)
         return record.step("summary", run.all)
 
