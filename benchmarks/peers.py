@@ -45,7 +45,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import json_option, numbers, png_file
+from trbert_deploy.bounds import MOST_TOKENS
+from trbert_deploy.commands.numbers import Wholes
+from trbert_deploy.commands.options import json_option, png_file
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
@@ -185,7 +187,7 @@ def draw(timings: dict[str, dict[str, Timing]]) -> Figure:
 @click.option(
     "--data", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Real texts."
 )
-@click.option("--lengths", default="128,512", show_default=True, callback=numbers)
+@click.option("--lengths", default="128,512", show_default=True, type=Wholes(MOST_TOKENS))
 @click.option("--texts", default=8, show_default=True, help="Rows of each length.")
 @click.option("--batch", default=32, show_default=True, help="Texts of the batch; 0 for none.")
 @click.option("--rounds", default=5, show_default=True, help="Times that each row is timed.")

@@ -28,7 +28,7 @@ def require_whole(name: str, value: Any, least: int, most: int) -> None:
         or not isinstance(value, Integral)
         or not least <= int(value) <= most
     ):
-        raise ConfigError(f"{name} is {value!r}: expected {expected(least, most)}")
+        raise ConfigError(f"{name} is {value}: expected {expected(least, most)}")
 
 
 def expected(least: int, most: int) -> str:

@@ -184,8 +184,8 @@ def test_unusable_data_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="a sweep needs texts to judge by"):
         sweep_bundle(tiny_bundle, BenchOptions())
-    with pytest.raises(DataError, match='expected a field "label" beside the text'):
-        sweep_bundle(tiny_bundle, BenchOptions(data=[Example("the film")]))
+    with pytest.raises(DataError, match="does not know the label 'ugly'"):
+        sweep_bundle(tiny_bundle, BenchOptions(data=[Example("the film", "ugly")]))
     export_bundle(make_checkpoint(cuts=""), tmp_path / "uncut")
     with pytest.raises(ConfigError, match="has no cuts"):
         measure_tradeoff(load(tmp_path / "uncut"), TEXTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from trbert_deploy.errors import (
     DataError,
     TrbertError,
 )
-from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.training.run import train
@@ -78,6 +79,42 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def whole(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run from the command line: its directory, with what it printed in out and err."""
+    place = tmp_path_factory.mktemp("whole")
+    code = (
+        "from trbert_deploy.compress import probe, run; from trbert_deploy.bench.timing import "
+        "Rounds; probe.LEAST_GAIN = 0.0; run.ROUNDS = Rounds.exactly(2); "
+        "from trbert_deploy.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, *arguments(workplace)[1:], "--json", "out.json"]
+    done = subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
+    (place / "out").write_text(done.stdout)
+    (place / "err").write_text(done.stderr)
+    return place
+
+
+@pytest.fixture
+def trained(whole: Path, here: Path) -> Path:
+    """The working directory of a run whose training is done, and nothing behind it."""
+    shutil.copytree(whole / "compress", here / "compress")
+    path = here / "compress" / "compress.json"
+    record = json.loads(path.read_text())
+    for step in ("train", "export", "summary"):
+        del record["steps"][step]
+    path.write_text(json.dumps(record))
+    return here / "compress"
+
+
+def asked_for(work: Path, **gate: float) -> None:
+    """Let the run have been begun with a gate."""
+    path = work / "compress.json"
+    record = json.loads(path.read_text())
+    record["options"] |= gate
+    path.write_text(json.dumps(record))
+
+
 def arguments(workplace: Path, texts: str = "texts.jsonl", *more: str) -> list[str]:
     return [
         "trbert-deploy", "compress", str(workplace / "teacher"), "--texts", str(workplace / texts),
@@ -94,95 +131,102 @@ def run(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> int:
     return 0
 
 
-@pytest.mark.usefixtures("pays")
-def test_a_model_and_texts_become_a_faster_bundle(
-    workplace: Path,
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = arguments(workplace, "texts.jsonl", "--json", "out.json")
-    assert run(monkeypatch, command) == 0
-    out, err = capsys.readouterr()
-    told = " ".join(err.split())
+def test_a_model_and_texts_become_a_faster_bundle(workplace: Path, whole: Path) -> None:
+    told = " ".join((whole / "err").read_text().split())
     assert "128 texts to learn from, 16 to validate by and 16 held out" in told
     assert "judged by how far answers agree with the model's own" in told
     assert "training takes about" in told
     assert "the same command goes on" in told
     assert "it writes bundle/" in told
+    out = (whole / "out").read_text()
     assert "bundle: bundle   next: trbert-deploy predict bundle" in out
 
     # The figures again, by answering the held-out texts with what was made and with the model.
-    summary = json.loads((here / "out.json").read_text())
-    lines = (here / "compress" / "texts" / "test.jsonl").read_text().splitlines()
+    summary = json.loads((whole / "out.json").read_text())
+    lines = (whole / "compress" / "texts" / "test.jsonl").read_text().splitlines()
     texts = [json.loads(line)["text"] for line in lines]
     assert len(texts) == summary["quality"]["rows"] == 16
-    export_bundle(workplace / "teacher", here / "teacher-bundle")
-    wanted = [each.label for each in load("teacher-bundle", threads=1)(texts, dense=True)]
-    answers = load("bundle", threads=1)(texts, return_kept=True)
+    teacher = load_checkpoint_pipeline(workplace / "teacher")
+    wanted = [each.label for each in teacher(texts, dense=True)]  # type: ignore[attr-defined]
+    answers = load(whole / "bundle", threads=1)(texts, return_kept=True)
     same = [one.label == two for one, two in zip(answers, wanted, strict=True)]  # type: ignore[attr-defined]
     assert summary["quality"]["measure"] == "agreement"
     assert summary["quality"]["reduced"]["agreement"] == np.mean(same)
-    assert summary["quality"]["dense"] == {
-        "agreement": 1.0, "divergence": 0.0, "seconds": summary["quality"]["dense"]["seconds"]
-    }  # fmt: skip
+    assert summary["quality"]["dense"]["agreement"] == 1.0
+    assert summary["quality"]["dense"]["divergence"] == 0.0
     kept = sum(len(each.kept[-1].positions) for each in answers if each.kept)
     assert kept < sum(each.num_tokens for each in answers)
     assert summary["quality"]["flops_speedup"] == pytest.approx(1.5, rel=0.25)
     assert f"{np.mean(same):.2%}" in out
-    page = (here / "report.html").read_text()
+    page = (whole / "report.html").read_text()
     assert "16 texts that were held out" in page
     assert f"{np.mean(same):.2%}" in page
 
-    # Again: nothing is done twice.
+
+@pytest.mark.usefixtures("pays")
+def test_a_finished_run_is_not_done_again(
+    workplace: Path,
+    whole: Path,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("compress", "bundle"):
+        shutil.copytree(whole / name, here / name)
     before = (here / "bundle" / "manifest.json").stat().st_ino
-    assert run(monkeypatch, command) == 0
-    assert capsys.readouterr().out == out
+    assert run(monkeypatch, arguments(workplace)) == 0
+    out, err = capsys.readouterr()
+    assert out == (whole / "out").read_text()
+    assert "compress holds a finished run; remove it to make another one" in " ".join(err.split())
     assert (here / "bundle" / "manifest.json").stat().st_ino == before
     shutil.rmtree(here / "bundle")
-    assert run(monkeypatch, command) == 0
-    assert load("bundle", threads=1)(texts) == load("compress/bundle", threads=1)(texts)
+    assert run(monkeypatch, arguments(workplace)) == 0
+    files = [Bundle.open(each / "bundle").manifest.files for each in (here, whole)]
+    assert files[0] == files[1]
 
 
 @pytest.mark.usefixtures("pays")
-def test_an_interrupted_run_ends_as_an_uninterrupted_one(workplace: Path, here: Path) -> None:
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(
+    workplace: Path, whole: Path, here: Path
+) -> None:
     options = _options(workplace)
-    compress(options, here / "whole", here / "work-1", _bars())
     for place in ("time", "joint", "hard", "evaluate"):
         with pytest.raises(KeyboardInterrupt):
-            compress(options, here / "parts", here / "work-2", _bars(place))
+            compress(options, here / "parts", here / "work", _bars(place))
         assert not (here / "parts").exists()
-    compress(options, here / "parts", here / "work-2", _bars())
-    whole, parts = (Bundle.open(here / name).manifest for name in ("whole", "parts"))
-    assert whole.files == parts.files
-    assert whole.reduction == parts.reduction
+    compress(options, here / "parts", here / "work", _bars())
+    parts, at_once = (Bundle.open(each).manifest for each in (here / "parts", whole / "bundle"))
+    assert parts.files == at_once.files
+    assert parts.reduction == at_once.reduction
 
 
 @pytest.mark.usefixtures("pays")
 def test_a_missed_gate_leaves_the_old_bundle(
     workplace: Path,
-    here: Path,
+    trained: Path,
     own_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = (own_bundle / "manifest.json").read_bytes()
     monkeypatch.setattr(CompressOptions, "fails", lambda self, score, teacher: True)
+    asked_for(trained, min_agreement=100.0)
     command = arguments(
         workplace, "texts.jsonl", "--min-agreement", "100", "--output", str(own_bundle)
     )
     assert run(monkeypatch, [*command, "--json", "out.json"]) == 3
     out, err = capsys.readouterr()
     assert "the best there is; none keeps to what was asked for" in " ".join(err.split())
-    assert "wanted were 100 %; the bundle lies in compress/bundle and was not put" in out
+    told = " ".join(out.split())
+    assert "wanted were 100 %; the bundle lies in compress/bundle and was not put" in told
     assert (own_bundle / "manifest.json").read_bytes() == before
-    assert load(here / "compress" / "bundle")(["a film"])
-    assert json.loads((here / "out.json").read_text())["bundle"] == "compress/bundle"
+    assert load(trained / "bundle")(["a film"])
+    assert json.loads((trained.parent / "out.json").read_text())["bundle"] == "compress/bundle"
 
 
 @pytest.mark.usefixtures("pays")
 def test_the_fastest_point_within_the_gate_is_taken(
-    workplace: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, trained: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only points that keep more than the wanted one keep to a gate that it misses."""
     seen: list[float] = []
@@ -193,11 +237,12 @@ def test_the_fastest_point_within_the_gate_is_taken(
 
     monkeypatch.setattr(CompressOptions, "fails", fails)
     notes: list[str] = []
+    asked_for(trained, min_agreement=99.0)
     options = replace(_options(workplace), min_agreement=99.0)
-    compress(options, here / "bundle", here / "work", _bars(), notes.append)
+    compress(options, here / "bundle", trained, _bars(), notes.append)
     (told,) = (note for note in notes if "cost too much" in note)
     assert told.endswith("the fastest that keeps to what was asked for")
-    record = json.loads((here / "work" / "compress.json").read_text())
+    record = json.loads((trained / "compress.json").read_text())
     threshold = record["steps"]["train"]["threshold"]
     rules = Bundle.open(here / "bundle").manifest.reduction.cuts
     assert {cut.rule.value for cut in rules} == {threshold}
@@ -229,17 +274,6 @@ def test_a_speedup_that_texts_do_not_allow_is_told(workplace: Path, here: Path) 
     assert Bundle.open(here / "bundle").manifest.reduction.cuts == ()
 
 
-@pytest.mark.usefixtures("pays")
-def test_labels_judge_where_there_are_any(workplace: Path, here: Path) -> None:
-    options = replace(_options(workplace, "labelled.jsonl"), max_drop=100.0)
-    summary = compress(options, here / "bundle", here / "work", _bars())
-    assert summary["quality"]["measure"] == "accuracy"
-    assert summary["missed"] is None
-    asked = replace(options, max_drop=None, min_agreement=2.0)  # of the model's own answers
-    summary = compress(asked, here / "bundle", here / "other", _bars())
-    assert summary["quality"]["measure"] == "agreement"
-
-
 def test_a_drop_needs_labels(workplace: Path, here: Path) -> None:
     options = replace(_options(workplace), max_drop=1.0)
     with pytest.raises(DataError, match="have no label, by which a drop is judged: expected lab"):
@@ -248,19 +282,21 @@ def test_a_drop_needs_labels(workplace: Path, here: Path) -> None:
 
 
 @pytest.mark.usefixtures("pays")
-def test_texts_come_through_a_pipe(
-    workplace: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labelled_texts_come_through_a_pipe(workplace: Path, here: Path) -> None:
     os.mkfifo(here / "pipe")
-    content = (workplace / "texts.jsonl").read_bytes()
+    content = (workplace / "labelled.jsonl").read_bytes()
     writer = threading.Thread(target=lambda: (here / "pipe").write_bytes(content))
     writer.start()
-    options = replace(_options(workplace), texts=str(here / "pipe"))
+    options = replace(_options(workplace), texts=str(here / "pipe"), max_drop=100.0)
     with pytest.raises(KeyboardInterrupt):
-        compress(options, here / "bundle", here / "work", _bars("guide"))
+        compress(options, here / "bundle", here / "work", _bars("2/6 probe"))
     writer.join()
-    compress(options, here / "bundle", here / "work", _bars())  # the pipe is not read again
-    assert load(here / "bundle")(["a film"])
+    notes: list[str] = []
+    summary = compress(options, here / "bundle", here / "work", _bars(), notes.append)
+    assert any(note.endswith("judged by their labels") for note in notes)
+    assert summary["quality"]["measure"] == "accuracy"
+    assert summary["missed"] is None
+    assert load(here / "bundle")(["a film"])  # and the pipe was not read again
 
 
 @pytest.mark.parametrize(
@@ -298,7 +334,7 @@ def test_a_run_goes_on_with_its_own_options_alone(workplace: Path, here: Path) -
     (here / "texts.jsonl").write_bytes((workplace / "texts.jsonl").read_bytes())
     options = replace(_options(workplace), texts=str(here / "texts.jsonl"))
     with pytest.raises(KeyboardInterrupt):
-        compress(options, here / "bundle", here / "work", _bars("time"))
+        compress(options, here / "bundle", here / "work", _bars("2/6 probe"))
     other = replace(options, target_speedup=2.0)
     with pytest.raises(ConfigError, match=r"holds a run with other options \(target_speedup\)"):
         compress(other, here / "bundle", here / "work", _bars())
@@ -343,10 +379,15 @@ def _options(workplace: Path, texts: str = "texts.jsonl") -> CompressOptions:
 
 
 def _bars(interrupted: str | None = None) -> Callable[[str], Any]:
-    """Shows nothing; ends the run in the middle of a step of this name, if one is given."""
+    """Shows nothing; ends the run where a part of this title begins, or in the middle of a step
+    of this name, if one is given.
+    """
 
     @contextmanager
     def bars(title: str) -> Iterator[Progress]:
+        if title == interrupted:
+            raise KeyboardInterrupt
+
         def tell(step: str, done: int, total: int | None) -> None:
             if interrupted and step.startswith(interrupted) and total and done > total // 2:
                 raise KeyboardInterrupt

@@ -92,6 +92,7 @@ def report_with(rows: int, deviation: float) -> QualityReport:
         tokens_per_row=50.0,
         dense=model,
         reduced=model,
+        measure="accuracy",
         score_change=0.0,
         interval=(0.0, 0.0),
         deviation=deviation,
@@ -160,7 +161,6 @@ def test_models_take_turns_and_answer_in_order(
     ("texts", "message"),
     [
         ([], "no texts to evaluate"),
-        ([Example("film", name="line 3")], 'line 3: expected a field "label"'),
         (
             [Example("film", "ugly", "line 3")],
             "does not know the label 'ugly'",

@@ -347,7 +347,7 @@ def test_as_many_logits_as_labels_are_needed(tiny_bundle: Path) -> None:
 def test_a_batch_size_that_is_no_count_is_refused_at_once(
     pipeline: Pipeline, batch_size: Any
 ) -> None:
-    message = f"^batch_size is {batch_size!r}: expected a whole number from 1 to 65,536$"
+    message = f"^batch_size is {batch_size}: expected a whole number from 1 to 65,536$"
     texts = [Example("a film", name="line 1")]
     for call in (
         lambda: pipeline.stream(["a film"], batch_size=batch_size),

@@ -104,7 +104,7 @@ def launch(command: list[str], options: TrainOptions, output: Path, *flags: str)
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation after each stage") == 1
+    assert done.stdout.count("on the validation texts after each stage") == 1
 
 
 def figures(output: Path, stage: str) -> list[dict[str, float]]:

@@ -82,7 +82,8 @@ def measure_payoff(
     texts = [each.text for each in examples[:TIMED_TEXTS]]
     names = [each.name for each in examples[:TIMED_TEXTS]]
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = _untrained(model, texts, Path(scratch), max_length, cuts)
+        reduction = None if cuts is None else ReductionConfig.parse(cuts)
+        checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction)
         spec, reduction = checkpoint.model.spec, checkpoint.model.reduction
         tokenizer = TextTokenizer(checkpoint.tokenizer_dir / TOKENIZER_FILE, checkpoint.max_length)
         lengths = np.array([len(each) for each in tokenizer.encode(texts, names)], np.int64)
@@ -128,11 +129,35 @@ def timed_in_turns(
     return seconds[True], seconds[False]
 
 
-def _untrained(
-    model: str, texts: Sequence[Text], scratch: Path, max_length: int | None, cuts: str | None
+def export_dense(
+    model: str,
+    examples: Sequence[Example],
+    output: Path,
+    *,
+    max_length: int | None = None,
+    progress: Progress = no_progress,
+) -> None:
+    """Export the model without any cut, whatever it was trained for.
+
+    Raises:
+        CheckpointError, ParityError: the model cannot be exported.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = _checkpoint(
+            model, [each.text for each in examples], Path(scratch), max_length, ReductionConfig()
+        )
+        save_checkpoint(checkpoint, Path(scratch) / "ckpt")
+        export_bundle(Path(scratch) / "ckpt", output, progress=progress)
+
+
+def _checkpoint(
+    model: str,
+    texts: Sequence[Text],
+    scratch: Path,
+    max_length: int | None,
+    reduction: ReductionConfig | None,
 ) -> Checkpoint:
-    """The model with policies that know nothing yet."""
-    reduction = None if cuts is None else ReductionConfig.parse(cuts)
+    """The model with new policies at the cuts, that know nothing yet."""
     torch.manual_seed(0)
     pretrained = load_pretrained(model, (), reduction)
     limit = fit_positions(pretrained.model, max_length)

@@ -27,7 +27,7 @@ from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.bundle.manifest import MANIFEST
 from trbert_deploy.compress.forecast import forecast
 from trbert_deploy.compress.options import MOST_TEXTS, CompressOptions
-from trbert_deploy.compress.probe import BUNDLE, TIMED_TEXTS, Payoff, measure_payoff
+from trbert_deploy.compress.probe import BUNDLE, TIMED_TEXTS, Payoff, export_dense, measure_payoff
 from trbert_deploy.compress.record import Record, require_room
 from trbert_deploy.compress.texts import (
     TEST,
@@ -283,7 +283,13 @@ class _Run:
     def _dense(self, reason: str) -> dict[str, Any]:
         self.note(f"dropping tokens does not pay: {reason}")
         with self.bars("3/3 export") as progress:
-            export_bundle(Path(self.options.model), self.output, progress=progress)
+            export_dense(
+                self.options.model,
+                self._examples(TEST, TIMED_TEXTS),
+                self.output,
+                max_length=self.options.max_length,
+                progress=progress,
+            )
         return {}
 
     def _judge(self) -> dict[str, Any]:

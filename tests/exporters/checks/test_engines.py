@@ -132,7 +132,7 @@ def test_every_profile_of_every_engine_is_compared(
     assert all(difference > 1e-6 for r in results for difference in r.max_difference.values())
     assert set(results[0].max_difference) == {"hidden_out", "keep_logit"}
     assert set(results[-1].max_difference) == {"hidden_out", "logits"}
-    assert steps[-1] == ("verify dense", 7, 8)
+    assert steps[-2:] == [("verify dense", 7, 8), ("verify engines", 8, 8)]
 
 
 @pytest.mark.usefixtures("runs_engines")
