@@ -18,6 +18,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.primitive_cache import bound_primitive_cache
 from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
 from trbert_deploy.runtime.once import OncePerKey
@@ -44,6 +45,7 @@ class TorchBackend:
     """PyTorch on the CPU in float32."""
 
     def __init__(self, model: ReducedModel) -> None:
+        bound_primitive_cache()
         self._model = model.eval()
         self._segments = {segment_name(segment.index): segment for segment in model.segments}
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)

@@ -11,7 +11,6 @@ ckpt/
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from trbert_deploy.fields import require_kind
 from trbert_deploy.files import followed, read_json, write_json
 from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.primitive_cache import bound_primitive_cache
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.replacing import is_empty
 from trbert_deploy.training import processes
@@ -87,9 +87,7 @@ def train(
         ConfigError: options out of range, or other options than those of the run to resume.
         CheckpointError, DataError, StorageError: the model or the data cannot be used.
     """
-    # Packed batches have ever new shapes, and oneDNN keeps what it compiled for each: of its
-    # default, 1024 primitives, more than 10 GB were held. Read when it computes first.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    bound_primitive_cache()  # of its default, 1024 primitives, more than 10 GB were held
     device = processes.join()
     if not processes.is_main():
         progress, note = no_progress, lambda message: None
