@@ -133,8 +133,8 @@ def train_stage(
     validated = {math.ceil(total * number / steps) for number in range(1, steps + 1)}
     saved = time.monotonic()
     batches = load_batches(rows, settings.plan[first:], settings.device, shared=True)
-    figures = _Figures(settings, first) if processes.is_main() else None
     progress(settings.name, first, total)
+    figures = _Figures(settings, first) if processes.is_main() else None
     with figures or nullcontext():
         for number, batch in enumerate(batches, start=first):
             seed = hash((settings.seed, STAGES.index(settings.name), number))
