@@ -322,6 +322,8 @@ def test_what_cannot_be_begun_leaves_no_bundle(
     with pytest.raises(error, match=message):
         compress(change(_options(workplace), workplace), here / "bundle", here / "work", _bars())
     assert not (here / "bundle").exists()
+    with pytest.raises(KeyboardInterrupt):  # and does not bind what is begun in its place
+        compress(_options(workplace), here / "bundle", here / "work", _bars("2/6 probe"))
 
 
 def test_places_that_are_taken_are_refused(workplace: Path, here: Path) -> None:

@@ -44,7 +44,12 @@ class Record:
             CheckpointError: its record is damaged.
         """
         path = work / FILE
-        if not path.exists():
+        data = read_json(path, CheckpointError) if path.exists() else None
+        if data is not None and (
+            data.get("version") != VERSION or not isinstance(data.get("steps"), dict)
+        ):
+            raise CheckpointError(f"{path} is damaged or of another version: choose another --work")
+        if data is None or not data["steps"]:  # what came to nothing binds nobody
             record = cls(
                 path,
                 {
@@ -57,9 +62,6 @@ class Record:
             )
             record.write()
             return record
-        data = read_json(path, CheckpointError)
-        if data.get("version") != VERSION or not isinstance(data.get("steps"), dict):
-            raise CheckpointError(f"{path} is damaged or of another version: choose another --work")
         changed = options.changed(data["options"])
         if changed:
             raise ConfigError(
