@@ -14,7 +14,7 @@ def print_summary(summary: dict[str, Any], directory: Path, console: Console) ->
     quality = summary["quality"]
     table = Table(title="quickstart: which library does this page document?")
     table.add_column("")
-    table.add_column("dense model", justify="right")
+    table.add_column("teacher", justify="right")
     table.add_column("reduced", justify="right")
     table.add_row(
         f"accuracy on {quality['rows']} test pages",
