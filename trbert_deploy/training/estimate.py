@@ -68,8 +68,8 @@ def estimate_seconds(
             price = _seconds_per_token(lambda batch: batch_saliency(model, batch), batches)
             seconds[name] = price * tokens[name] + looking * looked_at
         else:
-            if name == "hard" and options.target_speedup is not None:
-                validator.calibrate(model, options.target_speedup)
+            if name == "hard" and options.wanted_speedup is not None:
+                validator.calibrate(model, options.wanted_speedup)
             made = make_stage(name, model, options, None if name == "teacher" else guide)
             freeze_all_but(model, made.groups)
             model.train(made.dropout)
