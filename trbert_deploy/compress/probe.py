@@ -14,15 +14,14 @@ import torch
 from trbert_deploy.bench.baselines import with_ratio
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.evaluation.quality import ModelRun, run_in_turns
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.chain import Timing
-from trbert_deploy.runtime.pipeline import Pipeline, load
-from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.pipeline import load
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.prepare import fit_positions
@@ -100,9 +99,11 @@ def measure_payoff(
         save_checkpoint(checkpoint, Path(scratch) / "ckpt")
         export_bundle(Path(scratch) / "ckpt", directory / BUNDLE, progress=progress)
     pipeline = load(directory / BUNDLE)
-    rows = pipeline.tokenize(texts, names)
-    seconds = timed_in_turns(pipeline, rows, progress)
-    dense, reduced = (1e3 * total / len(rows) for total in seconds)
+    warm_up, runs = ([ModelRun(pipeline, dense=True), ModelRun(pipeline)] for _ in range(2))
+    run_in_turns(warm_up, examples[:2])  # the first calls of a graph are slower
+    timed = examples[:TIMED_TEXTS]
+    run_in_turns(runs, timed, lambda _, done, total: progress("time", done, total), batch_size=1)
+    dense, reduced = (1e3 * run.timing.total_seconds / len(timed) for run in runs)
     slow: str | None = None
     if dense < LEAST_GAIN * reduced:
         slow = (
@@ -111,22 +112,6 @@ def measure_payoff(
             "the model is too small, or its texts are too short, for dropped tokens to save time"
         )
     return Payoff(mean, dense, reduced, slow)
-
-
-def timed_in_turns(
-    pipeline: Pipeline, rows: Sequence[TokenRow], progress: Progress = no_progress
-) -> tuple[float, float]:
-    """Seconds in which the dense model and the chain answer rows one by one, in turns."""
-    for dense in (True, False):  # the first calls of a graph are slower
-        pipeline.run(rows[:2], dense=dense)
-    seconds = {True: 0.0, False: 0.0}  # by dense
-    for done, row in enumerate(rows):
-        for dense in (True, False) if done % 2 == 0 else (False, True):
-            timing = Timing()
-            pipeline.run([row], dense=dense, timing=timing)
-            seconds[dense] += timing.total_seconds
-        progress("time", done + 1, len(rows))
-    return seconds[True], seconds[False]
 
 
 def export_dense(

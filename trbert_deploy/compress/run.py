@@ -156,19 +156,10 @@ class _Run:
             texts = SplitTexts(**self.record.step("texts", self._split))
             plan = self.record.step("plan", lambda: self._plan(texts))
             payoff = Payoff(**plan["payoff"])
-            if payoff.reason is not None:
-                return self._summary(payoff, self._dense(payoff.reason))
-            runs = max(map(self._train_options(self.work).averaged_runs_of, plan["seconds"]))
-            size = sum(path.stat().st_size for path in (self.work / PROBE / BUNDLE).iterdir())
-            places = f"{self.output}/", f"{self.work}/"
-            for line in forecast(self.options, texts, payoff, plan["seconds"], runs, size, places):
-                self.note(line)
-            threshold = self.record.step("train", self._train)["threshold"]
-            self.record.step("export", lambda: self._export(threshold))
-            found = self._judge()
-        return self._summary(payoff, found)
-
-    def _summary(self, payoff: Payoff, found: dict[str, Any]) -> dict[str, Any]:
+            if payoff.reason is None:
+                found = self._reduced(texts, payoff, plan["seconds"])
+            else:
+                found = self._dense(payoff.reason)
         return {
             "model": self.options.model,
             "bundle": str(self.output),
@@ -177,6 +168,19 @@ class _Run:
             "seconds": round(self.record.data["seconds"]),
             **found,
         }
+
+    def _reduced(
+        self, texts: SplitTexts, payoff: Payoff, seconds: dict[str, float]
+    ) -> dict[str, Any]:
+        """Say what will be done, and do it."""
+        runs = max(map(self._train_options(self.work).averaged_runs_of, seconds))
+        size = sum(path.stat().st_size for path in (self.work / PROBE / BUNDLE).iterdir())
+        places = f"{self.output}/", f"{self.work}/"
+        for line in forecast(self.options, texts, payoff, seconds, runs, size, places):
+            self.note(line)
+        threshold = self.record.step("train", self._train)["threshold"]
+        self.record.step("export", lambda: self._export(threshold))
+        return self._judge()
 
     def _split(self) -> dict[str, Any]:
         with self.bars("1/6 texts") as progress:

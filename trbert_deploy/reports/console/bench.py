@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -55,15 +55,21 @@ def print_quality(report: QualityReport, console: Console) -> None:
 
 def quality_rows(report: QualityReport) -> Iterator[tuple[str, str, str]]:
     """The cells of each line of a table: what it is, of the dense model, of the chain."""
-    both = (report.dense, report.reduced)
     for measure in report.dense.metrics:
-        style = "{:.3f}" if measure.endswith(("error", "divergence")) else "{:.2%}"
-        dense, reduced = (style.format(model.metrics[measure]) for model in both)
-        yield measure.replace("_", " ").replace(" f1", " F1"), dense, reduced
+        yield measure_row(measure, report.dense.metrics, report.reduced.metrics)
     yield "seconds", f"{report.dense.seconds:.1f}", f"{report.reduced.seconds:.1f}"
     yield "tokens kept", "all", _shares(report)
     yield "FLOPs speed-up", "1", f"{report.flops_speedup:.2f}"
     yield "measured speed-up", "1", f"{report.measured_speedup:.2f}"
+
+
+def measure_row(
+    measure: str, dense: Mapping[str, float], reduced: Mapping[str, float]
+) -> tuple[str, str, str]:
+    """The cells of a line for one of two models' measures."""
+    style = "{:.3f}" if measure.endswith(("error", "divergence")) else "{:.2%}"
+    name = measure.replace("_", " ").replace(" f1", " F1")
+    return name, style.format(dense[measure]), style.format(reduced[measure])
 
 
 def quality_change(report: QualityReport) -> str:

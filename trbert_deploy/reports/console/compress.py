@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from trbert_deploy.reports.console.bench import measure_row
+
 
 def print_compress(summary: dict[str, Any], console: Console) -> None:
     """Print what a compression came to, and what to do next."""
@@ -23,9 +25,7 @@ def print_compress(summary: dict[str, Any], console: Console) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for measure in dense:
         if measure != "seconds":
-            style = "{:.3f}" if measure in ("calibration_error", "divergence") else "{:.2%}"
-            values = (style.format(each[measure]) for each in (dense, reduced))
-            table.add_row(measure.replace("_", " ").replace(" f1", " F1"), *values)
+            table.add_row(*measure_row(measure, dense, reduced))
     if quality["measure"] != "agreement":
         table.add_row("answers that agree", "", f"{quality['agreement']:.2%}")
     tokens = quality["tokens_per_row"]
