@@ -8,6 +8,8 @@ import re
 from importlib.metadata import version
 from pathlib import Path
 
+from trbert_deploy.version import __version__
+
 #: Where the driver of NVIDIA's GPUs tells of them, on Linux.
 _NVIDIA = Path("/proc/driver/nvidia")
 
@@ -53,6 +55,6 @@ def describe_machine() -> dict[str, str | int]:
         **({"gpus": "; ".join(devices)} if devices else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "trbert-deploy": version("trbert-deploy"),
+        "trbert-deploy": __version__,
         "numpy": version("numpy"),
     }

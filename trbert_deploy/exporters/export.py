@@ -45,6 +45,7 @@ from trbert_deploy.runtime.samples import row_maker
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.version import __version__
 
 NUM_INT8_ROWS = 16
 _INT8_LENGTHS = (64, 256, 512)
@@ -160,9 +161,8 @@ def export_bundle(
             graphs=tuple(graphs),
             files={path.name: sha256(path) for path in sorted(staging.iterdir())},
             training=checkpoint.training,
-            made_by={
-                name: version(name) for name in ("trbert-deploy", "torch", "transformers", "onnx")
-            },
+            made_by={"trbert-deploy": __version__}
+            | {name: version(name) for name in ("torch", "transformers", "onnx")},
         )
         reference = TorchBackend(model)
         bundle = Bundle.of(staging, manifest, verify=False)

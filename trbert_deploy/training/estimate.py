@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
+import torch
 from torch import nn
 
 from trbert_deploy.modeling.walk import dense_outputs
@@ -19,7 +20,8 @@ from trbert_deploy.training.stages.guide import answers, batch_saliency, make_gu
 from trbert_deploy.training.stages.stage import Step, freeze_all_but, make_stage
 from trbert_deploy.training.validation import Validator
 
-#: Tokens of a step that is timed; steps of a run are larger, at about the same price per token.
+#: Tokens of a step that is timed on a CPU; steps of a run are larger, at about the same price per
+#: token. On a GPU small steps cost what large ones do.
 STEP_TOKENS = 1024
 #: Steps of each stage: the first of them only warms up.
 STEPS = 3
@@ -39,9 +41,10 @@ def estimate_seconds(
         texts, held_out: how many the run will learn from, and be validated by.
     """
     recipe, device = options.recipe, run.device
+    step_tokens = STEP_TOKENS if device.type == "cpu" else recipe.batch_tokens
     model = deepcopy(run.checkpoint.model).to(device)
-    rows = _some(run.rows_of("policy"))
-    plan = plan_batches([len(row) for row in rows], STEP_TOKENS)[:STEPS]
+    rows = _some(run.rows_of("policy"), step_tokens)
+    plan = plan_batches([len(row) for row in rows], step_tokens)[:STEPS]
     batches = list(load_batches(rows, plan, device))
     stages = [name for name in recipe.stages if not (name == "teacher" and run.fine_tuned)]
     more = texts / len(run.training)
@@ -53,14 +56,14 @@ def estimate_seconds(
             dense_outputs(model, batch)
 
     looking = _seconds_per_token(forward, batches)
-    guide = make_guide(model, rows, STEP_TOKENS, device, no_progress)
+    guide = make_guide(model, rows, step_tokens, device, no_progress)
     validator = Validator(
         rows,
         run.validator.task,
         False,
-        STEP_TOKENS,
+        step_tokens,
         device,
-        answers(model, rows, STEP_TOKENS, device, no_progress),
+        answers(model, rows, step_tokens, device, no_progress),
     )
     seconds: dict[str, float] = {}
     for done, name in enumerate(stages, start=1):
@@ -81,9 +84,9 @@ def estimate_seconds(
     return seconds
 
 
-def _some(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+def _some(rows: Sequence[TrainingRow], step_tokens: int) -> list[TrainingRow]:
     """Rows of every kind, some steps of them."""
-    wanted = STEPS * STEP_TOKENS
+    wanted = STEPS * step_tokens
     mean = max(1, sum(map(len, rows)) // len(rows))
     return list(rows[:: max(1, len(rows) * mean // wanted)])
 
@@ -106,7 +109,15 @@ def _seconds_per_token(
     """Price of a token in ``run``, without the first batch, which warms up, if there are more."""
     timed = batches[1:] or batches
     run(batches[0])
+    _finish_computing()
     start = time.perf_counter()
     for batch in timed:
         run(batch)
+    _finish_computing()
     return (time.perf_counter() - start) / sum(len(batch.input_ids) for batch in timed)
+
+
+def _finish_computing() -> None:
+    """Wait for a GPU, which is only told what to compute."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -111,6 +111,7 @@ def train(
             write_json(output / RUN_FILE, record)
             _clear(record, output)  # for a run that was killed before it did
         processes.wait()
+        run.checkpoint.model.to(run.device)
         for stage in STAGES:
             _do_stage(stage, run, options, output, record, progress, note)
     stages = {name: figures for name, figures in record["stages"].items() if figures}
@@ -145,7 +146,6 @@ def _do_stage(
     validator = replace(run.validator, progress=progress)
     guide_path = output / "stages" / "guide" / GUIDE_FILE
     if stage == "guide":
-        model.to(run.device)
         making = (options.recipe.batch_tokens, run.device, progress)
         validation = answers(model, run.validator.rows, *making)
         record["teacher_score"] = replace(validator, teacher=validation).dense(model).score
@@ -270,7 +270,7 @@ def _run_stage(
     progress: Progress,
 ) -> None:
     """Run one trained stage on the run's model, in place."""
-    model = run.checkpoint.model.to(run.device)
+    model = run.checkpoint.model
     rows = run.rows_of(stage)
 
     def begin() -> Stage:

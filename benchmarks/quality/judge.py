@@ -1,0 +1,143 @@
+"""How trained checkpoints answer labelled texts, beside the dense model that they were made from.
+
+    python benchmarks/quality/judge.py --teacher TEACHER --test FILE CHECKPOINT [CHECKPOINT ...]
+
+Every checkpoint runs at its own thresholds, in float32. Differences are taken text by text, from
+the teacher and from the first checkpoint, with their 95 % intervals by paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from setting import Setting, set_up_torch, teacher_in
+from students import Student, by_policy, lengths_of
+
+from trbert_deploy import console
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import TrbertError
+from trbert_deploy.evaluation.metrics import bootstrap_interval
+from trbert_deploy.files import write_json
+from trbert_deploy.flops import dense_flops, reduced_flops
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.progress import Progress
+from trbert_deploy.tasks.task import Outputs, Task, mean_agreement, rows_of_outputs
+from trbert_deploy.training.batches import load_batches, plan_batches
+from trbert_deploy.training.contexts import evaluating
+from trbert_deploy.training.data import TrainingRow
+
+BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered.
+
+    Attributes:
+        outputs: of every row.
+        flops: operations of all rows.
+    """
+
+    outputs: list[Outputs]
+    flops: float
+
+
+def answer(
+    student: Student, rows: list[TrainingRow], device: torch.device, progress: Progress
+) -> Answers:
+    """Run a model on rows."""
+    model = student.model
+    plan = plan_batches(lengths_of(rows).tolist(), BATCH_TOKENS)
+    found: dict[int, Outputs] = {}
+    flops = 0.0
+    with evaluating(model):
+        for number, batch in enumerate(load_batches(rows, plan, device), start=1):
+            outputs, lengths = student.forward(batch)
+            arrays = {name: values.float().cpu().numpy() for name, values in outputs.items()}
+            found |= zip(batch.rows.tolist(), rows_of_outputs(arrays), strict=True)
+            columns = list(np.array(lengths).T)
+            flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
+            progress("answers", number, len(plan))
+    return Answers([found[row] for row in range(len(rows))], flops)
+
+
+def judged(
+    task: Task,
+    targets: NDArray[np.int64],
+    spec: EncoderSpec,
+    rows: list[TrainingRow],
+    runs: dict[str, Answers],
+) -> dict[str, dict[str, Any]]:
+    """Figures of each run; the first one is the teacher."""
+    teacher, *students = runs
+    scores = {name: task.scores(run.outputs, targets) for name, run in runs.items()}
+    dense = float(dense_flops(spec, lengths_of(rows)).sum())
+    figures: dict[str, dict[str, Any]] = {}
+    for name, run in runs.items():
+        figures[name] = {
+            task.measure: float(scores[name].mean()),
+            "flops_speedup": dense / run.flops,
+            "agreement": mean_agreement(task, runs[teacher].outputs, run.outputs),
+        }
+        for other in (teacher, students[0]):
+            if name not in (teacher, other):
+                change = 100.0 * (scores[name] - scores[other])
+                figures[name][f"over {other}"] = [
+                    float(change.mean()),
+                    *bootstrap_interval(change),
+                ]
+    return figures
+
+
+@click.command()
+@click.option("--teacher", required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--test", required=True, metavar="FILE", help="Labelled texts.")
+@click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Figures as JSON.")
+@click.argument(
+    "checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
+)
+def main(
+    teacher: Path,
+    test: str,
+    max_length: int | None,
+    json_file: Path | None,
+    checkpoints: tuple[Path, ...],
+) -> None:
+    """Judge checkpoints by labelled texts, beside their teacher."""
+    set_up_torch(None)
+    try:
+        setting = Setting(teacher_in(teacher), test, test, max_length=max_length)
+        rows = setting.validation_rows
+        students = {"teacher": Student(setting.load_teacher(""))}
+        for path in checkpoints:
+            model = load_checkpoint(path).model.to(setting.device)
+            students[str(path)] = Student(model, choose=by_policy(model))
+        runs = {}
+        for name, student in students.items():
+            with console.progress(name) as progress:
+                runs[name] = answer(student, rows, setting.device, progress)
+        targets = np.array([row.target for row in rows], np.int64)
+        figures = judged(setting.task, targets, setting.spec, rows, runs)
+    except TrbertError as problem:
+        sys.exit(f"error: {problem}")
+    for name, values in figures.items():
+        told = [f"{value:.4f}" for value in values.values() if isinstance(value, float)]
+        for other, (change, low, high) in (
+            (key, value) for key, value in values.items() if isinstance(value, list)
+        ):
+            told.append(f"{other} {change:+.2f} [{low:+.2f}, {high:+.2f}]")
+        console.out.print(f"{name}  {'  '.join(told)}", soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, {"rows": len(rows), "models": figures})
+
+
+if __name__ == "__main__":
+    main()
