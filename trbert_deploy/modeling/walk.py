@@ -61,13 +61,10 @@ class TokenState:
         Args:
             keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
         """
-        kept, layout = self.layout.compact(keep)
-        return TokenState(
-            self.hidden.index_select(0, kept),
-            layout,
-            self.token.index_select(0, kept),
-            self.protected.index_select(0, kept),
+        (hidden, token, protected), layout = self.layout.compact(
+            keep, (self.hidden, self.token, self.protected)
         )
+        return TokenState(hidden, layout, token, protected)
 
     def run(
         self, model: ReducedModel, start: int, stop: int, layout: Layout | None = None

@@ -13,6 +13,7 @@ from trbert_deploy.modeling.layouts.layout import ScoreBias, attend_within
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.layouts.varlen import attend_packed
 from trbert_deploy.modeling.memo import Memo
+from trbert_deploy.plugins.packed_compaction import compact_packed
 
 
 class FixedLayout(Memo):
@@ -116,21 +117,15 @@ class FixedLayout(Memo):
         places = torch.arange(self._longest, device=self.offsets.device)
         return PaddedLayout(places < self.counts[:, None], self.pad(self.positions))
 
-    def compact(self, keep: Tensor) -> tuple[Tensor, FixedLayout]:
+    def compact(
+        self, keep: Tensor, columns: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], FixedLayout]:
         """As ``RowsLayout.compact``, for one choice; what is left of the next size is filler."""
         size, *sizes = self._sizes
-        # Filler lies behind the rows: its survivors do so again, and move nobody's place.
-        through = keep.new_zeros(self._size + 1, dtype=torch.int64)  # survivors up to a token
-        torch.cumsum(keep[0], 0, out=through[1:])
-        offsets = through.index_select(0, self.offsets).to(torch.int32)
-        places = torch.zeros_like(through[: size + 1])
-        # Place 0 takes what is dropped; the last, what there is no room for.
-        target = (through[1:] * keep[0]).clamp(max=size)
-        places.scatter_(0, target, torch.arange(self._size, device=keep.device))
-        places = places[1:]
-        positions = self.positions.index_select(0, places)
+        columns = (*columns, self.positions)
+        (*left, positions), offsets = compact_packed(keep[0], self.offsets, size, columns)
         layout = FixedLayout(offsets, size, self._longest, tuple(sizes), positions, self.overflowed)
-        return places, layout
+        return tuple(left), layout
 
     def pad(self, values: Tensor) -> Tensor:
         """Packed values [T, ...] -> [B, S, ...], zero behind a row's tokens."""

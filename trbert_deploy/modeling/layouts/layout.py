@@ -116,14 +116,17 @@ class RowsLayout(Layout, Protocol):
         """The row that each token belongs to: [T] int64."""
         ...
 
-    def compact(self, keep: Tensor) -> tuple[Tensor, RowsLayout]:
-        """Which tokens survive, and the rows that they form.
+    def compact(
+        self, keep: Tensor, columns: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], RowsLayout]:
+        """The tokens that survive, and the rows that they form.
 
         Args:
             keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
+            columns: [T, ...] each, what is known of every token.
 
         Returns:
-            The survivors' places in [T], in order, and their layout.
+            The survivors' part of every column, in order, and their layout.
         """
         ...
 

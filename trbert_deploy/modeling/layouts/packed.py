@@ -143,21 +143,16 @@ class PackedLayout(Memo):
             self._row_groups = [RowGroup(part.unflatten(0, shape)) for part, shape in parts]
         return self._row_groups
 
-    def compact(self, keep: Tensor) -> tuple[Tensor, PackedLayout]:
-        """Which tokens survive, and the rows that they form.
-
-        Args:
-            keep: [P, T] bool; each of the P choices makes rows of its own, P * B in all.
-
-        Returns:
-            The survivors' places in [T], in order, and their layout.
-        """
+    def compact(
+        self, keep: Tensor, columns: tuple[Tensor, ...]
+    ) -> tuple[tuple[Tensor, ...], PackedLayout]:
+        """As ``RowsLayout.compact``; only here the host learns something, how many are left."""
         counts = self.row_sums(keep.float()).flatten().round().long()
         lengths = counts.cpu().numpy()  # all that the host learns of it
         kept = torch.nonzero_static(keep.flatten(), size=int(lengths.sum())).squeeze(1)
         kept = kept % keep.shape[1]
-        positions = self.positions.index_select(0, kept)
-        return kept, PackedLayout(lengths, self.positions.device, positions)
+        *left, positions = (column.index_select(0, kept) for column in (*columns, self.positions))
+        return tuple(left), PackedLayout(lengths, self.positions.device, positions)
 
     def pad(self, values: Tensor) -> Tensor:
         """Packed values [T] -> [B, S], zero behind a row's length."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trbert_deploy.plugins.compaction import (
+from trbert_deploy.plugins.onnx_compaction import (
     CAPACITY,
     COMPACTED,
     HIDDEN,
