@@ -34,6 +34,12 @@ if not torch.cuda.is_available():  # read when Triton is imported, by whomever
 
 torch.set_num_threads(1)  # tiny models lose more than they gain with threads
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU that PyTorch can use")
+
+
 LABELS = ("bad", "good")
 GOOD = ("wonderful", "superb", "delightful", "brilliant")
 BAD = ("dreadful", "boring", "awful", "clumsy")

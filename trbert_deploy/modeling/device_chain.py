@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trbert_deploy.batching import split_by_tokens
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.attention import Attention
 from trbert_deploy.modeling.heads.head import Outputs
@@ -48,15 +50,16 @@ class PackedRows:
     def of(cls, rows: Sequence[TokenRow], device: torch.device | str) -> PackedRows:
         """Pack rows, which attention likes best in ascending length."""
 
-        def packed(parts: list[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.concatenate(parts)).to(device)
-
-        return cls(
-            packed([row.input_ids for row in rows]),
-            packed([row.token_type_ids for row in rows]),
-            packed([row.protected for row in rows]),
-            PackedLayout(np.array([len(row) for row in rows], np.int64), device),
+        columns = np.array(  # one copy to the device, instead of one for each
+            [
+                np.concatenate([row.input_ids for row in rows]),
+                np.concatenate([row.token_type_ids for row in rows]),
+                np.concatenate([row.protected for row in rows]),
+            ]
         )
+        input_ids, token_type_ids, protected = torch.from_numpy(columns).to(device)
+        layout = PackedLayout(np.array([len(row) for row in rows], np.int64), device)
+        return cls(input_ids, token_type_ids, protected.bool(), layout)
 
 
 class DeviceChain:
@@ -94,6 +97,13 @@ class DeviceChain:
             if isinstance(module, nn.Linear):  # once, and not in every call
                 module.to(self._dtype)
         self.max_batch_tokens = max_batch_tokens
+
+    def at(self, reduction: ReductionConfig) -> Self:
+        """The same cuts with other rules, on the same weights."""
+        other = copy(self)
+        other.model = copy(self.model)
+        other.model.set_reduction(reduction)
+        return other
 
     def run(self, rows: Sequence[TokenRow]) -> list[RowResult]:
         """Run rows, dropping tokens at every cut; one result per row, in the given order."""

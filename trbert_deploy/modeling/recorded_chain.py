@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.modeling.device_chain import DeviceChain, PackedRows
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.fixed import FixedLayout
@@ -54,8 +56,8 @@ class Sizes:
 class RecordedChain(DeviceChain):
     """As ``DeviceChain``, replayed from recordings; on a CPU their fixed sizes alone.
 
-    A batch of sizes not seen yet runs without a recording, and tells how much room survivors
-    take. A batch that needs more room than there is runs again without one.
+    The first batch of its sizes runs without a recording, and tells how much room survivors take;
+    the second is recorded. A batch that needs more room than there is runs again without one.
 
     Attributes:
         SPARE: of one row, the share of the tokens seen to survive that there is room for besides;
@@ -65,6 +67,8 @@ class RecordedChain(DeviceChain):
 
     SPARE = 0.2
     MOST = 32
+    #: Sizes that are known to have been met; the oldest are forgotten.
+    MOST_SEEN = 4096
 
     def __init__(
         self,
@@ -76,6 +80,11 @@ class RecordedChain(DeviceChain):
         super().__init__(model, device, precision, max_batch_tokens)
         self._recordings: dict[Sizes, Recording] = {}
         self._room: dict[Sizes, tuple[int, ...]] = {}
+
+    def at(self, reduction: ReductionConfig) -> Self:
+        other = super().at(reduction)
+        other._recordings, other._room = {}, {}
+        return other
 
     def run(self, rows: Sequence[TokenRow]) -> list[RowResult]:
         return self._run(rows, self._or_again)
@@ -94,26 +103,36 @@ class RecordedChain(DeviceChain):
     def _or_again(self, batch: PackedRows) -> Computed:
         outputs, layouts = self.reduced(batch)
         if any(isinstance(left, FixedLayout) and bool(left.overflowed) for left in layouts[-1:]):
-            del self._recordings[Sizes.of(batch, dense=False)]
-            return self.reduced(batch)  # anew, with more room for the next
+            sizes = Sizes.of(batch, dense=False)
+            del self._recordings[sizes]  # the next has more room
+            outputs, layouts = super().reduced(batch)
+            self._make_room(sizes, [int(layout.lengths.sum()) for layout in layouts])
         return outputs, layouts
 
     def _replayed(
         self, batch: PackedRows, sizes: Sizes, compute: Callable[[PackedRows], Computed]
     ) -> Computed:
         recording = self._recordings.get(sizes)
-        if recording is None:
-            computed = compute(batch)
-            more = 1 + self.SPARE / sizes.rows**0.5
-            seen = [int(layout.lengths.sum()) for layout in computed[1]]
-            room = [min(_up(int(left * more), 64), sizes.tokens) for left in seen]
-            before = self._room.get(sizes, (0,) * len(room))
-            self._room[sizes] = tuple(map(max, room, before))
-            if len(self._recordings) >= self.MOST:
+        if recording is not None:
+            return recording.replay(batch)
+        if sizes in self._room:
+            while len(self._recordings) >= self.MOST:
                 del self._recordings[next(iter(self._recordings))]
-            self._recordings[sizes] = Recording(sizes, self._room[sizes], compute, self.device)
-            return computed
-        return recording.replay(batch)
+            recording = Recording(sizes, self._room[sizes], compute, self.device)
+            self._recordings[sizes] = recording
+            return recording.replay(batch)
+        computed = compute(batch)
+        self._make_room(sizes, [int(layout.lengths.sum()) for layout in computed[1]])
+        return computed
+
+    def _make_room(self, sizes: Sizes, seen: Sequence[int]) -> None:
+        """Note how many tokens survived each cut of a batch: the next may have some more."""
+        more = 1 + self.SPARE / sizes.rows**0.5
+        room = [min(_up(int(left * more), 64), sizes.tokens) for left in seen]
+        before = self._room.pop(sizes, (0,) * len(room))
+        self._room[sizes] = tuple(map(max, room, before))
+        if len(self._room) > self.MOST_SEEN:
+            del self._room[next(iter(self._room))]
 
 
 class Recording:

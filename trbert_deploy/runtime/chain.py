@@ -16,7 +16,8 @@ import numpy as np
 from trbert_deploy.batching import group_by_length, split_by_tokens
 from trbert_deploy.bundle.manifest import ATTENTION_MASK, DENSE, HIDDEN_OUT, segment_name
 from trbert_deploy.config import ReductionConfig, Segment
-from trbert_deploy.runtime.backends.backend import Backend, Graph, Tensors
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.backends.backend import Backend, Graph, RowsBackend, Tensors
 from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -41,6 +42,8 @@ class Timing:
         return 1.0 - sum(self.graph_seconds.values()) / self.total_seconds
 
 
+#: What the time is noted under where a backend runs all of a chain.
+ALL_GRAPHS = "all"
 #: Tokens on their way at a time, if nobody says otherwise.
 MAX_BATCH_TOKENS = 16384
 
@@ -49,7 +52,7 @@ class Chain:
     """Runs rows of tokens through the segments of a backend.
 
     Args:
-        backend: runs the graphs.
+        backend: runs the graphs, or whole rows.
         reduction: the cuts with their rules.
         num_layers: layers of the encoder.
         max_batch_tokens: tokens that are on their way at a time, in one batch or in several; a
@@ -63,7 +66,7 @@ class Chain:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | RowsBackend,
         reduction: ReductionConfig,
         num_layers: int,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
@@ -76,12 +79,15 @@ class Chain:
         self._num_layers = num_layers
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
-        self.max_padding = backend.max_padding if max_padding is None else max_padding
+        own = 0.0 if isinstance(backend, RowsBackend) else backend.max_padding
+        self.max_padding = own if max_padding is None else max_padding
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
 
     def open(self) -> None:
         """Open the graphs that rows will pass now, not when the first of them does."""
+        if isinstance(self.backend, RowsBackend):
+            return
         for segment in self.segments[:-1]:
             self.backend.graph(segment_name(segment.index))
         self.backend.graph(_last_graph(self.segments))
@@ -136,6 +142,11 @@ class Chain:
     ) -> list[RowResult]:
         timing = timing if timing is not None else Timing()
         start = time.perf_counter()
+        if isinstance(self.backend, RowsBackend):
+            computed = self._run_rows(self.backend, rows, self.reduction if segments else None)
+            timing.total_seconds += time.perf_counter() - start
+            timing.graph_seconds[ALL_GRAPHS] = timing.total_seconds
+            return computed
         results: dict[int, RowResult] = {}
         for window in split_by_tokens([len(row) for row in rows], self.max_batch_tokens):
             waiting = [TokenState.of(index, rows[index]) for index in window]
@@ -152,6 +163,21 @@ class Chain:
                     results[row.index] = RowResult(answer, row.kept)
         timing.total_seconds += time.perf_counter() - start
         return [results[index] for index in range(len(rows))]
+
+    def _run_rows(
+        self, backend: RowsBackend, rows: Sequence[TokenRow], reduction: ReductionConfig | None
+    ) -> list[RowResult]:
+        """On a backend that chooses tokens itself.
+
+        Raises:
+            ConfigError: they are to be chosen by something else than the policies.
+        """
+        if reduction is not None and not isinstance(self.scorer, PolicyScorer):
+            raise ConfigError(
+                f"backend {backend.description['backend']} drops tokens by the policies alone: "
+                "choose another backend for what is compared with them"
+            )
+        return backend.run_rows(rows, reduction, self.max_batch_tokens)
 
     def _keeping_all(self, row: TokenRow, dense: RowResult) -> RowResult:
         """What the dense model says, as the result of cuts that removed nothing."""
@@ -179,6 +205,7 @@ class Chain:
             row.compact(survivors, hidden)
 
     def _call(self, name: str, batch: Sequence[TokenState], timing: Timing) -> Tensors:
+        assert not isinstance(self.backend, RowsBackend)  # which runs no single graph
         graph = self.backend.graph(name)
         inputs = _inputs(graph, batch)
         start = time.perf_counter()

@@ -97,8 +97,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **changed: Known | Exception) -> N
 
     def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> object:
         full = f"{name} {options.precision}"
-        missing = MISSING if name == "tensorrt" else NO_INT8
-        default = Known(full) if full in SECONDS and name != "tensorrt" else missing
+        on_gpus = name in ("tensorrt", "cuda")
+        missing = MISSING if on_gpus else NO_INT8
+        default = Known(full) if full in SECONDS and not on_gpus else missing
         chain = changed.get(full.replace(" ", "_"), default)
         if isinstance(chain, Exception):
             raise chain
@@ -112,9 +113,10 @@ def test_what_is_tried_is_what_the_registry_says() -> None:
     names = [str(candidate) for candidate in candidates()]
     assert names == [
         "onnxruntime fp32", "onnxruntime int8", "openvino fp32", "openvino bf16", "openvino int8",
-        "tensorrt fp16", "tensorrt bf16", "tensorrt fp32",
+        "tensorrt fp16", "tensorrt bf16", "tensorrt fp32", "cuda fp16", "cuda bf16", "cuda fp32",
     ]  # fmt: skip
-    assert [str(each) for each in candidates(engines=False)] == names[:5]
+    without = [name for name in names if not name.startswith("tensorrt")]
+    assert [str(each) for each in candidates(engines=False)] == without
 
 
 def test_a_backend_from_outside_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,14 +133,15 @@ def test_the_fastest_wins(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> No
         0,
         progress=lambda step, done, total: steps.append(f"{step} {done}/{total}"),
     )
-    assert steps[0] == "try onnxruntime fp32 0/8"
+    assert steps[0] == "try onnxruntime fp32 0/11"
     assert "measure backends 0/10" in steps and steps[-1] == "measure backends 10/10"
     assert (choice.backend, choice.precision) == ("openvino", "bf16")
     assert choice.row_ms == {"onnxruntime fp32": 4.0, "openvino fp32": 3.0, "openvino bf16": 2.0}
     assert str(choice) == (
         "openvino bf16 is fastest here (onnxruntime fp32 4.0 ms, openvino fp32 3.0 ms, "
         "openvino bf16 2.0 ms a text); not tried: onnxruntime int8, openvino int8 "
-        "(no 8-bit weights), tensorrt fp16, tensorrt bf16, tensorrt fp32 (not installed)"
+        "(no 8-bit weights), tensorrt fp16, tensorrt bf16, tensorrt fp32, cuda fp16, cuda bf16, "
+        "cuda fp32 (not installed)"
     )
 
 
@@ -212,7 +215,11 @@ def test_what_does_not_run_here_is_left_out(
         "openvino fp32": said,
         "openvino bf16": said,
         "openvino int8": "no 8-bit weights",
-        **dict.fromkeys(("tensorrt fp16", "tensorrt bf16", "tensorrt fp32"), "not installed"),
+        **{
+            f"{name} {precision}": "not installed"
+            for name in ("tensorrt", "cuda")
+            for precision in ("fp16", "bf16", "fp32")
+        },
     }
     assert choice == Choice("onnxruntime", "fp32", {"onnxruntime fp32": 4.0}, {}, skipped)
 

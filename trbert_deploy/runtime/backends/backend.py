@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.manifest import ATTENTION_MASK, GraphDescription
+from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import BundleError
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -46,6 +48,27 @@ class Backend(Protocol):
 
     def graph(self, name: str) -> Graph:
         """The graph called ``name`` in the bundle, loaded on its first use."""
+        ...
+
+
+@runtime_checkable
+class RowsBackend(Protocol):
+    """A backend that runs whole rows itself: states stay on its device from cut to cut."""
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """As ``Backend.description``."""
+        ...
+
+    def run_rows(
+        self, rows: Sequence[TokenRow], reduction: ReductionConfig | None, max_batch_tokens: int
+    ) -> list[RowResult]:
+        """Run rows, as ``Chain.run`` does.
+
+        Args:
+            reduction: the cuts with their rules; None for the dense model.
+            max_batch_tokens: tokens that are on their way at a time.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError, MissingDependencyError
-from trbert_deploy.runtime.backends.backend import Backend, BackendOptions
+from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, RowsBackend
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class BackendInfo:
     """What is known of a backend before it is imported.
 
     Attributes:
-        module: has a function ``open_backend(bundle, options) -> Backend``.
+        module: has a function ``open_backend(bundle, options)``, which opens the backend.
         packages: top-level modules that it imports.
         extras: of this distribution; each of them brings these modules.
         precisions: what it can be asked to compute in; none where it decides for itself.
@@ -71,6 +71,14 @@ BACKENDS: dict[str, BackendInfo] = {
         engines=True,
         distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
     ),
+    "cuda": BackendInfo(
+        "trbert_deploy.modeling.cuda_backend",
+        ("torch", "transformers", "safetensors"),
+        ("export",),
+        ("fp16", "bf16", "fp32"),
+        auto=True,
+        distributions=("torch", "triton", *_CUDA),
+    ),
     "torch": BackendInfo(  # the reference of the others; servers have no PyTorch
         "trbert_deploy.modeling.torch_backend",
         ("torch", "transformers", "safetensors"),
@@ -88,7 +96,7 @@ def register_backend(name: str, info: BackendInfo) -> None:
     BACKENDS[name] = info
 
 
-def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend | RowsBackend:
     """Open the backend called ``name`` on a bundle.
 
     Raises:
@@ -106,7 +114,7 @@ def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend:
         if missing not in info.packages:
             raise
         raise MissingDependencyError(f"backend {name}", missing, *info.extras) from None
-    backend: Backend = module.open_backend(bundle, options)
+    backend: Backend | RowsBackend = module.open_backend(bundle, options)
     return backend
 
 
