@@ -107,6 +107,17 @@ def test_rows_of_one_length_are_recorded_as_they_are(lengths: tuple[int, ...], d
         assert_same(numpy_chain(model).run_dense(rows), chain.run_dense(rows))
 
 
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_rows_of_one_length_by_any_rule(rule: SelectionRule, device: str) -> None:
+    model = model_of("1,2")
+    reduction = model.reduction.with_rules((rule, rule))
+    chain = RecordedChain(model, device).at(reduction)
+    expected = Chain(TorchBackend(model), reduction, model.spec.num_layers)
+    for seed in range(3):
+        rows = rows_of(32, 32, 32, seed=seed)
+        assert_same(expected.run(rows), chain.run(rows))
+
+
 def test_other_rows_take_the_same_recording(device: str) -> None:
     model, chain = model_of("1,2"), RecordedChain(model_of("1,2"), device)
     for seed, lengths in enumerate([(60, 40, 17), (50, 61, 1), (20, 64, 30)]):

@@ -45,12 +45,18 @@ class Sizes:
 
     @classmethod
     def of(cls, batch: PackedRows, dense: bool) -> Sizes:
-        """Those of a batch; rounded up, so that batches share recordings, if rows are unequal."""
+        """Those of a batch; rounded up, so that batches share recordings, if rows are unequal.
+
+        Filler is computed for nothing, so the total is rounded up by a sixteenth at most; the
+        longest row, which bounds attention alone, by a quarter.
+        """
         lengths = batch.layout.lengths
         longest, total = int(lengths.max()), int(lengths.sum())
         if int(lengths.min()) == longest:
             return cls(len(lengths), longest, total, True, dense)
-        return cls(len(lengths), _up(longest, 64), _up(total, 256), False, dense)
+        longest = _up(longest, max(64, _power_of_two(longest) // 4))
+        total = _up(total, max(256, _power_of_two(total) // 16))
+        return cls(len(lengths), longest, total, False, dense)
 
 
 class RecordedChain(DeviceChain):
@@ -150,11 +156,14 @@ class Recording:
         def filled(dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(sizes.tokens, dtype=dtype, device=device)
 
-        self._offsets = torch.arange(sizes.rows + 1, dtype=torch.int32, device=device)
+        step = sizes.longest if sizes.equal else 1
+        self._offsets = step * torch.arange(sizes.rows + 1, dtype=torch.int32, device=device)
         self._columns = (filled(torch.int64), filled(torch.int64), filled(torch.bool))
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._record()
+        else:  # as a recording would, so that tests see what it meets
+            self._run()
 
     def replay(self, batch: PackedRows) -> Computed:
         """Run the recording on a batch of its sizes."""
@@ -189,3 +198,8 @@ class Recording:
 
 def _up(number: int, step: int) -> int:
     return -(-number // step) * step
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is no larger."""
+    return 1 << (number.bit_length() - 1)

@@ -27,9 +27,7 @@ def compact_packed(
     places = torch.empty(size, dtype=torch.int32, device=keep.device)
     bytes_of_keep = keep.view(torch.uint8)
     _count[(rows,)](bytes_of_keep, offsets, counts, _BLOCK)
-    _place[(rows,)](
-        bytes_of_keep, offsets, counts, left, places, size, triton.next_power_of_2(rows), _BLOCK
-    )
+    _place[(rows,)](bytes_of_keep, offsets, counts, left, places, size, _BLOCK)
     gathered = tuple(column.new_empty((size, *column.shape[1:])) for column in columns)
     _gather[(triton.cdiv(size, _SLOTS),)](
         tuple(map(_plain, columns)),
@@ -62,12 +60,15 @@ def _count(keep, offsets, counts, BLOCK: tl.constexpr):
     tl.store(counts + row, tl.sum(total))
 
 
-@triton.jit
-def _place(keep, offsets, counts, left, places, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["size"])
+def _place(keep, offsets, counts, left, places, size, BLOCK: tl.constexpr):
     """Which token stands where among the survivors; a program for each row."""
     row = tl.program_id(0)
-    others = tl.arange(0, ROWS)
-    slot = tl.sum(tl.load(counts + others, mask=others < row, other=0))
+    before = tl.zeros([BLOCK], tl.int32)
+    for at in range(0, row, BLOCK):
+        other = at + tl.arange(0, BLOCK)
+        before += tl.load(counts + other, mask=other < row, other=0)
+    slot = tl.sum(before)
     tl.store(left + row, slot)
     tl.store(left + row + 1, slot + tl.load(counts + row))  # the next row says the same
     start = tl.load(offsets + row)
@@ -80,7 +81,7 @@ def _place(keep, offsets, counts, left, places, size, ROWS: tl.constexpr, BLOCK:
         slot += tl.sum(kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "size"])
 def _gather(
     sources, targets, widths, places, left, rows, size, SLOTS: tl.constexpr, WIDTH: tl.constexpr
 ):
