@@ -23,7 +23,7 @@ from students import Student, by_policy, lengths_of
 from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import TrbertError
-from trbert_deploy.evaluation.metrics import bootstrap_interval
+from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.files import write_json
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
@@ -77,22 +77,20 @@ def judged(
 ) -> dict[str, dict[str, Any]]:
     """Figures of each run; the first one is the teacher."""
     teacher, *students = runs
-    scores = {name: task.scores(run.outputs, targets) for name, run in runs.items()}
+    statistics = {name: task.statistics(run.outputs, targets) for name, run in runs.items()}
     dense = float(dense_flops(spec, lengths_of(rows)).sum())
     figures: dict[str, dict[str, Any]] = {}
     for name, run in runs.items():
         figures[name] = {
-            task.measure: float(scores[name].mean()),
+            task.measure: task.measured(statistics[name]),
             "flops_speedup": dense / run.flops,
             "agreement": mean_agreement(task, runs[teacher].outputs, run.outputs),
         }
         for other in (teacher, students[0]):
             if name not in (teacher, other):
-                change = 100.0 * (scores[name] - scores[other])
-                figures[name][f"over {other}"] = [
-                    float(change.mean()),
-                    *bootstrap_interval(change),
-                ]
+                change = paired_change(task.measured, statistics[other], statistics[name])
+                points = (change.value, *change.interval)
+                figures[name][f"over {other}"] = [100.0 * each for each in points]
     return figures
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trbert_deploy import cli, load
 from trbert_deploy.errors import DataError
 from trbert_deploy.evaluation import quality
-from trbert_deploy.evaluation.metrics import bootstrap_interval
+from trbert_deploy.evaluation.metrics import bootstrap_interval, paired_change
 from trbert_deploy.evaluation.quality import (
     DataWarning,
     ModelQuality,
@@ -27,7 +27,7 @@ from trbert_deploy.evaluation.quality import (
     warn_of_few_rows,
 )
 from trbert_deploy.runtime.reading.examples import read_examples
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.task import Example, mean_score
 from trbert_deploy.tasks.text_classification import TextClassification
 
 
@@ -81,6 +81,33 @@ def test_metrics_by_hand() -> None:
     measures = TextClassification(("a", "b")).metrics(sure, np.array([0, 1]))
     assert measures["calibration_error"] == pytest.approx(0.5)
     assert bootstrap_interval(np.full(9, 2.0)) == (2.0, 2.0)
+
+
+def test_a_change_is_that_of_the_measure_over_resampled_rows() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (rng.random((4000, 1)) < share for share in (0.8, 0.75))
+    one, other = one.astype(float), other.astype(float)
+    change = paired_change(mean_score, one, other)
+    difference = (other - one)[:, 0]
+    low, high = bootstrap_interval(difference)
+    assert change.value == pytest.approx(difference.mean())
+    assert change.interval == pytest.approx((low, high), abs=2e-3)
+    assert change.deviation == pytest.approx(difference.std(), rel=0.1)
+
+
+def test_a_measure_that_is_no_mean() -> None:
+    """Recall of the rows that count: some resamples have none of them."""
+
+    def recall(statistics: np.ndarray) -> float:
+        found, wanted = statistics.sum(axis=0)
+        return float(found / max(wanted, 1))
+
+    one = np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    other = np.array([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    change = paired_change(recall, one, other)
+    assert change.value == 0.5
+    assert change.interval == (0.0, 1.0)
+    assert paired_change(recall, one, one).deviation == 0.0
 
 
 def report_with(rows: int, deviation: float) -> QualityReport:

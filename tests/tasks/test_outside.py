@@ -81,11 +81,11 @@ class Marking(Task):
         return np.array([example.target for example in examples])
 
     def metrics(self, outputs: Sequence[Any], targets: NDArray[Any]) -> dict[str, float]:
-        return {"closeness": float(self.scores(outputs, targets).mean())}
+        return {"closeness": self.measured(self.statistics(outputs, targets))}
 
-    def scores(self, outputs: Sequence[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    def statistics(self, outputs: Sequence[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
         marks = np.array([each["mark"][0] for each in outputs])
-        return 1.0 / (1.0 + np.abs(marks - targets))
+        return 1.0 / (1.0 + np.abs(marks - targets))[:, None]
 
 
 class MarkingHead(Head):

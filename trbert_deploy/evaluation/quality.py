@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import DataError
-from trbert_deploy.evaluation.metrics import bootstrap_interval
+from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
@@ -30,6 +30,7 @@ from trbert_deploy.tasks.task import (
     Outputs,
     Task,
     mean_agreement,
+    mean_score,
 )
 
 BATCH_SIZE = 8
@@ -74,7 +75,7 @@ class QualityReport:
         dense, reduced: their quality.
         score_change: of that measure, reduced minus dense, in points.
         interval: 95 % interval of that change, by paired bootstrap over the rows.
-        deviation: standard deviation of that change over the rows, in points.
+        deviation: standard deviation of what a row adds to that change, in points.
         agreement: how far the answers are the same, as the task says.
         kept_share: for each cut the tokens left, as a share of all tokens.
         flops_speedup: FLOPs of the dense model over the chain's.
@@ -270,15 +271,17 @@ def _compare(
     if targets is None:
         metrics = [_likeness(task, outputs[0], answers) for answers in outputs]
         agreements = [task.agreement(*pair) for pair in zip(*outputs, strict=True)]
-        scores = [np.ones(rows), np.array(agreements)]
+        statistics = [np.ones((rows, 1)), np.array(agreements)[:, None]]
+        measured = mean_score
     else:
         metrics = [task.metrics(answers, targets) for answers in outputs]
-        scores = [task.scores(answers, targets) for answers in outputs]
+        statistics = [task.statistics(answers, targets) for answers in outputs]
+        measured = task.measured
     qualities = [
         ModelQuality(measures, run.timing.total_seconds)
         for run, measures in zip((dense, reduced), metrics, strict=True)
     ]
-    change = 100.0 * (scores[1] - scores[0])
+    change = paired_change(measured, *statistics)
     totals = np.sum(reduced.tokens, axis=0)
     return QualityReport(
         backend=reduced.pipeline.chain.backend.description["backend"],
@@ -288,9 +291,9 @@ def _compare(
         tokens_per_row=float(totals[0] / rows),
         dense=qualities[0],
         reduced=qualities[1],
-        score_change=float(change.mean()),
-        interval=bootstrap_interval(change),
-        deviation=float(change.std()),
+        score_change=100.0 * change.value,
+        interval=(100.0 * change.interval[0], 100.0 * change.interval[1]),
+        deviation=100.0 * change.deviation,
         agreement=mean_agreement(task, *outputs),
         kept_share=tuple(float(left / totals[0]) for left in totals[1:]),
         flops_speedup=dense.flops / reduced.flops,

@@ -197,14 +197,28 @@ class Task(ABC):
         """Measures of quality over all rows; the first one is what models are judged by."""
 
     @abstractmethod
-    def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """Each row's share of the first measure, whose mean it is: [N]."""
+    def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """What each row adds to the first measure: [N, K]."""
+
+    def measured(self, statistics: NDArray[np.float64]) -> float:
+        """The first measure over rows, of which some may be there several times.
+
+        Args:
+            statistics: [M, K] of these rows, in any order. By default their one column is a score,
+                from 0 to 1, and the measure is its mean.
+        """
+        return mean_score(statistics)
 
 
 def rows_of_outputs(outputs: Outputs) -> list[dict[str, NDArray[np.float32]]]:
     """The outputs of a batch, [B, ...] each, row by row."""
     rows = len(next(iter(outputs.values())))
     return [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
+
+
+def mean_score(statistics: NDArray[np.float64]) -> float:
+    """The mean of scores: [M, 1]."""
+    return float(statistics[:, 0].mean())
 
 
 def mean_agreement(task: Task, ones: Sequence[Outputs], others: Sequence[Outputs]) -> float:

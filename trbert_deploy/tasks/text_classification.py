@@ -143,9 +143,10 @@ class TextClassification(Task):
             "calibration_error": _calibration_error(logits, targets),
         }
 
-    def scores(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+    def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """1 where the label is right: [N, 1]."""
         answers = np.array([each[LOGITS].argmax() for each in outputs])
-        return (answers == targets).astype(np.float64)
+        return (answers == targets).astype(np.float64)[:, None]
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

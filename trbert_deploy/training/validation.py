@@ -29,7 +29,7 @@ from trbert_deploy.modeling.walk import (
     select_at_cuts,
 )
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.tasks.task import AGREEMENT, Task, rows_of_outputs
+from trbert_deploy.tasks.task import AGREEMENT, Task, mean_score, rows_of_outputs
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
@@ -187,31 +187,31 @@ class Validator:
         return _point(model, self._mean(judged), processes.gather(lengths))
 
     def _judge(self, outputs: Outputs, batch: PackedBatch) -> list[_Judged]:
-        """Score and divergence of every row of a batch."""
+        """Statistics and divergence of every row of a batch."""
         answers = rows_of_outputs(
             {name: values.float().cpu().numpy() for name, values in outputs.items()}
         )
         divergences: list[float | None] = [None] * len(answers)
-        scores: list[float] = []
+        statistics: list[list[float]] = []
         if self.labelled:
-            scores = self.task.scores(answers, batch.targets.cpu().numpy()).tolist()
+            statistics = self.task.statistics(answers, batch.targets.cpu().numpy()).tolist()
         if self.teacher is not None:
             teacher = rows_of_outputs(
                 {name: values[batch.rows] for name, values in self.teacher.items()}
             )
             pairs = list(zip(teacher, answers, strict=True))
             divergences = [self.task.divergence(*pair) for pair in pairs]
-            scores = scores or [self.task.agreement(*pair) for pair in pairs]
-        return list(zip(scores, divergences, strict=True))
+            statistics = statistics or [[self.task.agreement(*pair)] for pair in pairs]
+        return list(zip(statistics, divergences, strict=True))
 
     def _mean(self, judged: list[_Judged]) -> Quality:
         """Of all processes' rows."""
-        scores, divergences = zip(*processes.gather(judged), strict=True)
+        statistics, divergences = zip(*processes.gather(judged), strict=True)
         known = [divergence for divergence in divergences if divergence is not None]
-        # Summed exactly, so that the order in which processes divide the rows does not matter.
-        return Quality(
-            math.fsum(scores) / len(scores), math.fsum(known) / len(known) if known else None
-        )
+        # Sorted, or summed exactly: how processes divide the rows does not matter.
+        divergence = math.fsum(known) / len(known) if known else None
+        measured = self.task.measured if self.labelled else mean_score
+        return Quality(measured(np.array(sorted(statistics))), divergence)
 
     def calibrate(self, model: ReducedModel, target_speedup: float) -> float:
         """Set one threshold for all cuts, at which rows take the wanted FLOPs.
@@ -272,8 +272,8 @@ class Validator:
             self.progress(what, number, len(plan))
 
 
-#: Score and divergence of a row.
-_Judged = tuple[float, float | None]
+#: Statistics (see ``Task.statistics``) and divergence of a row.
+_Judged = tuple[list[float], float | None]
 #: A batch and the first segment's output on it.
 Start = tuple[PackedBatch, TokenState]
 
