@@ -49,8 +49,8 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = require_targets(read_data(arguments.data))
-    labels = TextClassification.labels_in(examples)
-    model = load_pretrained(arguments.model, labels, None).model.to(device)
+    head = TextClassification.new_head(examples)
+    model = load_pretrained(arguments.model, head, None).model.to(device)
     with torch.no_grad():
         for policy in model.policies:
             policy.score.bias.fill_(math.log(arguments.keep / (1 - arguments.keep)))

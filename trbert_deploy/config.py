@@ -48,6 +48,8 @@ class EncoderSpec:
         relative_keys: relative positions that every token's query, and key, is multiplied with.
         options: what the family alone reads (JSON values).
         head: what the head alone reads (JSON values).
+        answers: what the task alone reads of how outputs are answers (JSON values): of a task that
+            has several kinds of them, ``problem`` names the kind, as config.json does.
 
     Raises:
         ConfigError: the heads do not divide the width, or a label is there twice.
@@ -72,6 +74,7 @@ class EncoderSpec:
     relative_keys: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.embedding_size:
@@ -88,6 +91,11 @@ class EncoderSpec:
     def num_steps(self) -> int:
         """Half layers in the encoder."""
         return 2 * self.num_layers
+
+    @property
+    def problem(self) -> str:
+        """The kind of answers; empty for the task's first."""
+        return str(self.answers.get("problem", ""))
 
     def with_positions(self, max_positions: int) -> EncoderSpec:
         """The same encoder with another number of positions."""

@@ -165,7 +165,7 @@ class Setting:
                 f"{self.teacher} has no classification head: expected a fine-tuned teacher, or a "
                 "run of trbert-deploy train whose teacher stage is done"
             )
-        model = load_pretrained(self.teacher, (), ReductionConfig()).model  # the labels it has
+        model = load_pretrained(self.teacher, None, ReductionConfig()).model  # the labels it has
         if self.max_length and self.max_length > model.spec.max_positions:
             model.extend_positions(self.max_length)
         return model

@@ -37,7 +37,7 @@ def test_labels_become_names(label: object, name: str | None) -> None:
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (["a"], "line 1: the label is a list: expected one name or number"),
+        (["a"], "line 1: the label is a list: expected a name or a number"),
         ({"a": 1}, "line 1: the label is an object"),
         ("\udc00", "line 1 is no valid Unicode"),
     ],
@@ -105,7 +105,7 @@ def test_targets() -> None:
         (None, 'line 1: expected a field "label" beside the text'),
         ("ugly", r"line 1: the model does not know the label 'ugly' \(it knows LABEL_0, LABEL_1, "),
         ("x" * 999, "know the label 'x{38}… "),
-        (0.31, r"line 1: the labels are 0\.31: real values .* not supported; expected names"),
+        (0.31, r"line 1: the labels are 0\.31: real values .* does not answer; expected names"),
     ],
 )
 def test_targets_that_are_not_known(label: object, message: str) -> None:

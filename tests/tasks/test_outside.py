@@ -29,7 +29,7 @@ from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.tasks.columns import Columns, text_of
 from trbert_deploy.tasks.registry import TASKS, register_task, task_of
-from trbert_deploy.tasks.task import Example, Output, Prediction, Task, require_numbers
+from trbert_deploy.tasks.task import Example, NewHead, Output, Prediction, Task, require_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,11 @@ class Marking(Task):
         return Example(text_of(record, name, columns), mark, name)
 
     @classmethod
-    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        return ()
+    def new_head(cls, examples: Sequence[Example]) -> NewHead:
+        return NewHead()
+
+    def require_names(self, labels: Sequence[str], where: str) -> None:
+        assert not labels
 
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
         """The first token and the last one."""
@@ -130,7 +133,7 @@ def marking() -> Iterator[EncoderSpec]:
     register_task(Marking)
     register_head(MarkingHead)
     yield tiny_spec(task=Marking.name, labels=())
-    del TASKS[Marking.name], HEADS[Marking.name]
+    del TASKS[Marking.name, ""], HEADS[Marking.name, ""]
 
 
 def test_its_model_is_exported_and_served(
@@ -161,7 +164,7 @@ def test_its_model_is_exported_and_served(
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown task .poetry.: expected one of text-classif"):
         task_of(tiny_spec(task="poetry"))
-    with pytest.raises(ConfigError, match="unknown task 'poetry'"):
+    with pytest.raises(ConfigError, match="no head answers the task poetry"):
         build_head(tiny_spec(task="poetry"))
 
 

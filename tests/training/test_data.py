@@ -148,7 +148,7 @@ def test_a_hub_data_set_goes_through_the_same_columns(monkeypatch: pytest.Monkey
 
 def test_one_label_is_not_enough() -> None:
     with pytest.raises(DataError, match=r"one label only \(x\)"):
-        TextClassification.labels_in([Example("a", "x"), Example("b", "x")])
+        TextClassification.new_head([Example("a", "x"), Example("b", "x")])
 
 
 def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:

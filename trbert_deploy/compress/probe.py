@@ -144,7 +144,7 @@ def _checkpoint(
 ) -> Checkpoint:
     """The model with new policies at the cuts, that know nothing yet."""
     torch.manual_seed(0)
-    pretrained = load_pretrained(model, (), reduction)
+    pretrained = load_pretrained(model, None, reduction)
     limit = fit_positions(pretrained.model, max_length)
     with torch.no_grad():
         for policy in pretrained.model.policies:

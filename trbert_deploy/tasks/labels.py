@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trbert_deploy.errors import DataError, few
 from trbert_deploy.tasks.columns import require_unicode
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def label_target(label: Any, name: str) -> str | tuple[str, ...] | None:
+    """A record's label, or its several labels; None where it has none.
+
+    A list of them may be written in JSON, as a cell of a table has to.
+
+    Args:
+        name: what errors call the record.
+
+    Raises:
+        DataError: as ``label_name``.
+    """
+    if isinstance(label, str) and label.lstrip().startswith("["):
+        try:
+            label = json.loads(label)
+        except ValueError:
+            return label_name(label, name)
+    if not isinstance(label, list | tuple):
+        return label_name(label, name)
+    names = [label_name(each, name) for each in label]
+    return tuple(each for each in names if each is not None)
+
+
+def names_in(targets: Iterable[Any]) -> set[str]:
+    """The labels that occur in targets, of which each is a label or several."""
+    return {
+        label for target in targets for label in ((target,) if isinstance(target, str) else target)
+    }
 
 
 def label_name(label: Any, name: str) -> str | None:
@@ -23,10 +54,7 @@ def label_name(label: Any, name: str) -> str | None:
     """
     if isinstance(label, list | tuple | dict):
         kind = "an object" if isinstance(label, dict) else "a list"
-        raise DataError(
-            f"{name}: the label is {kind}: expected one name or number, since several labels of a "
-            "text are not supported"
-        )
+        raise DataError(f"{name}: the label is {kind}: expected a name or a number")
     if label is None:
         return None
     if isinstance(label, float) and label.is_integer():
@@ -63,9 +91,37 @@ def require_classes(labels: Sequence[str], what: str = "the labels are") -> None
     real = [label for label, number in numbers if number is not None and number % 1]
     if real:
         raise DataError(
-            f"{what} {few(real, 3)}: real values are the targets of a regression, which is not "
-            "supported; expected names of classes, or whole numbers"
+            f"{what} {few(real, 3)}: real values are the targets of a regression, which this model "
+            "does not answer; expected names of classes, or whole numbers"
         )
+
+
+def are_numbers(labels: Sequence[str]) -> bool:
+    """Whether every label is written as a number."""
+    return all(_number(label) is not None for label in labels)
+
+
+def is_real(label: str) -> bool:
+    """Whether a label is a number, and no whole one."""
+    number = _number(label)
+    return number is not None and number % 1 != 0
+
+
+def number_of(label: str, name: str) -> float:
+    """The value of a label that is a number.
+
+    Args:
+        name: what errors call its record.
+
+    Raises:
+        DataError: it is none.
+    """
+    number = _number(label)
+    if number is None or not math.isfinite(number):
+        raise DataError(
+            f"{name}: the label is {label!r}: expected a number, which a regression model answers"
+        )
+    return number
 
 
 def _number(label: str) -> float | None:

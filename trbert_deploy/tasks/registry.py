@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.tasks.multi_label import MultiLabelClassification
+from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import TextClassification
 
-#: Name -> task. One line per task.
-TASKS: dict[str, type[Task]] = {}
+#: Name and problem -> task. One line per task.
+TASKS: dict[tuple[str, str], type[Task]] = {}
 
 
 def register_task(task: type[Task]) -> None:
     """Let models answer a task."""
-    TASKS[task.name] = task
+    TASKS[task.name, task.problem] = task
 
 
-for known in (TextClassification,):
+for known in (TextClassification, MultiLabelClassification, Regression):
     register_task(known)
 
 
@@ -26,6 +28,11 @@ def task_of(spec: EncoderSpec) -> Task:
     Raises:
         ConfigError: it is unknown.
     """
-    if spec.task not in TASKS:
-        raise ConfigError(f"unknown task {spec.task!r}: expected one of {', '.join(TASKS)}")
-    return TASKS[spec.task].of(spec)
+    task = TASKS.get((spec.task, spec.problem))
+    if task is None:
+        told = [" as ".join(filter(None, key)) for key in TASKS]
+        raise ConfigError(
+            f"unknown task {' as '.join(filter(None, (spec.task, spec.problem)))!r}: expected one "
+            f"of {', '.join(told)}"
+        )
+    return task.of(spec)

@@ -90,17 +90,40 @@ class Prediction:
         return values if kept is None else {**values, "kept": kept}
 
 
+@dataclass(frozen=True)
+class NewHead:
+    """What a new head for some examples answers.
+
+    Attributes:
+        labels: its labels; none where the task has none.
+        problem: the kind of its answers, see ``Task.problem``.
+        found: the labels that occur in the examples.
+    """
+
+    labels: tuple[str, ...] = ()
+    problem: str = ""
+    found: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """As ``EncoderSpec.answers``."""
+        return {"problem": self.problem} if self.problem else {}
+
+
 class Task(ABC):
     """What a model answers.
 
     Attributes:
         name: that of the transformers pipeline.
+        problem: the kind of its answers, where tasks of one name have several (see
+            ``EncoderSpec.answers``).
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
         columns: names by which that of a target is known, besides the text's.
     """
 
     name: ClassVar[str]
+    problem: ClassVar[str] = ""
     outputs: ClassVar[tuple[Output, ...]]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
@@ -126,11 +149,23 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The labels that a new head for these examples gets; none where the task has none.
+    def new_head(cls, examples: Sequence[Example]) -> NewHead:
+        """The head that can learn from these examples.
 
         Raises:
-            DataError: nothing can be learned from them.
+            DataError: none can.
+        """
+
+    @abstractmethod
+    def require_names(self, labels: Sequence[str], where: str) -> None:
+        """Refuse labels that the model does not know.
+
+        Args:
+            labels: of a data set, each once.
+            where: what errors call the model.
+
+        Raises:
+            DataError: there are some.
         """
 
     def protected(self, encoding: Any) -> NDArray[np.bool_]:

@@ -12,10 +12,30 @@ from numpy.typing import NDArray
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError, few
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
-from trbert_deploy.tasks.labels import label_name, place_of, require_classes
-from trbert_deploy.tasks.task import Example, Output, Outputs, Prediction, Task, require_numbers
+from trbert_deploy.tasks.labels import (
+    are_numbers,
+    is_real,
+    label_target,
+    names_in,
+    place_of,
+    require_classes,
+)
+from trbert_deploy.tasks.task import (
+    Example,
+    NewHead,
+    Output,
+    Outputs,
+    Prediction,
+    Task,
+    require_numbers,
+)
 
 LOGITS = "logits"
+#: Kinds of answers, as config.json calls them; the first is that of tasks without a ``problem``.
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
+REGRESSION = "regression"
+#: What the one number of a new regression is called, as transformers calls it.
+ONE_NUMBER = ("LABEL_0",)
 CALIBRATION_BINS = 10
 
 
@@ -56,24 +76,49 @@ class TextClassification(Task):
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
         label = None if columns.label is None else record.get(columns.label)
-        return Example(text_of(record, name, columns), label_name(label, name), name)
+        return Example(text_of(record, name, columns), label_target(label, name), name)
 
     @classmethod
-    def labels_in(cls, examples: Sequence[Example]) -> tuple[str, ...]:
-        """The labels that occur, sorted; two or more."""
-        labels = tuple(sorted({str(example.target) for example in examples}))
+    def new_head(cls, examples: Sequence[Example]) -> NewHead:
+        """Several labels for a text where one has a list of them, a regression where labels are
+        real values, else one label of those that occur, which must be two or more.
+        """
+        labels = tuple(sorted(names_in(example.target for example in examples)))
+        if any(isinstance(example.target, tuple) for example in examples):
+            if not labels:
+                raise DataError("the data has no label in any list: expected some")
+            return NewHead(labels, MULTI_LABEL, labels)
+        if are_numbers(labels) and any(map(is_real, labels)):
+            return NewHead(ONE_NUMBER, REGRESSION, labels)
         if len(labels) < 2:
             raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
-        return labels
+        return NewHead(labels, found=labels)
 
-    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+    def require_names(self, labels: Sequence[str], where: str) -> None:
+        unknown = self.unknown(labels)
+        require_classes(unknown)
+        if unknown:
+            raise DataError(
+                f"the data has labels that {where} does not know: {few(unknown)} (it knows "
+                f"{few(self.labels)})"
+            )
+
+    def checked(self, outputs: Outputs) -> NDArray[np.float32]:
+        """The logits [C] of a row.
+
+        Raises:
+            OutputError: one is no finite number, or there are not as many as labels.
+        """
         require_numbers(outputs)
         if outputs[LOGITS].shape != (len(self.labels),):
             raise OutputError(
                 f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one "
                 f"for each of {len(self.labels)} labels"
             )
-        probabilities = _softmax(outputs[LOGITS])
+        return outputs[LOGITS]
+
+    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+        probabilities = _softmax(self.checked(outputs))
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]
         return LabelPrediction(
@@ -109,21 +154,42 @@ class TextClassification(Task):
         labels: tuple[str, ...] = getattr(other, "labels", ())
         return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[np.int64]:
-        """The index of each text's label, [N] (see ``labels.place_of``)."""
+    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+        """The index of each text's label, [N] int64 (see ``labels.place_of``)."""
+        for example in examples:
+            if isinstance(example.target, tuple):
+                raise DataError(
+                    f"{example.name} has a list of labels: expected one, as the model answers one "
+                    f"of {few(self.labels)}"
+                )
+        self.require_known(examples)
+        places = {
+            label: place_of(label, self.labels)
+            for label in names_in(example.target for example in examples)
+        }
+        return np.array([places[example.target] for example in examples], np.int64)
+
+    def require_known(self, examples: Sequence[Example]) -> None:
+        """Refuse examples without labels, and labels that the model does not know.
+
+        Raises:
+            DataError: the first of them.
+        """
         for example in examples:
             if example.target is None:
                 raise DataError(f'{example.name}: expected a field "label" beside the text')
-        labels = {example.target for example in examples}
-        if unknown := self.unknown(labels):
-            first = next(example for example in examples if example.target in unknown)
+        if unknown := self.unknown(names_in(example.target for example in examples)):
+            first, label = next(
+                (example, label)
+                for example in examples
+                for label in sorted(names_in([example.target]))
+                if label in unknown
+            )
             require_classes(unknown, f"{first.name}: the labels are")
             raise DataError(
-                f"{first.name}: the model does not know the label {few([repr(first.target)])} "
+                f"{first.name}: the model does not know the label {few([repr(label)])} "
                 f"(it knows {few(self.labels)})"
             )
-        places = {label: place_of(label, self.labels) for label in labels}
-        return np.array([places[example.target] for example in examples], np.int64)
 
     def unknown(self, labels: Iterable[str]) -> list[str]:
         """Those of ``labels`` that the model does not know, sorted."""

@@ -26,7 +26,7 @@ class PackedBatch:
         rows: [B] int64, indices of the rows in their data set.
         input_ids, token_type_ids: [T] int64.
         protected: [T] bool, tokens that must survive every cut.
-        targets: [B] int64.
+        targets: [B, ...], as the head takes them.
         layout: where the rows lie.
         share: what they are of the step's rows.
     """

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.progress import Progress, no_progress, told
@@ -31,11 +32,11 @@ class TrainingRow:
     """A tokenized example.
 
     Attributes:
-        target: as the model counts it, or the head's ``no_target``.
+        target: as the model counts it, a number or a list of them, or the head's ``no_target``.
     """
 
     tokens: TokenRow
-    target: int
+    target: Any
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -109,7 +110,7 @@ def tokenize(
     examples: Sequence[Example],
     tokenizer: TextTokenizer,
     task: Task,
-    no_target: int,
+    no_target: Any,
     progress: Progress = no_progress,
 ) -> list[TrainingRow]:
     """Examples as rows of tokens, some thousands at a time.

@@ -62,8 +62,9 @@ class Prepared:
     def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from: the teacher from labels, those that distil from all texts."""
         if stage == "teacher":
-            unknown = self.checkpoint.model.head.no_target
-            return [row for row in self.training if row.target != unknown]
+            targets = torch.tensor([row.target for row in self.training])
+            known = self.checkpoint.model.head.has_target(targets).tolist()
+            return [row for row, known in zip(self.training, known, strict=True) if known]
         return self.training + self.recombined if stage in DISTILLING else self.training
 
 
@@ -92,7 +93,7 @@ def prepare(
     else:
         validation = _read(options, options.validation, "validation", note, progress)
     labelled = [example for example in training if example.target is not None]
-    labels = TextClassification.labels_in(labelled) if labelled else ()
+    head = TextClassification.new_head(labelled) if labelled else None
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -101,7 +102,7 @@ def prepare(
     reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
     torch.manual_seed(recipe.seed)
     progress("load model", 0, None)
-    pretrained = load_pretrained(options.model, labels, reduction)
+    pretrained = load_pretrained(options.model, head, reduction)
     model = pretrained.model
     if pretrained.note:
         note(pretrained.note)

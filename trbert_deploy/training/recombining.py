@@ -9,6 +9,7 @@ who replace words instead).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _SHARES = (0.2, 0.8)
 
 
 def recombine(
-    rows: Sequence[TrainingRow], count: int, seed: int, no_target: int
+    rows: Sequence[TrainingRow], count: int, seed: int, no_target: Any
 ) -> list[TrainingRow]:
     """Join a part of one row with a part of another.
 

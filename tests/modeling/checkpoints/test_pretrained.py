@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.segments import dense_module
+from trbert_deploy.tasks.task import Example, NewHead
+from trbert_deploy.tasks.text_classification import TextClassification
 
 IDS = torch.randint(1, 256, (3, 17), generator=torch.Generator().manual_seed(1))
 MASK = torch.arange(17) < torch.tensor([[17], [9], [1]])
@@ -49,6 +52,10 @@ def ours(model: torch.nn.Module, ids: torch.Tensor = IDS, mask: torch.Tensor = M
         return dense_module(model)(ids, torch.zeros_like(ids), mask)[1]
 
 
+def head_for(labels: Sequence[str]) -> NewHead:
+    return TextClassification.new_head([Example("a text", label) for label in labels])
+
+
 def theirs(model: BertForSequenceClassification) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=IDS, attention_mask=MASK.long()).logits
@@ -59,7 +66,7 @@ def test_a_fine_tuned_model_answers_as_in_transformers(tmp_path: Path, activatio
     torch.manual_seed(0)
     reference = BertForSequenceClassification(hf_config(hidden_act=activation))
     reference.save_pretrained(tmp_path)
-    loaded = load_pretrained(str(tmp_path), LABELS, None)
+    loaded = load_pretrained(str(tmp_path), head_for(LABELS), None)
     assert loaded.fine_tuned
     assert loaded.model.reduction == ReductionConfig.parse("0.5,2")
     np.testing.assert_allclose(ours(loaded.model.eval()), theirs(reference), atol=1e-5)
@@ -68,7 +75,7 @@ def test_a_fine_tuned_model_answers_as_in_transformers(tmp_path: Path, activatio
 def test_an_encoder_gets_a_new_head(tmp_path: Path) -> None:
     reference = BertModel(hf_config())
     reference.save_pretrained(tmp_path)
-    loaded = load_pretrained(str(tmp_path), ("a", "b", "c"), ReductionConfig.parse("0.5"))
+    loaded = load_pretrained(str(tmp_path), head_for(("a", "b", "c")), ReductionConfig.parse("0.5"))
     assert not loaded.fine_tuned
     assert loaded.model.spec.labels == ("a", "b", "c")
     weight = reference.embeddings.word_embeddings.weight
@@ -85,30 +92,29 @@ def test_a_checkpoint_is_a_dense_model_to_transformers(tiny_checkpoint: Path) ->
 def test_other_labels_than_the_head_knows_are_named(tmp_path: Path) -> None:
     BertForSequenceClassification(hf_config()).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"does not know: ugly \(it knows bad, good\)"):
-        load_pretrained(str(tmp_path), ("good", "ugly"), None)
+        load_pretrained(str(tmp_path), head_for(("good", "ugly")), None)
 
 
 def test_numbers_of_labels_keep_the_head(tmp_path: Path) -> None:
     reference = BertForSequenceClassification(hf_config())
     reference.save_pretrained(tmp_path)
-    loaded = load_pretrained(str(tmp_path), ("0", "1"), None)
+    loaded = load_pretrained(str(tmp_path), head_for(("0", "1")), None)
     assert loaded.fine_tuned and loaded.model.spec.labels == LABELS
     np.testing.assert_allclose(ours(loaded.model.eval()), theirs(reference), atol=1e-5)
     with pytest.raises(DataError, match=r"does not know: 2 \(it knows bad, good\)"):
-        load_pretrained(str(tmp_path), ("0", "1", "2"), None)
+        load_pretrained(str(tmp_path), head_for(("0", "1", "2")), None)
 
 
-@pytest.mark.parametrize("source", [BertModel, BertForSequenceClassification])
-def test_real_values_are_no_labels(tmp_path: Path, source: type) -> None:
-    source(hf_config()).save_pretrained(tmp_path)
+def test_real_values_are_no_labels(tmp_path: Path) -> None:
+    BertForSequenceClassification(hf_config()).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"the labels are 0\.31, 2\.75: real values are"):
-        load_pretrained(str(tmp_path), ("0", "0.31", "2.75"), None)
+        load_pretrained(str(tmp_path), head_for(("0", "0.31", "2.75")), None)
 
 
 def test_an_unsupported_family_is_named_with_the_supported_ones(tmp_path: Path) -> None:
     CanineConfig().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="family 'canine': supported are bert, camembert, "):
-        load_pretrained(str(tmp_path), LABELS, None)
+        load_pretrained(str(tmp_path), head_for(LABELS), None)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +132,7 @@ def test_variants_that_are_not_computed_are_refused(
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     with pytest.raises(CheckpointError, match=message):
-        load_pretrained(str(tmp_path), LABELS, None)
+        load_pretrained(str(tmp_path), head_for(LABELS), None)
 
 
 def damage(path: Path, what: str) -> None:

@@ -70,9 +70,9 @@ def test_names_go_with_examples(tmp_path: Path) -> None:
 
 
 def test_labels_that_nobody_asked_for_do_no_harm(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", {"text": "a", "label": ["x"]})
+    path = write(tmp_path / "a.jsonl", {"text": "a", "label": {"x": 1}})
     assert read(path, with_targets=False)[0] == [("a", None)]
-    with pytest.raises(DataError, match=r"a\.jsonl, line 1: the label is a list"):
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1: the label is an object"):
         read(path)
 
 

@@ -97,6 +97,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
 
+#: Entries of ``EncoderSpec.answers`` that config.json calls otherwise.
+_HF_NAMES = {"problem": "problem_type"}
+
+
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The config.json that makes transformers load the checkpoint as the dense model."""
     spec, family = checkpoint.model.spec, checkpoint.model.family
@@ -110,6 +114,7 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
         **family.hf_config(spec),
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},
         "label2id": {label: index for index, label in enumerate(spec.labels)},
+        **{_HF_NAMES.get(key, key): value for key, value in spec.answers.items()},
     }
 
 

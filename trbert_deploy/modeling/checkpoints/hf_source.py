@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,18 @@ from trbert_deploy.modeling.checkpoints.tensors import read_tensors
 from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
-from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.multi_label import THRESHOLDS
+from trbert_deploy.tasks.task import NewHead
+from trbert_deploy.tasks.text_classification import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    TextClassification,
+)
 
-SUPPORTED = "supported is text classification with one label of two or more, by softmax"
+SUPPORTED = (
+    "supported is text classification: one label of two or more, several labels, or regression"
+)
 
 
 @dataclass(frozen=True)
@@ -66,18 +75,38 @@ class HfSource:
         """Whether there is no head that answers anything."""
         return self.head not in HEAD_TASKS
 
-    def spec(self, labels: tuple[str, ...] | None = None) -> EncoderSpec:
+    @property
+    def answers(self) -> dict[str, Any]:
+        """How its outputs are answers, see ``EncoderSpec.answers``."""
+        kind = getattr(self.config, "problem_type", None)
+        if kind == REGRESSION:
+            return {"problem": kind}
+        if kind == MULTI_LABEL or self._activation.endswith("Sigmoid"):
+            thresholds = self.entries.get(THRESHOLDS)
+            known = {} if thresholds is None else {THRESHOLDS: thresholds}
+            return {"problem": MULTI_LABEL, **known}
+        return {}
+
+    @property
+    def _activation(self) -> str:
+        """What a CrossEncoder puts on its logits; empty where it says nothing."""
+        local = Path(self.model)
+        return (read_cross_encoder_activation(local) if local.is_dir() else None) or ""
+
+    def spec(self, head: NewHead | None = None) -> EncoderSpec:
         """Our description of it.
 
         Args:
-            labels: of a new head; its own where None.
+            head: a new one; its own where None.
 
         Raises:
             CheckpointError: a variant of the family that we do not compute.
         """
         task = HEAD_TASKS.get(self.head, TextClassification.name)
+        answers = self.answers if head is None else head.answers
         try:
-            return self.family.spec(self.config, task, self.labels if labels is None else labels)
+            spec = self.family.spec(self.config, task, self.labels if head is None else head.labels)
+            return replace(spec, answers=answers)
         except (CheckpointError, ConfigError) as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as problem:
@@ -117,25 +146,13 @@ class HfSource:
                 f"{self.where} has {self.told_head}: expected one that is computed here: {advice}"
             )
         kind = getattr(self.config, "problem_type", None)
-        local = Path(self.model)
-        activation = (read_cross_encoder_activation(local) if local.is_dir() else None) or ""
-        if self.config.num_labels == 1:
-            what = "regression" if kind == "regression" else "a reranker's score, or regression"
-            raise CheckpointError(
-                f"{self.where} has one logit ({what}), which is not computed yet: {SUPPORTED}"
-            )
-        if kind == "regression":
-            raise CheckpointError(
-                f"{self.where} has problem_type regression, which is not computed yet: {SUPPORTED}"
-            )
-        if kind == "multi_label_classification" or activation.endswith("Sigmoid"):
-            what = "problem_type multi_label_classification" if kind else f"the output {activation}"
-            raise CheckpointError(
-                f"{self.where} has {what} ({self.config.num_labels} labels, each by a sigmoid of "
-                f"its own), which is not computed yet: {SUPPORTED}"
-            )
-        if kind not in (None, "single_label_classification"):
+        if kind not in (None, SINGLE_LABEL, MULTI_LABEL, REGRESSION):
             raise CheckpointError(f"{self.where} has problem_type {kind!r}: {SUPPORTED}")
+        if self.config.num_labels == 1 and kind in (None, SINGLE_LABEL):
+            raise CheckpointError(
+                f"{self.where} has one logit and no problem_type that says what it means (a "
+                f"reranker's score is not computed yet): {SUPPORTED}"
+            )
 
 
 def open_source(where: str) -> HfSource:

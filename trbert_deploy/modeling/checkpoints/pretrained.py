@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import DataError, few
+from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.families.family import OWN
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.tasks.labels import require_classes
-from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import NewHead
+from trbert_deploy.tasks.text_classification import MULTI_LABEL, REGRESSION
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,36 @@ class Pretrained:
 
 
 def load_pretrained(
-    where: str, labels: Sequence[str], reduction: ReductionConfig | None
+    where: str, head: NewHead | None, reduction: ReductionConfig | None
 ) -> Pretrained:
-    """Load an encoder, with its head if it was fine-tuned for ``labels``.
+    """Load an encoder, with its head if it has one that is computed here.
 
     Args:
         where: checkpoint directory or hub name.
-        labels: found in the training data, class names or numbers; none to take those that it
-            has.
+        head: for the training data, whose labels one that is there must know; None to take the
+            one that is there.
         reduction: the cuts, or None for the default places.
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
-        DataError: the source is fine-tuned for other labels, they are real values, or there are
-            none for a new head.
+        DataError: the source is fine-tuned for other labels, or there are none for a new head.
         ConfigError: a cut out of range.
     """
-    return read_whole(where, lambda settled: _load(settled, labels, reduction))
+    return read_whole(where, lambda settled: _load(settled, head, reduction))
 
 
-def _load(where: str, labels: Sequence[str], reduction: ReductionConfig | None) -> Pretrained:
+def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -> Pretrained:
     source = open_source(where)
-    if source.is_bare and not labels:
+    if source.is_bare and head is None:
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
             "texts, or a fine-tuned model, whose answers can be learned"
         )
-    if source.is_bare:
-        return _with_new_head(source, tuple(labels), reduction)
+    if source.is_bare and head is not None:
+        return _with_new_head(source, head, reduction)
     source.require_answers()
-    _require_known(labels, source)
+    if head is not None:
+        task_of(source.spec()).require_names(head.found, where)
     model = load_with_head(source, reduction)
     return Pretrained(model, True, source.entries)
 
@@ -83,31 +83,24 @@ def load_with_head(source: HfSource, reduction: ReductionConfig | None) -> Reduc
 
 
 def _with_new_head(
-    source: HfSource, labels: tuple[str, ...], reduction: ReductionConfig | None
+    source: HfSource, head: NewHead, reduction: ReductionConfig | None
 ) -> Pretrained:
     """The encoder of a source without a head that is computed here."""
-    require_classes(labels)
-    model = _new_model(source.spec(labels), reduction)
+    model = _new_model(source.spec(head), reduction)
     tensors = _without_head(source.tensors(model.spec), source, model)
     load_parameters(model, tensors, source.where, fresh=(*OWN, "head."))
     entries = {key: value for key, value in source.entries.items() if key != "problem_type"}
-    note = f"{source.where} has {source.told_head}: a new one is trained for the labels"
+    kind = {"": "", MULTI_LABEL: ", several for a text", REGRESSION: ", which are numbers"}
+    note = (
+        f"{source.where} has {source.told_head}: a new one is trained for the labels"
+        f"{kind[head.problem]}"
+    )
     return Pretrained(model.eval(), False, entries, note)
 
 
 def _new_model(spec: EncoderSpec, reduction: ReductionConfig | None) -> ReducedModel:
     default = ReductionConfig.default_for(spec.num_layers)
     return ReducedModel(spec, default if reduction is None else reduction)
-
-
-def _require_known(labels: Sequence[str], source: HfSource) -> None:
-    unknown = TextClassification(source.labels).unknown(labels)
-    require_classes(unknown)
-    if unknown:
-        raise DataError(
-            f"the data has labels that {source.where} does not know: {few(unknown)} "
-            f"(it knows {few(source.labels)})"
-        )
 
 
 def _without_head(

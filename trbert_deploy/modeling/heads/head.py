@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ class Head(nn.Module, ABC):
 
     Attributes:
         task: the task that it answers, a key of ``trbert_deploy.tasks.registry``.
-        no_target: the target of a row without one.
+        problem: the kind of its answers, as the task's.
+        no_target: the target of a row without one: [...].
     """
 
     task: ClassVar[str]
-    no_target: ClassVar[int]
+    problem: ClassVar[str] = ""
+    no_target: Any
 
     @classmethod
     @abstractmethod

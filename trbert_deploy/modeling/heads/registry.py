@@ -5,18 +5,20 @@ from __future__ import annotations
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.heads.head import Head
+from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
+from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
 
-#: Task -> head. One line per head.
-HEADS: dict[str, type[Head]] = {}
+#: Task and problem -> head. One line per head.
+HEADS: dict[tuple[str, str], type[Head]] = {}
 
 
 def register_head(head: type[Head]) -> None:
     """Let models of the head's task be built."""
-    HEADS[head.task] = head
+    HEADS[head.task, head.problem] = head
 
 
-for known in (TextClassificationHead,):
+for known in (TextClassificationHead, MultiLabelHead, RegressionHead):
     register_head(known)
 
 
@@ -26,6 +28,9 @@ def build_head(spec: EncoderSpec) -> Head:
     Raises:
         ConfigError: no head answers the task.
     """
-    if spec.task not in HEADS:
-        raise ConfigError(f"unknown task {spec.task!r}: expected one of {', '.join(HEADS)}")
-    return HEADS[spec.task].build(spec)
+    head = HEADS.get((spec.task, spec.problem))
+    if head is None:
+        raise ConfigError(
+            f"no head answers the task {' as '.join(filter(None, (spec.task, spec.problem)))}"
+        )
+    return head.build(spec)
