@@ -92,7 +92,7 @@ def test_a_change_is_that_of_the_measure_over_resampled_rows() -> None:
     low, high = bootstrap_interval(difference)
     assert change.value == pytest.approx(difference.mean())
     assert change.interval == pytest.approx((low, high), abs=2e-3)
-    assert change.deviation == pytest.approx(difference.std(), rel=0.1)
+    assert change.error == pytest.approx(difference.std() / 4000**0.5, rel=0.1)
 
 
 def test_a_measure_that_is_no_mean() -> None:
@@ -107,7 +107,7 @@ def test_a_measure_that_is_no_mean() -> None:
     change = paired_change(recall, one, other)
     assert change.value == 0.5
     assert change.interval == (0.0, 1.0)
-    assert paired_change(recall, one, one).deviation == 0.0
+    assert paired_change(recall, one, one).error == 0.0
 
 
 def report_with(rows: int, deviation: float) -> QualityReport:

@@ -12,7 +12,7 @@ from typing import Any
 from trbert_deploy.errors import DataError
 from trbert_deploy.files import write_json_lines
 from trbert_deploy.tasks.columns import LABEL, TEXT, TEXT_PAIR
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.task import Example, shuffled_units
 
 #: Share of the texts that are held out for each of the two, and the most that this comes to.
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 2000
@@ -49,7 +49,7 @@ def sample(examples: Iterable[Example], most: int, seed: int = 0) -> tuple[list[
 def write_split(
     examples: Sequence[Example], directory: Path, *, judge_by_labels: bool, seed: int = 0
 ) -> SplitTexts:
-    """Divide examples at random, and write them as JSON lines.
+    """Divide examples at random, and write them as JSON lines; pairs of one first text together.
 
     Args:
         judge_by_labels: keep the labels of the held-out texts, if all of these have one.
@@ -62,14 +62,16 @@ def write_split(
             f"{len(examples)} texts are too few to learn from and to judge by: expected "
             f"{FEWEST_TEXTS} or more, better thousands"
         )
-    shuffled = list(examples)
-    random.Random(seed).shuffle(shuffled)
-    held_out = max(1, min(MOST_HELD_OUT, int(len(shuffled) * HELD_OUT_SHARE)))
-    parts = {
-        TEST: shuffled[:held_out],
-        VALIDATION: shuffled[held_out : 2 * held_out],
-        TRAIN: shuffled[2 * held_out :],
-    }
+    held_out = max(1, min(MOST_HELD_OUT, int(len(examples) * HELD_OUT_SHARE)))
+    parts: dict[str, list[Example]] = {TEST: [], VALIDATION: [], TRAIN: []}
+    for unit in shuffled_units(examples, seed):
+        open_parts = (name for name in (TEST, VALIDATION) if len(parts[name]) < held_out)
+        parts[next(open_parts, TRAIN)] += [examples[place] for place in unit]
+    if not all(parts.values()):
+        raise DataError(
+            "the pairs have too few first texts to learn from and to judge by: expected "
+            f"{FEWEST_TEXTS} or more different ones"
+        )
     judges = [*parts[TEST], *parts[VALIDATION]]
     labelled = judge_by_labels and all(example.target is not None for example in judges)
     for name, part in parts.items():

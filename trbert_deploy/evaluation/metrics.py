@@ -21,13 +21,12 @@ class Change:
     Attributes:
         value: the second model's minus the first's.
         interval: 95 % interval of that, by paired bootstrap over the rows.
-        deviation: standard deviation of what one row adds: that of the bootstrap, times the root
-            of the number of rows.
+        error: standard error of that: deviation of the bootstrap.
     """
 
     value: float
     interval: tuple[float, float]
-    deviation: float
+    error: float
 
 
 def paired_change(
@@ -36,7 +35,7 @@ def paired_change(
     """The change of a measure from one model to another.
 
     Args:
-        one, other: statistics of the same rows: [N, K] each.
+        one, other: statistics of the same rows, or groups of rows: [N, K] each.
     """
     rows, width = one.shape
     different, counts = np.unique(np.hstack([one, other]), axis=0, return_counts=True)
@@ -49,7 +48,7 @@ def paired_change(
     return Change(
         measured(other) - measured(one),
         (float(low), float(high)),
-        float(changes.std() * rows**0.5),
+        float(changes.std()),
     )
 
 

@@ -293,7 +293,7 @@ def _compare(
         reduced=qualities[1],
         score_change=100.0 * change.value,
         interval=(100.0 * change.interval[0], 100.0 * change.interval[1]),
-        deviation=100.0 * change.deviation,
+        deviation=100.0 * change.error * rows**0.5,
         agreement=mean_agreement(task, *outputs),
         kept_share=tuple(float(left / totals[0]) for left in totals[1:]),
         flops_speedup=dense.flops / reduced.flops,

@@ -8,6 +8,7 @@ from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.text_ranking import TextRanking
 
 #: Name and problem -> task. One line per task.
 TASKS: dict[tuple[str, str], type[Task]] = {}
@@ -18,7 +19,7 @@ def register_task(task: type[Task]) -> None:
     TASKS[task.name, task.problem] = task
 
 
-for known in (TextClassification, MultiLabelClassification, Regression):
+for known in (TextClassification, MultiLabelClassification, Regression, TextRanking):
     register_task(known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -233,7 +234,10 @@ class Task(ABC):
 
     @abstractmethod
     def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
-        """What each row adds to the first measure: [N, K]."""
+        """What each row adds to the first measure: [N, K].
+
+        Or each group of rows, where these are judged together, such as the passages of a query.
+        """
 
     def measured(self, statistics: NDArray[np.float64]) -> float:
         """The first measure over rows, of which some may be there several times.
@@ -243,6 +247,21 @@ class Task(ABC):
                 from 0 to 1, and the measure is its mean.
         """
         return mean_score(statistics)
+
+
+def shuffled_units(examples: Sequence[Example], seed: int) -> list[list[int]]:
+    """Indices of examples in random order, those together that must not be divided.
+
+    These are the pairs of one first text: the passages of a query are ranked together, and of a
+    premise that was learned from, another hypothesis is no new text.
+    """
+    units: dict[Any, list[int]] = {}
+    for place, example in enumerate(examples):
+        key = place if isinstance(example.text, str) else example.text[0]
+        units.setdefault(key, []).append(place)
+    shuffled = list(units.values())
+    random.Random(seed).shuffle(shuffled)
+    return shuffled
 
 
 def rows_of_outputs(outputs: Outputs) -> list[dict[str, NDArray[np.float32]]]:

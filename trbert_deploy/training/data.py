@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.task import Example, Task, shuffled_units
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training import processes
 
@@ -97,13 +96,23 @@ def require_targets(
 
 
 def split_validation(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
-    """Hold a share of the examples out, at random: (training, validation)."""
+    """Hold a share of the examples out, at random: (training, validation).
+
+    Pairs of one first text are held out together, or not.
+    """
     held_out = max(1, min(LARGEST_VALIDATION, int(len(examples) * VALIDATION_SHARE)))
     if len(examples) < 2:
         raise DataError("the training data has one row: expected more, some are held out")
-    order = list(range(len(examples)))
-    random.Random(seed).shuffle(order)
-    return [examples[i] for i in order[held_out:]], [examples[i] for i in order[:held_out]]
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for unit in shuffled_units(examples, seed):
+        validation = len(parts[1]) < held_out
+        parts[validation].extend(examples[place] for place in unit)
+    if not parts[0]:
+        raise DataError(
+            "the training data has pairs of one first text only: expected several, some of which "
+            "are held out"
+        )
+    return parts
 
 
 def tokenize(

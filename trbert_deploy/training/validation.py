@@ -29,7 +29,7 @@ from trbert_deploy.modeling.walk import (
     select_at_cuts,
 )
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.tasks.task import AGREEMENT, Task, mean_score, rows_of_outputs
+from trbert_deploy.tasks.task import AGREEMENT, Task, rows_of_outputs
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
@@ -168,50 +168,36 @@ class Validator:
 
     def dense(self, model: ReducedModel) -> Quality:
         """The dense model."""
-        judged: list[_Judged] = []
+        answers: list[_Answer] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
-                judged += self._judge(dense_outputs(model, batch), batch)
-        return self._mean(judged)
+                answers += _answers(dense_outputs(model, batch), batch)
+        return self._judged(answers)
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
-        judged: list[_Judged] = []
+        answers: list[_Answer] = []
         lengths: list[list[int]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
                 start = first_segment(model, batch)
                 outputs, kept = later_segments(model, start, choose_by_rule(model))
-                judged += self._judge(outputs, batch)
+                answers += _answers(outputs, batch)
                 lengths += row_lengths(batch, kept)
-        return _point(model, self._mean(judged), processes.gather(lengths))
+        return _point(model, self._judged(answers), processes.gather(lengths))
 
-    def _judge(self, outputs: Outputs, batch: PackedBatch) -> list[_Judged]:
-        """Statistics and divergence of every row of a batch."""
-        answers = rows_of_outputs(
-            {name: values.float().cpu().numpy() for name, values in outputs.items()}
-        )
-        divergences: list[float | None] = [None] * len(answers)
-        statistics: list[list[float]] = []
-        if self.labelled:
-            statistics = self.task.statistics(answers, batch.targets.cpu().numpy()).tolist()
+    def _judged(self, answers: list[_Answer]) -> Quality:
+        """Of all processes' rows, in their order, so that it does not matter who answered them."""
+        found = dict(processes.gather(answers))
+        outputs = [found[row] for row in range(len(self.rows))]
+        divergence = None
         if self.teacher is not None:
-            teacher = rows_of_outputs(
-                {name: values[batch.rows] for name, values in self.teacher.items()}
-            )
-            pairs = list(zip(teacher, answers, strict=True))
-            divergences = [self.task.divergence(*pair) for pair in pairs]
-            statistics = statistics or [[self.task.agreement(*pair)] for pair in pairs]
-        return list(zip(statistics, divergences, strict=True))
-
-    def _mean(self, judged: list[_Judged]) -> Quality:
-        """Of all processes' rows."""
-        statistics, divergences = zip(*processes.gather(judged), strict=True)
-        known = [divergence for divergence in divergences if divergence is not None]
-        # Sorted, or summed exactly: how processes divide the rows does not matter.
-        divergence = math.fsum(known) / len(known) if known else None
-        measured = self.task.measured if self.labelled else mean_score
-        return Quality(measured(np.array(sorted(statistics))), divergence)
+            pairs = list(zip(rows_of_outputs(self.teacher), outputs, strict=True))
+            divergence = float(np.mean([self.task.divergence(*pair) for pair in pairs]))
+        if self.labelled:
+            targets = np.array([row.target for row in self.rows])
+            return Quality(self.task.measured(self.task.statistics(outputs, targets)), divergence)
+        return Quality(float(np.mean([self.task.agreement(*pair) for pair in pairs])), divergence)
 
     def calibrate(self, model: ReducedModel, target_speedup: float) -> float:
         """Set one threshold for all cuts, at which rows take the wanted FLOPs.
@@ -272,8 +258,8 @@ class Validator:
             self.progress(what, number, len(plan))
 
 
-#: Statistics (see ``Task.statistics``) and divergence of a row.
-_Judged = tuple[list[float], float | None]
+#: Which row it is, and the outputs on it.
+_Answer = tuple[int, Mapping[str, NDArray[np.float32]]]
 #: A batch and the first segment's output on it.
 Start = tuple[PackedBatch, TokenState]
 
@@ -309,6 +295,12 @@ def _speedup_of(model: ReducedModel, starts: Sequence[Start]) -> float:
 def set_threshold(model: ReducedModel, threshold: float) -> None:
     """Let every cut keep tokens from this keep probability on."""
     model.set_reduction(model.reduction.at_threshold(threshold))
+
+
+def _answers(outputs: Outputs, batch: PackedBatch) -> list[_Answer]:
+    """What a model says of the rows of a batch."""
+    arrays = {name: values.float().cpu().numpy() for name, values in outputs.items()}
+    return list(zip(batch.rows.tolist(), rows_of_outputs(arrays), strict=True))
 
 
 def _point(model: ReducedModel, quality: Quality, lengths: list[list[int]]) -> ValidatedPoint:

@@ -155,8 +155,6 @@ def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
-    (BertForSequenceClassification, {"num_labels": 1, "id2label": {0: "score"}},
-     r"has one logit and no problem_type .* \(a reranker's score is not computed yet\)"),
     (BertForTokenClassification, {}, "has the head ForTokenClassification: expected one that is"),
     (BertForMaskedLM, {}, "has no head that answers: expected one that is computed here"),
     (AutoModel.from_config, {}, "has no head that answers: .* trbert-deploy train --model"),
@@ -176,17 +174,17 @@ def test_answers_that_are_not_computed_are_refused_by_name(
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    write(tmp_path / "model", tokenizer_dir, num_labels=1, id2label={0: "score"})
+    write(tmp_path / "model", tokenizer_dir, BertForTokenClassification)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_texts(20)))
-    train = ["train", "--model", "model", "--train", "texts.jsonl", "--output", "ckpt"]
-    for command in (["export", "model"], train, ["evaluate", "model", "--data", "texts.jsonl"]):
+    compress = ["compress", "model", "--texts", "texts.jsonl"]
+    for command in (["export", "model"], compress, ["evaluate", "model", "--data", "texts.jsonl"]):
         done = subprocess.run(
             [sys.executable, "-m", "trbert_deploy", *command],
             cwd=tmp_path, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         (line,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
-        assert "has one logit" in line and "Traceback" not in done.stderr
+        assert "has the head ForTokenClassification" in line and "Traceback" not in done.stderr
 
 
 def test_a_sentence_transformers_folder_is_read_for_training_and_refused_for_answers(

@@ -8,6 +8,7 @@ recipe.toml, how it was trained. A fine-tuned checkpoint without reduction.json 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.tasks.text_ranking import ACTIVATION
 
 CHECKPOINT_VERSION = 1
 
@@ -97,8 +99,23 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
 
-#: Entries of ``EncoderSpec.answers`` that config.json calls otherwise.
-_HF_NAMES = {"problem": "problem_type"}
+def _told_answers(answers: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of config.json that say how outputs are answers.
+
+    Args:
+        answers: as ``EncoderSpec.answers``.
+        entries: of config.json as it was.
+    """
+    told = {key: value for key, value in answers.items() if key not in ("problem", ACTIVATION)}
+    if "problem" in answers:
+        told["problem_type"] = answers["problem"]
+    if ACTIVATION in answers:  # as sentence-transformers 4.0 to 5.3 wrote it
+        name = f"torch.nn.modules.activation.{answers[ACTIVATION]}"
+        told["sentence_transformers"] = {
+            **entries.get("sentence_transformers", {}),
+            "activation_fn": name,
+        }
+    return told
 
 
 def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -114,7 +131,7 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
         **family.hf_config(spec),
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},
         "label2id": {label: index for index, label in enumerate(spec.labels)},
-        **{_HF_NAMES.get(key, key): value for key, value in spec.answers.items()},
+        **_told_answers(spec.answers, kept),
     }
 
 

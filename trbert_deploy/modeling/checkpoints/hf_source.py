@@ -23,7 +23,7 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
 )
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
-from trbert_deploy.modeling.families.architectures import BARE, HEAD_TASKS
+from trbert_deploy.modeling.families.architectures import ARCHITECTURES, BARE
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.multi_label import THRESHOLDS
@@ -34,9 +34,11 @@ from trbert_deploy.tasks.text_classification import (
     SINGLE_LABEL,
     TextClassification,
 )
+from trbert_deploy.tasks.text_ranking import ACTIVATION, SIGMOID, TextRanking
 
 SUPPORTED = (
-    "supported is text classification: one label of two or more, several labels, or regression"
+    "supported are text classification (one label of two or more, several labels, regression) and "
+    "text ranking by one logit"
 )
 
 
@@ -73,7 +75,14 @@ class HfSource:
     @property
     def is_bare(self) -> bool:
         """Whether there is no head that answers anything."""
-        return self.head not in HEAD_TASKS
+        return self.head not in ARCHITECTURES.values()
+
+    @property
+    def task(self) -> str:
+        """What its head answers; one logit is a score, unless it is said to be a number."""
+        kind = getattr(self.config, "problem_type", None)
+        one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
+        return TextRanking.name if one_score and not self.is_bare else TextClassification.name
 
     @property
     def answers(self) -> dict[str, Any]:
@@ -81,6 +90,8 @@ class HfSource:
         kind = getattr(self.config, "problem_type", None)
         if kind == REGRESSION:
             return {"problem": kind}
+        if self.task == TextRanking.name:
+            return {ACTIVATION: self._activation or SIGMOID}
         if kind == MULTI_LABEL or self._activation.endswith("Sigmoid"):
             thresholds = self.entries.get(THRESHOLDS)
             known = {} if thresholds is None else {THRESHOLDS: thresholds}
@@ -102,7 +113,7 @@ class HfSource:
         Raises:
             CheckpointError: a variant of the family that we do not compute.
         """
-        task = HEAD_TASKS.get(self.head, TextClassification.name)
+        task = self.task if head is None else TextClassification.name
         answers = self.answers if head is None else head.answers
         try:
             spec = self.family.spec(self.config, task, self.labels if head is None else head.labels)
@@ -148,11 +159,6 @@ class HfSource:
         kind = getattr(self.config, "problem_type", None)
         if kind not in (None, SINGLE_LABEL, MULTI_LABEL, REGRESSION):
             raise CheckpointError(f"{self.where} has problem_type {kind!r}: {SUPPORTED}")
-        if self.config.num_labels == 1 and kind in (None, SINGLE_LABEL):
-            raise CheckpointError(
-                f"{self.where} has one logit and no problem_type that says what it means (a "
-                f"reranker's score is not computed yet): {SUPPORTED}"
-            )
 
 
 def open_source(where: str) -> HfSource:

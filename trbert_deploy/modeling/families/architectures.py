@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.text_ranking import TextRanking
 
-#: Name -> the task of its head. One line per task.
-HEAD_TASKS = {"ForSequenceClassification": TextClassification.name}
+#: Task -> what a model with its head is called. One line per task.
+ARCHITECTURES = {
+    TextClassification.name: "ForSequenceClassification",
+    TextRanking.name: "ForSequenceClassification",
+}
 #: Names without a head that answers anything.
 BARE = ("", "Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")
 
 
 def architecture_of(task: str) -> str:
     """What a model with the head of ``task`` is called."""
-    return next(name for name, answered in HEAD_TASKS.items() if answered == task)
+    return ARCHITECTURES[task]

@@ -8,6 +8,7 @@ from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
 from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
+from trbert_deploy.modeling.heads.text_ranking import TextRankingHead
 
 #: Task and problem -> head. One line per head.
 HEADS: dict[tuple[str, str], type[Head]] = {}
@@ -18,7 +19,7 @@ def register_head(head: type[Head]) -> None:
     HEADS[head.task, head.problem] = head
 
 
-for known in (TextClassificationHead, MultiLabelHead, RegressionHead):
+for known in (TextClassificationHead, MultiLabelHead, RegressionHead, TextRankingHead):
     register_head(known)
 
 

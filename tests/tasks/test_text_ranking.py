@@ -1,0 +1,216 @@
+"""Ranking: scores, what is measured by query, and how a checkpoint says what a score is."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import make_texts, tiny_spec
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
+from test_families_end_to_end import SMALL
+from training.test_run import options_for
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from trbert_deploy import load
+from trbert_deploy.cli import cli
+from trbert_deploy.errors import ConfigError, DataError, OutputError
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.heads.registry import build_head
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Example, shuffled_units
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.tasks.text_ranking import IDENTITY, SIGMOID, TextRanking
+from trbert_deploy.training.run import train
+
+ENCODING: Any = SimpleNamespace(ids=[1, 2, 3])
+
+
+def outputs(value: float) -> dict[str, np.ndarray]:
+    return {LOGITS: np.array([value], np.float32)}
+
+
+def pair(query: str, relevance: object = None) -> Example:
+    target = None if relevance is None else str(relevance)
+    return Example((query, "a passage"), target, "line 1")
+
+
+def test_scores_are_as_the_checkpoint_says() -> None:
+    assert TextRanking().decode(outputs(2.0), ENCODING).score == pytest.approx(0.880797, abs=1e-5)
+    raw = TextRanking(IDENTITY)
+    assert raw.decode(outputs(-7.5), ENCODING).score == -7.5
+    assert raw.summary(raw.decode(outputs(-7.5), ENCODING)) == "-7.500"
+    assert raw.agreement(outputs(4.0), outputs(3.0)) == 0.75
+    assert TextRanking().agreement(outputs(50.0), outputs(40.0)) == pytest.approx(1.0)
+    assert raw.agreement(outputs(math.nan), outputs(3.0)) == 0.0
+    assert raw.divergence(outputs(1.0), outputs(3.0)) == 4.0
+    with pytest.raises(OutputError, match="nan"):
+        raw.decode(outputs(math.nan), ENCODING)
+    with pytest.raises(ConfigError, match="the activation of the score is Tanh: expected Sigmoid"):
+        TextRanking("Tanh")
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(-99, 99)), min_size=2, max_size=14,
+                 unique_by=lambda each: each[1]),
+        min_size=1, max_size=4,
+    ),
+    st.randoms(),
+)  # fmt: skip
+def test_queries_are_measured_on_their_own(queries: list[Any], mix: Any) -> None:
+    task = TextRanking()
+    rows = [(q, *each) for q, passages in enumerate(queries) for each in passages]
+    mix.shuffle(rows)
+    targets = np.array([(relevance, query) for query, relevance, _ in rows], np.float32)
+    answers = [outputs(score / 10) for _, _, score in rows]
+    gains, ranks = [], []
+    for passages in queries:
+        relevance, scores = np.array(passages, float).T
+        if relevance.max() > 0:
+            gains.append(ndcg_score([relevance], [scores], k=10))
+            first = next(place for place in np.argsort(-scores) if relevance[place] > 0)
+            rank = 1 + int((scores > scores[first]).sum())
+            ranks.append(1 / rank if rank <= 10 else 0.0)
+    if not ranks:
+        with pytest.raises(DataError, match="no query has a relevant passage"):
+            task.metrics(answers, targets)
+        return
+    found = task.metrics(answers, targets)
+    assert found["mrr_10"] == pytest.approx(np.mean(ranks))
+    assert found["ndcg_10"] == pytest.approx(np.mean(gains))
+    assert len(task.statistics(answers, targets)) == len(ranks)
+
+
+def test_equal_scores_earn_nothing() -> None:
+    targets = np.array([(1, 0), (0, 0), (0, 0)], np.float32)
+    assert TextRanking().metrics([outputs(0.5)] * 3, targets)["mrr_10"] == pytest.approx(1 / 3)
+
+
+def test_targets_name_queries() -> None:
+    task = TextRanking()
+    found = task.targets([pair("a", 1), pair("b", 0), pair("a", 0.5)])
+    assert found.tolist() == [[1, 0], [0, 1], [0.5, 0]]
+    for example, message in (
+        (pair("a"), 'line 1: expected a field "label" beside the texts'),
+        (pair("a", "good"), "line 1: the label is 'good': expected a number"),
+        (Example("one", "1", "line 1"), "line 1 is one text: expected a query and a passage"),
+    ):
+        with pytest.raises(DataError, match=message):
+            task.targets([example])
+
+
+def test_pairs_of_a_first_text_stay_together() -> None:
+    examples = [pair(query) for query in "abcabcabc"] + [Example("one"), Example("two")]
+    units = shuffled_units(examples, seed=0)
+    assert sorted(units) == [[0, 3, 6], [1, 4, 7], [2, 5, 8], [9], [10]]
+
+
+@pytest.mark.parametrize("activation", [SIGMOID, IDENTITY])
+def test_the_head_learns_from_teacher_and_labels(activation: str) -> None:
+    spec = tiny_spec(task="text-ranking", labels=("LABEL_0",), answers={"activation": activation})
+    head = build_head(spec)
+    taught, answered = {LOGITS: torch.tensor([[2.0], [-1.0]])}, {LOGITS: torch.tensor([[0.0]] * 2)}
+    target = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    none = torch.tensor([head.no_target] * 2)
+    assert head.loss(taught, none, taught).abs().max() < 1e-6
+    assert (head.loss(answered, None, taught) > 0).all()
+    expected = torch.full((2,), math.log(2.0))
+    assert torch.allclose(head.loss(answered, target), expected)
+    assert head.correct(taught, target).tolist() == [1.0, 1.0]
+    assert head.correct(taught, none).tolist() == [0.0, 0.0]
+    assert head.targets_or_answers(none, taught).tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert head.path_loss(answered, target, taught).shape == (1, 2)
+    assert torch.equal(
+        head.path_loss(answered, target, taught), head.path_loss(answered, None, taught)
+    )
+
+
+def folder_of(path: Path, tokenizer_dir: Path, family: str, **entries: Any) -> Path:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL[family], id2label={0: "LABEL_0"}, **entries)
+    AutoModelForSequenceClassification.from_config(config).eval().save_pretrained(path)
+    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_one_logit_of_every_family_is_a_score(
+    tmp_path: Path, tokenizer_dir: Path, family: str
+) -> None:
+    folder = folder_of(tmp_path / "folder", tokenizer_dir, family)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.model.spec.task == "text-ranking"
+    save_checkpoint(checkpoint, tmp_path / "saved")
+    assert load_checkpoint(tmp_path / "saved").model.spec == checkpoint.model.spec
+
+
+@pytest.mark.parametrize("activation", [SIGMOID, IDENTITY])
+def test_a_bundle_scores_as_transformers_does(
+    tmp_path: Path, tokenizer_dir: Path, activation: str
+) -> None:
+    names = {"sentence_transformers": {"activation_fn": f"torch.nn.modules.x.{activation}"}}
+    folder = folder_of(tmp_path / "folder", tokenizer_dir, "bert", **names)
+    assert task_of(load_checkpoint(folder).model.spec).activation == activation  # type: ignore[attr-defined]
+    save_checkpoint(load_checkpoint(folder), tmp_path / "saved")
+    export_bundle(tmp_path / "saved", tmp_path / "bundle")
+    served = load(tmp_path / "bundle", threads=1)
+    texts = [row["text"] for row in make_texts(6, seed=9)]
+    pairs = list(zip(texts[:3], texts[3:], strict=True))
+    reference = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for answer, row in zip(served(pairs), served.tokenize(pairs), strict=True):
+        with torch.no_grad():
+            logit = reference(
+                input_ids=torch.from_numpy(row.input_ids)[None],
+                token_type_ids=torch.from_numpy(row.token_type_ids)[None],
+            ).logits[0, 0]
+        expected = float(logit.sigmoid() if activation == SIGMOID else logit)
+        assert json.loads(json.dumps(answer.to_json()))["score"] == pytest.approx(
+            expected, abs=1e-4
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_reranker_is_trained_served_and_judged(
+    tmp_path: Path, tokenizer_dir: Path, labelled: bool
+) -> None:
+    folder = folder_of(tmp_path / "folder", tokenizer_dir, "bert")
+    rows = [
+        {"query": f"film {place // 4}", "passage": row["text"]}
+        | ({"label": int(row["label"] == "good")} if labelled else {})
+        for place, row in enumerate(make_texts(160))
+    ]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = replace(options_for(tmp_path), model=str(folder), train=str(data), validation=None)
+    report = train(options, tmp_path / "ckpt")
+    assert report.measure == ("mrr_10" if labelled else "agreement")
+    assert report.stages["hard"].flops_speedup > 1.2
+    export_bundle(tmp_path / "ckpt", tmp_path / "bundle")
+    figures = tmp_path / "figures.json"
+    command = ["evaluate", str(tmp_path / "bundle"), "--data", str(data), "--json", str(figures)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        done = CliRunner().invoke(cli, [*command, "--teacher", str(folder)])
+    assert done.exit_code == 0, done.output
+    found = json.loads(figures.read_text())
+    assert found["rows"] == 160 and found["agreement"] > 0.8
+    assert next(iter(found["dense"])) == report.measure
+    done = CliRunner().invoke(cli, ["predict", str(tmp_path / "bundle"), "--input", str(data)])
+    assert [set(json.loads(line)) for line in done.stdout.splitlines()] == [
+        {"score", "num_tokens"}
+    ] * 160

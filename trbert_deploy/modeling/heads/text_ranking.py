@@ -1,0 +1,57 @@
+"""The head for a score of a query and a passage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.heads.numbers import NumbersHead
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.tasks.text_ranking import ACTIVATION, IDENTITY, SIGMOID, TextRanking
+
+
+class TextRankingHead(NumbersHead):
+    """Targets are [2] float32: how relevant a passage is, and its query's number; or NaN.
+
+    A score by a sigmoid is taught by binary cross-entropy, a raw one by the squared difference.
+    """
+
+    task = TextRanking.name
+
+    def __init__(self, spec: EncoderSpec, **options: Any) -> None:
+        super().__init__(spec, **options)
+        self.no_target = (float("nan"),) * 2
+        self._raw = spec.answers.get(ACTIVATION, SIGMOID) == IDENTITY
+
+    def numbers(self, logits: Tensor) -> Tensor:
+        return logits if self._raw else logits.sigmoid()
+
+    def difference(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        return (logits - wanted).square() if self._raw else _cross_entropy(logits, wanted)
+
+    def path_loss(self, outputs: Outputs, target: Tensor | None, teacher: Outputs) -> Tensor:
+        """The difference from the teacher: labels say who is relevant, and not by which score."""
+        return super().path_loss(outputs, None, teacher)
+
+    def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
+        """1 where the logit is above 0 for a relevant passage, and not for another."""
+        right = (outputs[LOGITS][:, 0] > 0) == (target[:, 0] > 0)
+        return torch.where(self.has_target(target), right.float(), 0.0)
+
+    def answers(self, outputs: Outputs) -> Tensor:
+        relevant = (outputs[LOGITS] > 0).float()
+        return torch.cat([relevant, torch.zeros_like(relevant)], -1)
+
+    def _from_targets(self, logits: Tensor, target: Tensor) -> Tensor:
+        relevance = target[:, :1].nan_to_num().clamp(0.0, 1.0)
+        losses = _cross_entropy(logits, relevance).mean(-1)
+        return torch.where(self.has_target(target), losses, 0.0)
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    return binary_cross_entropy_with_logits(logits, wanted, reduction="none")

@@ -1,0 +1,174 @@
+"""Text ranking: how well a passage answers a query, by one logit (cross-encoders, rerankers)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trbert_deploy.config import EncoderSpec
+from trbert_deploy.errors import ConfigError, DataError, OutputError
+from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.labels import label_name, number_of
+from trbert_deploy.tasks.multi_label import sigmoid
+from trbert_deploy.tasks.task import (
+    Example,
+    NewHead,
+    Output,
+    Outputs,
+    Prediction,
+    Task,
+    require_numbers,
+)
+from trbert_deploy.tasks.text_classification import LOGITS
+
+#: Entry of ``EncoderSpec.answers``: what is put on the logit, as PyTorch calls it.
+ACTIVATION, SIGMOID, IDENTITY = "activation", "Sigmoid", "Identity"
+#: Ranks that are looked at.
+DEPTH = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePrediction(Prediction):
+    """How well a passage answers a query.
+
+    Attributes:
+        score: the larger the better; from 0 to 1 by a sigmoid, or the logit itself.
+    """
+
+    score: float
+
+
+class TextRanking(Task):
+    """A score for a query and a passage.
+
+    Args:
+        activation: ``Sigmoid``, or ``Identity`` for the logit as it is.
+
+    Raises:
+        ConfigError: another one.
+    """
+
+    name = "text-ranking"
+    outputs = (Output(LOGITS, "row"),)
+    measure = f"mrr_{DEPTH}"
+    columns = LABELS
+
+    def __init__(self, activation: str = SIGMOID) -> None:
+        if activation not in (SIGMOID, IDENTITY):
+            raise ConfigError(
+                f"the activation of the score is {activation}: expected {SIGMOID} or {IDENTITY}"
+            )
+        self.activation = activation
+
+    @classmethod
+    def of(cls, spec: EncoderSpec) -> Self:
+        return cls(spec.answers.get(ACTIVATION, SIGMOID))
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
+        label = None if columns.label is None else record.get(columns.label)
+        return Example(text_of(record, name, columns), label_name(label, name), name)
+
+    @classmethod
+    def new_head(cls, examples: Sequence[Example]) -> NewHead:
+        return NewHead(("LABEL_0",))
+
+    def require_names(self, labels: Sequence[str], where: str) -> None:
+        for label in labels:
+            number_of(label, f"the data for {where}")
+
+    def decode(self, outputs: Outputs, encoding: Any) -> ScorePrediction:
+        require_numbers(outputs)
+        if outputs[LOGITS].shape != (1,):
+            raise OutputError(
+                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one"
+            )
+        return ScorePrediction(num_tokens=len(encoding.ids), score=self._score(outputs))
+
+    def agreement(self, one: Outputs, other: Outputs) -> float:
+        """1 less the distance of two scores, logits by the larger one or by 1; at least 0.
+
+        What is no number agrees with nothing.
+        """
+        ours, theirs = self._score(one), self._score(other)
+        if not np.isfinite([ours, theirs]).all():
+            return 0.0
+        return max(0.0, 1.0 - abs(ours - theirs) / max(1.0, abs(ours), abs(theirs)))
+
+    def divergence(self, teacher: Outputs, student: Outputs) -> float:
+        """Squared difference of the scores."""
+        return (self._score(teacher) - self._score(student)) ** 2
+
+    def summary(self, prediction: Prediction) -> str:
+        assert isinstance(prediction, ScorePrediction)
+        return f"{prediction.score:.3f}"
+
+    def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+        """How relevant each passage is, and the number of its query: [N, 2]."""
+        queries: dict[str, int] = {}
+        rows = np.empty((len(examples), 2), np.float32)
+        for row, example in zip(rows, examples, strict=True):
+            if example.target is None:
+                raise DataError(f'{example.name}: expected a field "label" beside the texts')
+            if isinstance(example.text, str):
+                raise DataError(
+                    f"{example.name} is one text: expected a query and a passage, in columns such "
+                    "as query and passage"
+                )
+            relevance = number_of(example.target, example.name)
+            row[:] = relevance, queries.setdefault(example.text[0], len(queries))
+        return rows
+
+    def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
+        """Mean reciprocal rank of the first relevant passage, and normalized discounted gain."""
+        statistics = self.statistics(outputs, targets)
+        return {
+            self.measure: self.measured(statistics),
+            f"ndcg_{DEPTH}": float(statistics[:, 1].mean()),
+        }
+
+    def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """Reciprocal rank and gain of each query that has a relevant passage: [Q, 2].
+
+        Passages of one score are ranked by chance: here the least relevant ones first.
+
+        Raises:
+            DataError: there is no such query.
+        """
+        scores = np.array([float(each[LOGITS][0]) for each in outputs])
+        found = []
+        for query in np.unique(targets[:, 1]):
+            (members,) = np.nonzero(targets[:, 1] == query)
+            relevance = targets[members, 0].astype(np.float64)
+            if relevance.max() > 0:
+                order = np.lexsort((relevance, -scores[members]))
+                found.append((_reciprocal_rank(relevance[order]), _gain(relevance[order])))
+        if not found:
+            raise DataError(
+                "no query has a relevant passage: expected a label above 0 for some of them"
+            )
+        return np.array(found)
+
+    def _score(self, outputs: Outputs) -> float:
+        logit = outputs[LOGITS][0]
+        return float(logit if self.activation == IDENTITY else sigmoid(np.asarray(logit)))
+
+
+def _reciprocal_rank(relevance: NDArray[np.float64]) -> float:
+    """1 over the rank of the first relevant passage, 0 beyond ``DEPTH``: [P] in ranked order."""
+    (places,) = np.nonzero(relevance[:DEPTH] > 0)
+    return 1.0 / (1 + int(places[0])) if len(places) else 0.0
+
+
+def _gain(relevance: NDArray[np.float64]) -> float:
+    """Discounted cumulative gain (Järvelin and Kekäläinen 2002), over the best there can be."""
+    discounts = 1.0 / np.log2(np.arange(2, DEPTH + 2))
+
+    def gain(ranked: NDArray[np.float64]) -> float:
+        return float((ranked[:DEPTH] * discounts[: len(ranked)]).sum())
+
+    return gain(relevance) / gain(np.sort(relevance)[::-1])
