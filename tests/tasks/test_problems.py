@@ -72,6 +72,13 @@ def test_thresholds_that_mean_nothing(thresholds: dict[str, float]) -> None:
         MultiLabelClassification(LABELS, thresholds)
 
 
+@pytest.mark.parametrize("thresholds", [[0.5], {"warm": "high"}, {"warm": None}, 0.5])
+def test_thresholds_of_a_wrong_kind(thresholds: Any) -> None:
+    spec = tiny_spec(answers={"problem": MULTI_LABEL, "label_thresholds": thresholds})
+    with pytest.raises(ConfigError, match="label_thresholds is"):
+        task_of(spec)
+
+
 @given(rows_of_logits, st.integers(0, 1000))
 def test_f1_is_that_of_scikit_learn(values: np.ndarray, seed: int) -> None:
     task = MultiLabelClassification(LABELS)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.fields import require_kind
 from trbert_deploy.tasks.labels import names_in, place_of
 from trbert_deploy.tasks.task import Example, Outputs, Prediction
 from trbert_deploy.tasks.text_classification import (
@@ -46,7 +47,7 @@ class MultiLabelClassification(TextClassification):
         thresholds: label -> probability from which it counts; 0.5 for those that are left out.
 
     Raises:
-        ConfigError: a threshold of no label, or not between 0 and 1.
+        ConfigError: a threshold of no label, or no number between 0 and 1.
     """
 
     problem = MULTI_LABEL
@@ -54,6 +55,7 @@ class MultiLabelClassification(TextClassification):
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)
+        require_kind(thresholds, Mapping[str, float], THRESHOLDS)
         for label, threshold in thresholds.items():
             if label not in self.labels or not 0.0 < threshold < 1.0:
                 raise ConfigError(
