@@ -35,6 +35,8 @@ from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.text_ranking import IDENTITY, SIGMOID, TextRanking
 from trbert_deploy.training.run import train
 
+#: Activation -> the module of PyTorch that it is in.
+_MODULES = {SIGMOID: "activation", IDENTITY: "linear"}
 ENCODING: Any = SimpleNamespace(ids=[1, 2, 3])
 
 
@@ -181,6 +183,38 @@ def test_a_bundle_scores_as_transformers_does(
         assert json.loads(json.dumps(answer.to_json()))["score"] == pytest.approx(
             expected, abs=1e-4
         )
+
+
+@pytest.mark.parametrize("activation", [SIGMOID, IDENTITY])
+def test_documents_are_ranked_as_by_a_cross_encoder(
+    tmp_path: Path, tokenizer_dir: Path, activation: str
+) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    entry = {"activation_fn": f"torch.nn.modules.{_MODULES[activation]}.{activation}"}
+    folder = folder_of(tmp_path / "folder", tokenizer_dir, "bert", sentence_transformers=entry)
+    export_bundle(folder, tmp_path / "bundle")
+    served = load(tmp_path / "bundle", threads=1)
+    documents = [row["text"] for row in make_texts(7, seed=4)]
+    save_checkpoint(load_checkpoint(folder), tmp_path / "saved")
+    theirs = sentence_transformers.CrossEncoder(str(tmp_path / "saved"))
+    for options in ({}, {"top_k": 3, "return_documents": True}):
+        expected = theirs.rank("a film", documents, **options)
+        found = served.rank("a film", documents, **options)
+        assert [each["corpus_id"] for each in found] == [each["corpus_id"] for each in expected]
+        for ours, wanted in zip(found, expected, strict=True):
+            assert set(ours) == set(wanted) and ours.get("text") == wanted.get("text")
+            assert ours["score"] == pytest.approx(float(wanted["score"]), abs=1e-4)
+    with pytest.raises(DataError, match="no documents to rank: expected at least one"):
+        served.rank("a film", [])
+    with pytest.raises(DataError, match="document 2 is empty"):
+        served.rank("a film", ["a text", " "])
+    with pytest.raises(ConfigError, match="top_k is 0"):
+        served.rank("a film", documents, top_k=0)
+
+
+def test_what_is_no_reranker_does_not_rank(tiny_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="text-classification does not rank texts"):
+        load(tiny_bundle, threads=1).rank("a film", ["a text"])
 
 
 @pytest.mark.slow

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Encoding
 
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
+from trbert_deploy.errors import BundleError, ConfigError, DataError, FileFormatError
 from trbert_deploy.files import read_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.break_even import break_even
@@ -151,6 +151,43 @@ class Pipeline:
                 prediction = replace(prediction, kept=self._kept(encoding.tokens, result))
             predictions.append(prediction)
         return predictions
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Rank documents by how well they answer a query, as CrossEncoder.rank does.
+
+        Args:
+            top_k: of the best ones; all where None.
+            return_documents: give their ``text``, too.
+
+        Returns:
+            ``corpus_id`` (which document it is) and ``score`` of each, best first; equal scores in
+            the given order.
+
+        Raises:
+            ConfigError: the model is no reranker, or ``top_k`` is out of range.
+            DataError: no documents, an empty text, or what is no text.
+        """
+        require_texts(documents)
+        if not documents:
+            raise DataError("no documents to rank: expected at least one")
+        if top_k is not None:
+            require_whole("top_k", top_k, 1, MOST_TEXTS)
+        names = [f"document {place + 1}" for place in range(len(documents))]
+        answers = self([(query, document) for document in documents], names=names)
+        scores = [self.task.rank_score(answer) for answer in answers]
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        return [
+            {"corpus_id": place, "score": scores[place]}
+            | ({"text": documents[place]} if return_documents else {})
+            for place in order[:top_k]
+        ]
 
     def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
         """Encodings as rows of tokens, with those marked that the task protects.

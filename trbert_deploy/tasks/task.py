@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import DataError, OutputError
+from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
 
@@ -199,6 +199,14 @@ class Task(ABC):
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
+
+    def rank_score(self, prediction: Prediction) -> float:
+        """What texts are ranked by, the largest first.
+
+        Raises:
+            ConfigError: the task does not rank.
+        """
+        raise ConfigError(f"a model for {self.name} does not rank texts: expected a reranker")
 
     def told_target(self, target: Any) -> str:
         """A target in few words, as ``summary`` has answers."""

@@ -107,6 +107,10 @@ class TextRanking(Task):
         assert isinstance(prediction, ScorePrediction)
         return f"{prediction.score:.3f}"
 
+    def rank_score(self, prediction: Prediction) -> float:
+        assert isinstance(prediction, ScorePrediction)
+        return prediction.score
+
     def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
         """How relevant each passage is, and the number of its query: [N, 2]."""
         queries: dict[str, int] = {}

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError
@@ -110,10 +112,10 @@ def _told_answers(answers: Mapping[str, Any], entries: Mapping[str, Any]) -> dic
     if "problem" in answers:
         told["problem_type"] = answers["problem"]
     if ACTIVATION in answers:  # as sentence-transformers 4.0 to 5.3 wrote it
-        name = f"torch.nn.modules.activation.{answers[ACTIVATION]}"
+        name = answers[ACTIVATION]
         told["sentence_transformers"] = {
             **entries.get("sentence_transformers", {}),
-            "activation_fn": name,
+            "activation_fn": f"{getattr(nn, name).__module__}.{name}",
         }
     return told
 
