@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
+from trbert_deploy.compress.texts import TEST, TRAIN, VALIDATION, write_split
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +34,7 @@ from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example, shuffled_units
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.text_ranking import IDENTITY, SIGMOID, TextRanking
+from trbert_deploy.training.data import split_validation
 from trbert_deploy.training.run import train
 
 #: Activation -> the module of PyTorch that it is in.
@@ -115,9 +117,27 @@ def test_targets_name_queries() -> None:
 
 
 def test_pairs_of_a_first_text_stay_together() -> None:
-    examples = [pair(query) for query in "abcabcabc"] + [Example("one"), Example("two")]
+    queries = "abcabcabc"
+    examples = [pair(query) for query in queries] + [Example(f"text {n}") for n in range(7)]
     units = shuffled_units(examples, seed=0)
-    assert sorted(units) == [[0, 3, 6], [1, 4, 7], [2, 5, 8], [9], [10]]
+    assert sorted(units) == [[0, 3, 6], [1, 4, 7], [2, 5, 8], *([n] for n in range(9, 16))]
+    assert sorted(shuffled_units(examples[:9], seed=0)) == [[n] for n in range(9)]
+
+
+def test_queries_are_not_divided_between_training_and_validation(tmp_path: Path) -> None:
+    examples = [pair(f"query {n % 30}", 1) for n in range(300)]
+    for parts in (
+        split_validation(examples, seed=0),
+        [
+            [json.loads(line)["text"] for line in (tmp_path / name).read_text().splitlines()]
+            for name in (TRAIN, VALIDATION, TEST)
+            if write_split(examples, tmp_path, judge_by_labels=True)
+        ],
+    ):
+        queries = [{e if isinstance(e, str) else e.text[0] for e in part} for part in parts]
+        assert sum(map(len, parts)) == 300 and all(parts)
+        assert sum(map(len, queries)) == 30  # none in two parts
+        assert len(parts[1]) == 30
 
 
 @pytest.mark.parametrize("activation", [SIGMOID, IDENTITY])

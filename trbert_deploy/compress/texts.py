@@ -67,11 +67,6 @@ def write_split(
     for unit in shuffled_units(examples, seed):
         open_parts = (name for name in (TEST, VALIDATION) if len(parts[name]) < held_out)
         parts[next(open_parts, TRAIN)] += [examples[place] for place in unit]
-    if not all(parts.values()):
-        raise DataError(
-            "the pairs have too few first texts to learn from and to judge by: expected "
-            f"{FEWEST_TEXTS} or more different ones"
-        )
     judges = [*parts[TEST], *parts[VALIDATION]]
     labelled = judge_by_labels and all(example.target is not None for example in judges)
     for name, part in parts.items():

@@ -257,17 +257,23 @@ class Task(ABC):
         return mean_score(statistics)
 
 
+#: Fewer units than these cannot be divided into parts.
+FEWEST_UNITS = 10
+
+
 def shuffled_units(examples: Sequence[Example], seed: int) -> list[list[int]]:
     """Indices of examples in random order, those together that must not be divided.
 
     These are the pairs of one first text: the passages of a query are ranked together, and of a
-    premise that was learned from, another hypothesis is no new text.
+    premise that was learned from, another hypothesis is no new text. Of fewer than ``FEWEST_UNITS``
+    such units none could be held out, and examples stand for themselves.
     """
     units: dict[Any, list[int]] = {}
     for place, example in enumerate(examples):
         key = place if isinstance(example.text, str) else example.text[0]
         units.setdefault(key, []).append(place)
-    shuffled = list(units.values())
+    enough = len(units) >= FEWEST_UNITS
+    shuffled = list(units.values()) if enough else [[place] for place in range(len(examples))]
     random.Random(seed).shuffle(shuffled)
     return shuffled
 
