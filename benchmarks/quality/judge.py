@@ -28,10 +28,11 @@ from trbert_deploy.files import write_json
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.progress import Progress
-from trbert_deploy.tasks.task import Outputs, Task, mean_agreement, rows_of_outputs
+from trbert_deploy.tasks.task import Outputs, Task, mean_agreement
 from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.contexts import evaluating
 from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.validation import row_answers
 
 BATCH_TOKENS = 16384
 
@@ -60,8 +61,7 @@ def answer(
     with evaluating(model):
         for number, batch in enumerate(load_batches(rows, plan, device), start=1):
             outputs, lengths = student.forward(batch)
-            arrays = {name: values.float().cpu().numpy() for name, values in outputs.items()}
-            found |= zip(batch.rows.tolist(), rows_of_outputs(arrays), strict=True)
+            found |= row_answers(outputs, batch)
             columns = list(np.array(lengths).T)
             flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
             progress("answers", number, len(plan))
@@ -70,7 +70,7 @@ def answer(
 
 def judged(
     task: Task,
-    targets: NDArray[np.int64],
+    targets: NDArray[Any],
     spec: EncoderSpec,
     rows: list[TrainingRow],
     runs: dict[str, Answers],
@@ -122,7 +122,7 @@ def main(
         for name, student in students.items():
             with console.progress(name) as progress:
                 runs[name] = answer(student, rows, setting.device, progress)
-        targets = np.array([row.target for row in rows], np.int64)
+        targets = np.array([row.target for row in rows])
         figures = judged(setting.task, targets, setting.spec, rows, runs)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")

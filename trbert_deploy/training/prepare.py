@@ -63,8 +63,8 @@ class Prepared:
         """What a stage learns from: the teacher from labels, those that distil from all texts."""
         if stage == "teacher":
             targets = torch.tensor([row.target for row in self.training])
-            known = self.checkpoint.model.head.has_target(targets).tolist()
-            return [row for row, known in zip(self.training, known, strict=True) if known]
+            labelled = self.checkpoint.model.head.has_target(targets).tolist()
+            return [row for row, known in zip(self.training, labelled, strict=True) if known]
         return self.training + self.recombined if stage in DISTILLING else self.training
 
 

@@ -29,7 +29,7 @@ from trbert_deploy.modeling.walk import (
     select_at_cuts,
 )
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.tasks.task import AGREEMENT, Task, rows_of_outputs
+from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement, rows_of_outputs
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
@@ -168,36 +168,37 @@ class Validator:
 
     def dense(self, model: ReducedModel) -> Quality:
         """The dense model."""
-        answers: list[_Answer] = []
+        answers: list[RowAnswer] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
-                answers += _answers(dense_outputs(model, batch), batch)
+                answers += row_answers(dense_outputs(model, batch), batch)
         return self._judged(answers)
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
-        answers: list[_Answer] = []
+        answers: list[RowAnswer] = []
         lengths: list[list[int]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
                 start = first_segment(model, batch)
                 outputs, kept = later_segments(model, start, choose_by_rule(model))
-                answers += _answers(outputs, batch)
+                answers += row_answers(outputs, batch)
                 lengths += row_lengths(batch, kept)
         return _point(model, self._judged(answers), processes.gather(lengths))
 
-    def _judged(self, answers: list[_Answer]) -> Quality:
+    def _judged(self, answers: list[RowAnswer]) -> Quality:
         """Of all processes' rows, in their order, so that it does not matter who answered them."""
         found = dict(processes.gather(answers))
         outputs = [found[row] for row in range(len(self.rows))]
+        teacher = [] if self.teacher is None else rows_of_outputs(self.teacher)
         divergence = None
-        if self.teacher is not None:
-            pairs = list(zip(rows_of_outputs(self.teacher), outputs, strict=True))
+        if teacher:
+            pairs = zip(teacher, outputs, strict=True)
             divergence = float(np.mean([self.task.divergence(*pair) for pair in pairs]))
         if self.labelled:
             targets = np.array([row.target for row in self.rows])
             return Quality(self.task.measured(self.task.statistics(outputs, targets)), divergence)
-        return Quality(float(np.mean([self.task.agreement(*pair) for pair in pairs])), divergence)
+        return Quality(mean_agreement(self.task, teacher, outputs), divergence)
 
     def calibrate(self, model: ReducedModel, target_speedup: float) -> float:
         """Set one threshold for all cuts, at which rows take the wanted FLOPs.
@@ -259,7 +260,7 @@ class Validator:
 
 
 #: Which row it is, and the outputs on it.
-_Answer = tuple[int, Mapping[str, NDArray[np.float32]]]
+RowAnswer = tuple[int, Mapping[str, NDArray[np.float32]]]
 #: A batch and the first segment's output on it.
 Start = tuple[PackedBatch, TokenState]
 
@@ -297,7 +298,7 @@ def set_threshold(model: ReducedModel, threshold: float) -> None:
     model.set_reduction(model.reduction.at_threshold(threshold))
 
 
-def _answers(outputs: Outputs, batch: PackedBatch) -> list[_Answer]:
+def row_answers(outputs: Outputs, batch: PackedBatch) -> list[RowAnswer]:
     """What a model says of the rows of a batch."""
     arrays = {name: values.float().cpu().numpy() for name, values in outputs.items()}
     return list(zip(batch.rows.tolist(), rows_of_outputs(arrays), strict=True))
