@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = tokenizer_directory(arguments.model, Path(scratch)) / TOKENIZER_FILE
         tokenizer = TextTokenizer(path, arguments.max_length)
-    rows = tokenize(examples, tokenizer, task_of(model.spec), model.head.no_target)
+    rows = tokenize(examples, tokenizer, task_of(model.spec))
     plan = plan_batches([len(row) for row in rows], arguments.batch_tokens, seed=0)
     batches = list(load_batches(rows, plan[: arguments.batches + 1], device))
     encoder = [*model.encoder.parameters(), *model.head.parameters()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
@@ -19,7 +20,13 @@ def register_task(task: type[Task]) -> None:
     TASKS[task.name, task.problem] = task
 
 
-for known in (TextClassification, MultiLabelClassification, Regression, TextRanking):
+for known in (
+    TextClassification,
+    MultiLabelClassification,
+    Regression,
+    TextRanking,
+    FeatureExtraction,
+):
     register_task(known)
 
 

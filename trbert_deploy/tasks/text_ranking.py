@@ -21,6 +21,7 @@ from trbert_deploy.tasks.task import (
     Outputs,
     Prediction,
     Task,
+    Text,
     require_numbers,
 )
 from trbert_deploy.tasks.text_classification import LOGITS
@@ -81,7 +82,7 @@ class TextRanking(Task):
         for label in labels:
             number_of(label, f"the data for {where}")
 
-    def decode(self, outputs: Outputs, encoding: Any) -> ScorePrediction:
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> ScorePrediction:
         require_numbers(outputs)
         if outputs[LOGITS].shape != (1,):
             raise OutputError(
@@ -111,7 +112,12 @@ class TextRanking(Task):
         assert isinstance(prediction, ScorePrediction)
         return prediction.score
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+    def no_target(self, encoding: Any = None) -> NDArray[np.float32]:
+        return np.full(2, np.nan, np.float32)
+
+    def targets(
+        self, examples: Sequence[Example], encodings: Sequence[Any] = ()
+    ) -> NDArray[np.float32]:
         """How relevant each passage is, and the number of its query: [N, 2]."""
         queries: dict[str, int] = {}
         rows = np.empty((len(examples), 2), np.float32)

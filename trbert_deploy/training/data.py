@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+
 from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.progress import Progress, no_progress, told
 from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, read_examples
@@ -31,7 +33,7 @@ class TrainingRow:
     """A tokenized example.
 
     Attributes:
-        target: as the model counts it, a number or a list of them, or the head's ``no_target``.
+        target: as the model counts it, a number or an array of them, or the task's ``no_target``.
     """
 
     tokens: TokenRow
@@ -114,25 +116,32 @@ def tokenize(
     examples: Sequence[Example],
     tokenizer: TextTokenizer,
     task: Task,
-    no_target: Any,
     progress: Progress = no_progress,
 ) -> list[TrainingRow]:
     """Examples as rows of tokens, some thousands at a time.
 
-    Args:
-        no_target: the head's mark of a row without a target.
-
     Raises:
         DataError: a target that the model does not know.
     """
-    labelled = [example for example in examples if example.target is not None]
-    known = iter(task.targets(labelled).tolist() if labelled else ())
-    targets = [no_target if example.target is None else next(known) for example in examples]
-    rows: list[TokenRow] = []
+    rows: list[TrainingRow] = []
     progress("tokenize", 0, len(examples))
     for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
         part = examples[start : start + TOKENIZED_AT_A_TIME]
         names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
-        rows += rows_of(tokenizer.encode([each.text for each in part], names), task.protected)
+        encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
+        targets = _targets(part, encodings, task)
+        for row, target in zip(rows_of(encodings, task.protected), targets, strict=True):
+            rows.append(TrainingRow(row, target))
         progress("tokenize", len(rows), len(examples))
-    return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]
+    return rows
+
+
+def _targets(examples: Sequence[Example], encodings: Sequence[Encoding], task: Task) -> list[Any]:
+    """The target of each example, or that of one without."""
+    pairs = list(zip(examples, encodings, strict=True))
+    labelled = [pair for pair in pairs if pair[0].target is not None]
+    known = iter(task.targets(*zip(*labelled, strict=True)) if labelled else ())
+    return [
+        task.no_target(encoding) if example.target is None else next(known)
+        for example, encoding in pairs
+    ]

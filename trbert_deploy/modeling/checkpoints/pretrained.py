@@ -28,12 +28,14 @@ class Pretrained:
         fine_tuned: the source already has a head for the labels.
         hf_config: the source's config.json.
         note: what a person should know of the head, if anything.
+        max_length: the longest row that it says it takes; None where only positions limit it.
     """
 
     model: ReducedModel
     fine_tuned: bool
     hf_config: dict[str, Any]
     note: str | None = None
+    max_length: int | None = None
 
 
 def load_pretrained(
@@ -57,7 +59,7 @@ def load_pretrained(
 
 def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -> Pretrained:
     source = open_source(where)
-    if source.is_bare and head is None:
+    if head is None and not source.answers_anything:
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
             "texts, or a fine-tuned model, whose answers can be learned"
@@ -68,7 +70,7 @@ def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -
     if head is not None:
         task_of(source.spec()).require_names(head.found, where)
     model = load_with_head(source, reduction)
-    return Pretrained(model, True, source.entries)
+    return Pretrained(model, True, source.entries, max_length=source.max_length)
 
 
 def load_with_head(source: HfSource, reduction: ReductionConfig | None) -> ReducedModel:
