@@ -79,7 +79,10 @@ class HfSource:
 
     @property
     def task(self) -> str:
-        """What its head answers; one logit is a score, unless it is said to be a number."""
+        """What its head answers; one logit is a score, unless it is said to be a number.
+
+        A new head's task by default, where there is none that answers.
+        """
         kind = getattr(self.config, "problem_type", None)
         one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
         return TextRanking.name if one_score and not self.is_bare else TextClassification.name
@@ -113,8 +116,8 @@ class HfSource:
         Raises:
             CheckpointError: a variant of the family that we do not compute.
         """
-        task = self.task if head is None else TextClassification.name
-        answers = self.answers if head is None else head.answers
+        task = self.task if head is None else head.task
+        answers = self.answers if head is None else dict(head.answers)
         try:
             spec = self.family.spec(self.config, task, self.labels if head is None else head.labels)
             return replace(spec, answers=answers)
