@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    examples = require_targets(read_data(arguments.data))
+    examples = require_targets(read_data(arguments.data, TextClassification), TextClassification)
     head = TextClassification.new_head(examples)
     model = load_pretrained(arguments.model, head, None).model.to(device)
     with torch.no_grad():

@@ -116,7 +116,7 @@ class Setting:
 
     def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
-        examples = require_targets(read_data(source))
+        examples = require_targets(read_data(source, type(self.task)), self.task)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
         with tempfile.TemporaryDirectory() as scratch:

@@ -64,7 +64,7 @@ class Marking(Task):
 
     @classmethod
     def new_head(cls, examples: Sequence[Example]) -> NewHead:
-        return NewHead()
+        return NewHead(cls.name)
 
     def require_names(self, labels: Sequence[str], where: str) -> None:
         assert not labels

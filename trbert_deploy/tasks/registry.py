@@ -30,6 +30,18 @@ for known in (
     register_task(known)
 
 
+def task_named(name: str) -> type[Task]:
+    """The task of a name, before anything is known of the kind of its answers.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    known = {task: kind for (task, problem), kind in TASKS.items() if not problem}
+    if name not in known:
+        raise ConfigError(f"unknown task {name!r}: expected one of {', '.join(known)}")
+    return known[name]
+
+
 def task_of(spec: EncoderSpec) -> Task:
     """The task of a model of this shape.
 

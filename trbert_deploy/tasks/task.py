@@ -110,19 +110,18 @@ class NewHead:
     """What a new head for some examples answers.
 
     Attributes:
+        task: name of the task.
         labels: its labels; none where the task has none.
-        problem: the kind of its answers, see ``Task.problem``.
+        answers: how its outputs are answers, as ``EncoderSpec.answers``.
         found: the labels that occur in the examples.
+        told: what a person is told it is trained for.
     """
 
+    task: str
     labels: tuple[str, ...] = ()
-    problem: str = ""
+    answers: Mapping[str, Any] = field(default_factory=dict)
     found: tuple[str, ...] = ()
-
-    @property
-    def answers(self) -> dict[str, Any]:
-        """As ``EncoderSpec.answers``."""
-        return {"problem": self.problem} if self.problem else {}
+    told: str = "the labels"
 
 
 class Task(ABC):

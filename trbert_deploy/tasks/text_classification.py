@@ -90,12 +90,14 @@ class TextClassification(Task):
         if any(isinstance(example.target, tuple) for example in examples):
             if not labels:
                 raise DataError("the data has no label in any list: expected some")
-            return NewHead(labels, MULTI_LABEL, labels)
+            several = {"problem": MULTI_LABEL}
+            return NewHead(cls.name, labels, several, labels, "the labels, several for a text")
         if are_numbers(labels) and any(map(is_real, labels)):
-            return NewHead(ONE_NUMBER, REGRESSION, labels)
+            number = {"problem": REGRESSION}
+            return NewHead(cls.name, ONE_NUMBER, number, labels, "the labels, which are numbers")
         if len(labels) < 2:
             raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
-        return NewHead(labels, found=labels)
+        return NewHead(cls.name, labels, found=labels)
 
     def require_names(self, labels: Sequence[str], where: str) -> None:
         unknown = self.unknown(labels)

@@ -18,7 +18,6 @@ from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Task, shuffled_units
-from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training import processes
 
 #: Texts that are tokenized before progress is told of them again.
@@ -45,8 +44,8 @@ class TrainingRow:
 
 def read_data(
     source: str,
+    task: type[Task],
     split: str = "train",
-    task: type[Task] = TextClassification,
     names: ColumnNames = ColumnNames(),
     note: Note = no_note,
     progress: Progress = no_progress,
@@ -83,9 +82,7 @@ def read_data(
     return all_of(examples_of(read_hub(source, split), source, task, names, note))
 
 
-def require_targets(
-    examples: list[Example], task: type[Task] = TextClassification
-) -> list[Example]:
+def require_targets(examples: list[Example], task: Task | type[Task]) -> list[Example]:
     """Refuse examples without a target.
 
     Raises:

@@ -12,7 +12,7 @@ import torch
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
-from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
+from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained, task_for
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
@@ -20,7 +20,6 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example
-from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.batches import stacked_targets
 from trbert_deploy.training.data import (
@@ -85,16 +84,22 @@ def prepare(
 
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
+        ConfigError: the model has a head for another task.
     """
     recipe = options.recipe
-    training = _read(options, options.train, "train", note, progress)
+    task_kind = task_for(options.model, options.task)
+
+    def read(source: str, split: str) -> list[Example]:
+        return read_data(source, task_kind, split, options.columns, note, progress)
+
+    training = read(options.train, "train")
     if options.validation is None:
         training, validation = split_validation(training, recipe.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = _read(options, options.validation, "validation", note, progress)
+        validation = read(options.validation, "validation")
     labelled = [example for example in training if example.target is not None]
-    head = TextClassification.new_head(labelled) if labelled else None
+    head = task_kind.new_head(labelled) if labelled else None
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -171,16 +176,6 @@ def _judged(
             "judged by: expected labelled ones, or a fine-tuned model"
         )
     return labelled, True
-
-
-def _read(
-    options: TrainOptions,
-    source: str,
-    split: str,
-    note: Callable[[str], None],
-    progress: Progress,
-) -> list[Example]:
-    return read_data(source, split, TextClassification, options.columns, note, progress)
 
 
 def fit_positions(

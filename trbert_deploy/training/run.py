@@ -163,7 +163,7 @@ def _do_stage(
         validator = replace(validator, teacher=guide.validation)
     aim = Aim(options, validator, record["teacher_score"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
-        note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
+        note(f"{options.model} answers already: no teacher stage")
     elif stage == "policy" and run.warm_start is not None:
         note(f"policies and encoder go on from {options.warm_start}: no policy stage")
         model.take_over(run.warm_start)

@@ -93,7 +93,10 @@ class HfSource:
 
     @property
     def task(self) -> str:
-        """What its head answers; one logit is a score, unless it is said to be a number."""
+        """What it answers; one logit is a score, unless it is said to be a number.
+
+        A new head's task by default, where there is none that answers.
+        """
         if self.modules is not None:
             return FeatureExtraction.name
         kind = getattr(self.config, "problem_type", None)
@@ -131,8 +134,8 @@ class HfSource:
         Raises:
             CheckpointError: a variant of the family that we do not compute.
         """
-        task = self.task if head is None else TextClassification.name
-        answers = self.answers if head is None else head.answers
+        task = self.task if head is None else head.task
+        answers = self.answers if head is None else dict(head.answers)
         try:
             own = () if self.modules is not None else self.labels
             spec = self.family.spec(self.config, task, own if head is None else head.labels)
