@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import require_kind
+from trbert_deploy.tasks.activations import SIGMOID, sigmoid
 from trbert_deploy.tasks.labels import names_in, place_of
 from trbert_deploy.tasks.task import Example, Outputs, Prediction
 from trbert_deploy.tasks.text_classification import (
@@ -52,6 +53,7 @@ class MultiLabelClassification(TextClassification):
 
     problem = MULTI_LABEL
     measure = "macro_f1"
+    activation = SIGMOID
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)
@@ -156,11 +158,6 @@ class MultiLabelClassification(TextClassification):
 
     def _names(self, decided: NDArray[np.bool_]) -> tuple[str, ...]:
         return tuple(label for label, given in zip(self.labels, decided, strict=True) if given)
-
-
-def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Probabilities [...] of logits [...], each for itself."""
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
 
 
 def _f1(right: float, wrong: float, missed: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import ConfigError, DataError, OutputError
+from trbert_deploy.errors import DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
 
@@ -121,6 +121,8 @@ class Task(ABC):
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
         columns: names by which that of a target is known, besides the text's.
+        activation: what makes scores of a text's logits (see ``activations``); empty where answers
+            are no such scores.
     """
 
     name: ClassVar[str]
@@ -128,6 +130,7 @@ class Task(ABC):
     outputs: ClassVar[tuple[Output, ...]]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
+    activation: str = ""
 
     @classmethod
     @abstractmethod
@@ -199,14 +202,6 @@ class Task(ABC):
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
-
-    def rank_score(self, prediction: Prediction) -> float:
-        """What texts are ranked by, the largest first.
-
-        Raises:
-            ConfigError: the task does not rank.
-        """
-        raise ConfigError(f"a model for {self.name} does not rank texts: expected a reranker")
 
     def told_target(self, target: Any) -> str:
         """A target in few words, as ``summary`` has answers."""
