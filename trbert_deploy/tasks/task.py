@@ -134,6 +134,8 @@ class Task(ABC):
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
         columns: names by which that of a target is known, besides the text's.
+        activation: what makes scores of a text's logits (see ``activations``); empty where answers
+            are no such scores.
     """
 
     name: ClassVar[str]
@@ -141,6 +143,7 @@ class Task(ABC):
     outputs: tuple[Output, ...]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
+    activation: str = ""
 
     @classmethod
     @abstractmethod
@@ -247,14 +250,6 @@ class Task(ABC):
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
-
-    def rank_score(self, prediction: Prediction) -> float:
-        """What texts are ranked by, the largest first.
-
-        Raises:
-            ConfigError: the task does not rank.
-        """
-        raise ConfigError(f"a model for {self.name} does not rank texts: expected a reranker")
 
     def told_target(self, target: Any) -> str:
         """A target in few words, as ``summary`` has answers."""

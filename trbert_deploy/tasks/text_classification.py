@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError, few
+from trbert_deploy.tasks.activations import SOFTMAX, log_softmax, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
 from trbert_deploy.tasks.labels import (
     are_numbers,
@@ -68,6 +69,7 @@ class TextClassification(Task):
     outputs = (Output(LOGITS, "row"),)
     measure = "accuracy"
     columns = LABELS
+    activation = SOFTMAX
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
@@ -114,16 +116,10 @@ class TextClassification(Task):
         Raises:
             OutputError: one is no finite number, or there are not as many as labels.
         """
-        require_numbers(outputs)
-        if outputs[LOGITS].shape != (len(self.labels),):
-            raise OutputError(
-                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one "
-                f"for each of {len(self.labels)} labels"
-            )
-        return outputs[LOGITS]
+        return logits_of(outputs, len(self.labels))
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
-        probabilities = _softmax(self.checked(outputs))
+        probabilities = softmax(self.checked(outputs))
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]
         return LabelPrediction(
@@ -138,7 +134,7 @@ class TextClassification(Task):
 
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Kullback-Leibler divergence from the teacher's probabilities, in nats."""
-        wanted, found = (_log_softmax(each[LOGITS]) for each in (teacher, student))
+        wanted, found = (log_softmax(each[LOGITS]) for each in (teacher, student))
         return float(max(0.0, (np.exp(wanted) * (wanted - found)).sum()))
 
     def summary(self, prediction: Prediction) -> str:
@@ -223,15 +219,18 @@ class TextClassification(Task):
         return (answers == targets).astype(np.float64)[:, None]
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logarithms [..., C] of the probabilities of logits [..., C]."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+def logits_of(outputs: Outputs, count: int) -> NDArray[np.float32]:
+    """The logits of a text: [``count``].
 
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities [..., C] of logits [..., C]."""
-    return np.exp(_log_softmax(logits))
+    Raises:
+        OutputError: one is no finite number, or there are not as many.
+    """
+    require_numbers(outputs)
+    if outputs[LOGITS].shape != (count,):
+        raise OutputError(
+            f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected [{count}]"
+        )
+    return outputs[LOGITS]
 
 
 def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:
@@ -249,7 +248,7 @@ def _calibration_error(logits: NDArray[np.float32], truth: NDArray[np.int64]) ->
     Mean distance of confidence and accuracy over ten equal bins of confidence, weighted by their
     rows; logits [N, C], truth [N].
     """
-    confidence = _softmax(logits).max(1)
+    confidence = softmax(logits).max(1)
     right = logits.argmax(1) == truth
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, confidence - right, CALIBRATION_BINS)
