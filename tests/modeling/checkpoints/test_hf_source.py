@@ -145,7 +145,7 @@ def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
 ) -> None:
     make = AutoModel.from_config if model_class is AutoModel else model_class
     path = write(tmp_path / "model", tokenizer_dir, make)
-    made = load_pretrained(str(path), NewHead(("a", "b", "c")), None)
+    made = load_pretrained(str(path), NewHead("text-classification", ("a", "b", "c")), None)
     assert not made.fine_tuned and made.model.spec.labels == ("a", "b", "c")
     assert made.note is not None and "a new one is trained for the labels" in made.note
     encoder = AutoModel.from_pretrained(path)
