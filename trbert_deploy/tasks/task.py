@@ -15,6 +15,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.spelling import Spelling
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
 #: in the order of the text.
@@ -134,6 +135,8 @@ class Task(ABC):
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
         columns: names by which that of a target is known, besides the text's.
+        texts: further names by which that of the text is known, before all others.
+        entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
     """
 
     name: ClassVar[str]
@@ -141,6 +144,8 @@ class Task(ABC):
     outputs: tuple[Output, ...]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
+    texts: ClassVar[tuple[str, ...]] = ()
+    entries: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -207,6 +212,10 @@ class Task(ABC):
                 raise ConfigError(
                     f"{name} is for embeddings: expected none, as the model is for {self.name}"
                 )
+        return self
+
+    def spelled(self, spelling: Spelling) -> Self:
+        """The same task, of a model whose tokenizer writes words so."""
         return self
 
     def input_of(self, text: Text) -> Text:

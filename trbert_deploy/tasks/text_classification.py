@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError, few
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import (
     are_numbers,
     is_real,
@@ -20,13 +20,13 @@ from trbert_deploy.tasks.labels import (
     place_of,
     require_classes,
 )
+from trbert_deploy.tasks.probabilities import kl_divergence, softmax
 from trbert_deploy.tasks.task import (
     Example,
     NewHead,
     Output,
     Outputs,
     Prediction,
-    Task,
     Text,
     require_numbers,
 )
@@ -57,24 +57,13 @@ class LabelPrediction(Prediction):
     scores: dict[str, float]
 
 
-class TextClassification(Task):
-    """One label for each text.
-
-    Attributes:
-        labels: in the order of the logits.
-    """
+class TextClassification(LabelledTask):
+    """One label for each text."""
 
     name = "text-classification"
     outputs = (Output(LOGITS, "row"),)
     measure = "accuracy"
     columns = LABELS
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
-
-    @classmethod
-    def of(cls, spec: EncoderSpec) -> Self:
-        return cls(spec.labels)
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
@@ -99,15 +88,6 @@ class TextClassification(Task):
             raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
         return NewHead(cls.name, labels, found=labels)
 
-    def require_names(self, labels: Sequence[str], where: str) -> None:
-        unknown = self.unknown(labels)
-        require_classes(unknown)
-        if unknown:
-            raise DataError(
-                f"the data has labels that {where} does not know: {few(unknown)} (it knows "
-                f"{few(self.labels)})"
-            )
-
     def checked(self, outputs: Outputs) -> NDArray[np.float32]:
         """The logits [C] of a row.
 
@@ -123,7 +103,7 @@ class TextClassification(Task):
         return outputs[LOGITS]
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
-        probabilities = _softmax(self.checked(outputs))
+        probabilities = softmax(self.checked(outputs))
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]
         return LabelPrediction(
@@ -138,26 +118,11 @@ class TextClassification(Task):
 
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Kullback-Leibler divergence from the teacher's probabilities, in nats."""
-        wanted, found = (_log_softmax(each[LOGITS]) for each in (teacher, student))
-        return float(max(0.0, (np.exp(wanted) * (wanted - found)).sum()))
+        return float(kl_divergence(teacher[LOGITS], student[LOGITS]))
 
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, LabelPrediction)
         return prediction.label
-
-    def require_like(self, other: Task, name: str) -> None:
-        super().require_like(other, name)
-        labels = getattr(other, "labels", ())
-        if set(labels) != set(self.labels):
-            raise DataError(
-                f"{name} knows the labels {few(self.labels)}: expected those of the model, "
-                f"{few(labels)}"
-            )
-
-    def translated(self, outputs: Outputs, other: Task) -> Outputs:
-        """Logits in the order of another model's labels."""
-        labels: tuple[str, ...] = getattr(other, "labels", ())
-        return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
     def no_target(self, encoding: Any = None) -> Any:
         return NO_TARGET
@@ -199,10 +164,6 @@ class TextClassification(Task):
                 f"(it knows {few(self.labels)})"
             )
 
-    def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Those of ``labels`` that the model does not know, sorted."""
-        return sorted(label for label in set(labels) if place_of(label, self.labels) is None)
-
     def told_target(self, target: str) -> str:
         """The model's own name for a label."""
         place = place_of(target, self.labels)
@@ -223,17 +184,6 @@ class TextClassification(Task):
         return (answers == targets).astype(np.float64)[:, None]
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Logarithms [..., C] of the probabilities of logits [..., C]."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities [..., C] of logits [..., C]."""
-    return np.exp(_log_softmax(logits))
-
-
 def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:
     """F1 averaged over the labels that occur in ``truth`` or ``answers``, [N] each."""
     scores = []
@@ -249,7 +199,7 @@ def _calibration_error(logits: NDArray[np.float32], truth: NDArray[np.int64]) ->
     Mean distance of confidence and accuracy over ten equal bins of confidence, weighted by their
     rows; logits [N, C], truth [N].
     """
-    confidence = _softmax(logits).max(1)
+    confidence = softmax(logits).max(1)
     right = logits.argmax(1) == truth
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gaps = np.bincount(bins, confidence - right, CALIBRATION_BINS)
