@@ -154,7 +154,7 @@ class DropIn(ABC):
             names = [f"text {next(numbers)}" for _ in batch]
             texts = [self.text_of(*each) for each in zip(batch, names, strict=True)]
             encodings = model.tokenizer.encode(texts, names)
-            results = model.run(model.rows(encodings))
+            results = model.run(model.rows(encodings, names))
             for text, encoding, result in zip(texts, encodings, results, strict=True):
                 yield self.answer(result.outputs, encoding, text, options)
 
