@@ -18,7 +18,7 @@ from transformers.pipelines.text_classification import ClassificationFunction
 import trbert_deploy
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.drop_in.drop_in import DropIn
+from trbert_deploy.runtime.drop_in.drop_in import MOST_TOKENIZERS, DropIn
 from trbert_deploy.tasks.text_classification import LOGITS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TEXTS = [" ".join(row["text"].split()[-10:]) for row in make_texts(5, seed=9)]
@@ -171,6 +171,8 @@ def test_texts_are_cut_as_a_call_says(both: Both, kind: str) -> None:
         with pytest.warns(UserWarning, match="are cut to that length"):
             found = ours([*TEXTS, LONG, long_pair], **options)
         assert_same(found, theirs([*TEXTS, LONG, long_pair], **options))
+    again = [ours(TEXTS, max_length=length) for length in (*range(30, 50), 40)]
+    assert again == [again[0]] * 21 and len(ours._others) <= MOST_TOKENIZERS
     with pytest.raises(LengthError, match="text 2 has 122 tokens: the model takes at most 64"):
         ours([TEXTS[0], LONG], truncation=False)
 
