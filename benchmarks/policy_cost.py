@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    examples = require_targets(read_data(arguments.data))
+    examples = require_targets(read_data(arguments.data, TextClassification), TextClassification)
     head = TextClassification.new_head(examples)
     model = load_pretrained(arguments.model, head, None).model.to(device)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path = tokenizer_directory(arguments.model, Path(scratch)) / TOKENIZER_FILE
         tokenizer = TextTokenizer(path, arguments.max_length)
-    rows = tokenize(examples, tokenizer, task_of(model.spec), model.head.no_target)
+    rows = tokenize(examples, tokenizer, task_of(model.spec))
     plan = plan_batches([len(row) for row in rows], arguments.batch_tokens, seed=0)
     batches = list(load_batches(rows, plan[: arguments.batches + 1], device))
     encoder = [*model.encoder.parameters(), *model.head.parameters()]

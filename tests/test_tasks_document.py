@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,17 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "tasks.md"
 SECTIONS = dict(
     re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT.read_text("utf-8"), flags=re.M | re.S)
 )
-#: Section -> labels of a model, and entries of its config.json.
-MODELS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "One label": (("negative", "positive"), {}),
-    "Several labels": (("price", "service"), {"problem_type": "multi_label_classification"}),
-    "Numbers": (("LABEL_0",), {"problem_type": "regression"}),
-    "Text ranking": (("LABEL_0",), {}),
+#: Section -> what makes a checkpoint at a path, of a directory with a tokenizer.
+MODELS: dict[str, Callable[[Path, Path], Path]] = {
+    "One label": partial(classifier_folder, labels=("negative", "positive")),
+    "Several labels": partial(
+        classifier_folder, labels=("price", "service"), problem_type="multi_label_classification"
+    ),
+    "Numbers": partial(classifier_folder, labels=("LABEL_0",), problem_type="regression"),
+    "Text ranking": partial(classifier_folder, labels=("LABEL_0",)),
 }
-TWO_LOGITS = (("LABEL_0", "LABEL_1"), {})
+#: Besides, in sections that name it.
+TWO_LOGITS = partial(classifier_folder, labels=("LABEL_0", "LABEL_1"))
 
 
 def blocks(section: str, kind: str) -> list[str]:
@@ -60,9 +65,8 @@ def section(
     models = {"bundle": MODELS[name]}
     if "two-logits/" in SECTIONS[name]:
         models["two-logits"] = TWO_LOGITS
-    for bundle, (labels, entries) in models.items():
-        folder = classifier_folder(tmp_path / f"{bundle}-folder", tokenizer_dir, labels, **entries)
-        export_bundle(folder, tmp_path / bundle)
+    for bundle, make in models.items():
+        export_bundle(make(tmp_path / f"{bundle}-folder", tokenizer_dir), tmp_path / bundle)
     (tmp_path / "texts.jsonl").write_text("".join(blocks(name, "jsonl")))
     return name
 
@@ -80,10 +84,11 @@ def test_what_stands_there_is_so(section: str, tmp_path: Path) -> None:
     assert shape_of(answers[0]) == shape_of(json.loads(shown))
     model = load(tmp_path / "bundle", threads=1)
     examples = list(read_examples(texts, model.task, ColumnNames(), with_targets=True))
-    outputs = [row.outputs for row in model.run(model.tokenize([e.text for e in examples]))]
+    encodings = model.tokenizer.encode([example.text for example in examples])
+    outputs = [result.outputs for result in model.run(model.rows(encodings))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        measures = model.task.metrics(outputs, model.task.targets(examples))
+        measures = model.task.metrics(outputs, model.task.targets(examples, encodings))
     (told,) = re.findall(r"^Measures\b(.*?)\n\n", SECTIONS[section], flags=re.M | re.S)
     assert re.findall(r"`(\w+)`", told) == list(measures)
 

@@ -32,8 +32,8 @@ def staged_files(directory: Path, names: Collection[str]) -> Iterator[Path]:
     """A temporary directory whose files become those of ``directory`` when the block ends well.
 
     Args:
-        names: of the files that belong together: such as are not made anew are removed. All
-            others stay.
+        names: of the files that belong together, some of them perhaps in folders: such as are not
+            made anew are removed. All others stay.
     """
     directory = followed(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,8 +60,11 @@ def _commit(staging: Path, directory: Path, names: Collection[str]) -> None:
 def _put_in_place(directory: Path, names: Collection[str]) -> None:
     """Bring what is committed to where it belongs; whoever does so twice, does the same."""
     committed = directory / COMMITTED
-    made = {path.name for path in committed.iterdir()}
+    made = {
+        path.relative_to(committed).as_posix() for path in committed.rglob("*") if path.is_file()
+    }
     for name in sorted(made):
+        (directory / name).parent.mkdir(exist_ok=True)
         with staged_file(directory / name) as staging:
             staging.unlink()
             try:

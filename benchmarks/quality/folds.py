@@ -19,6 +19,7 @@ import click
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json_lines
 from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.data import read_data, require_targets
 
 VALIDATION_PART = 8
@@ -57,7 +58,11 @@ def split(examples: Sequence[Example], folds: int, seed: int) -> list[dict[str, 
 def main(files: tuple[str, ...], output: Path, folds: int, seed: int) -> None:
     """Split the labelled texts of FILES, taken together."""
     try:
-        examples = [example for file in files for example in require_targets(read_data(file))]
+        examples = [
+            example
+            for file in files
+            for example in require_targets(read_data(file, TextClassification), TextClassification)
+        ]
         if len(examples) < folds * 2:
             raise DataError(f"{len(examples)} texts are too few for {folds} folds")
         for number, parts in enumerate(split(examples, folds, seed), start=1):

@@ -28,11 +28,12 @@ from trbert_deploy.files import write_json
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.progress import Progress
+from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Outputs, Task, mean_agreement
 from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.contexts import evaluating
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.validation import row_answers
+from trbert_deploy.training.row_outputs import row_answers
 
 BATCH_TOKENS = 16384
 
@@ -55,13 +56,14 @@ def answer(
 ) -> Answers:
     """Run a model on rows."""
     model = student.model
+    task = task_of(model.spec)
     plan = plan_batches(lengths_of(rows).tolist(), BATCH_TOKENS)
     found: dict[int, Outputs] = {}
     flops = 0.0
     with evaluating(model):
         for number, batch in enumerate(load_batches(rows, plan, device), start=1):
             outputs, lengths = student.forward(batch)
-            found |= row_answers(outputs, batch)
+            found |= row_answers(task, outputs, batch)
             columns = list(np.array(lengths).T)
             flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
             progress("answers", number, len(plan))

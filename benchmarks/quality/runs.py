@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from setting import Setting
@@ -93,7 +93,8 @@ class Run:
         guide = self.setting.guide(recipe.cuts, *making)
         if not recipe.recombined:
             return guide
-        return guide.with_answers(self.setting.answers(recipe.recombined, *making))
+        more = self.setting.answers(recipe.recombined, *making)
+        return replace(guide, answers=guide.answers + more)
 
     def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from (see ``Prepared.rows_of``)."""

@@ -13,10 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from trbert_deploy import console
@@ -35,6 +33,7 @@ from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Task
 from trbert_deploy.training.data import TrainingRow, read_data, require_targets, tokenize
 from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 from trbert_deploy.training.validation import Validator
 
@@ -117,7 +116,7 @@ class Setting:
 
     def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
-        examples = require_targets(read_data(source))
+        examples = require_targets(read_data(source, type(self.task)), self.task)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
         with tempfile.TemporaryDirectory() as scratch:
@@ -125,7 +124,7 @@ class Setting:
             tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # a shorter maximum is a choice here
-            return tokenize(examples, tokenizer, self.task, self._dense.head.no_target)
+            return tokenize(examples, tokenizer, self.task)
 
     def guide(
         self, cuts: str | None, directory: Path, batch_tokens: int, progress: Progress
@@ -137,26 +136,24 @@ class Setting:
             if not path.exists():
                 rows = self.training_rows
                 make_guide(model, rows, batch_tokens, self.device, progress).save(path)
-        return Guide.load(path)
+        return Guide.load(path, self.task)
 
     def recombined_rows(self, factor: float) -> list[TrainingRow]:
         """Rows made of the training rows, the same for all that ask for so many."""
         rows = self.training_rows
-        no_target = self._dense.head.no_target
-        return recombine(rows, round(factor * len(rows)), seed=0, no_target=no_target)
+        return recombine(rows, round(factor * len(rows)), seed=0, task=self.task)
 
     def answers(
         self, factor: float, directory: Path, batch_tokens: int, progress: Progress
-    ) -> dict[str, NDArray[np.float32]]:
-        """The teacher's outputs [M, ...] on the recombined rows, computed once."""
+    ) -> RowOutputs:
+        """The teacher's outputs on the recombined rows, computed once."""
         path = directory / f"answers-{factor:g}.safetensors"
         with locked(path):
             if not path.exists():
                 rows, teacher = self.recombined_rows(factor), self.load_teacher()
                 found = answers(teacher, rows, batch_tokens, self.device, progress)
-                tensors = {name: torch.from_numpy(values) for name, values in found.items()}
-                write_safetensors(path, tensors)
-        return load_file(path)
+                write_safetensors(path, found.tensors())
+        return RowOutputs.of_tensors(load_file(path))
 
     @cached_property
     def _dense(self) -> ReducedModel:

@@ -245,7 +245,9 @@ def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
         """For each row the places that survive the first cut."""
         (batch,) = load_batches(rows, [members], CPU)
         hidden = torch.zeros(len(batch.input_ids), 32)
-        tokens = TokenState(hidden, batch.layout, torch.arange(len(hidden)), batch.protected)
+        tokens = TokenState(
+            hidden, batch.layout, torch.arange(len(hidden)), batch.protected, batch.layout
+        )
         keep = choose(batch, training)(0, hidden[:, 0], tokens)[0]
         row_of = torch.from_numpy(batch.rows)[batch.layout.row_of_token]
         return {row: batch.layout.positions[keep & (row_of == row)].tolist() for row in members}

@@ -29,7 +29,15 @@ from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.tasks.columns import Columns, text_of
 from trbert_deploy.tasks.registry import TASKS, register_task, task_of
-from trbert_deploy.tasks.task import Example, NewHead, Output, Prediction, Task, require_numbers
+from trbert_deploy.tasks.task import (
+    Example,
+    NewHead,
+    Output,
+    Prediction,
+    Task,
+    Text,
+    require_numbers,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,7 @@ class Marking(Task):
 
     @classmethod
     def new_head(cls, examples: Sequence[Example]) -> NewHead:
-        return NewHead()
+        return NewHead(cls.name)
 
     def require_names(self, labels: Sequence[str], where: str) -> None:
         assert not labels
@@ -67,7 +75,7 @@ class Marking(Task):
         keep[-1] = True
         return keep
 
-    def decode(self, outputs: Mapping[str, NDArray[np.float32]], encoding: Any) -> Mark:
+    def decode(self, outputs: Any, encoding: Any, text: Text = "") -> Mark:
         require_numbers(outputs)
         return Mark(num_tokens=len(encoding.ids), mark=float(outputs["mark"][0]))
 
@@ -80,8 +88,11 @@ class Marking(Task):
     def divergence(self, teacher: Any, student: Any) -> float:
         return float(abs(teacher["mark"][0] - student["mark"][0]))
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+    def targets(self, examples: Sequence[Example], encodings: Sequence[Any] = ()) -> Any:
         return np.array([example.target for example in examples])
+
+    def no_target(self, encoding: Any = None) -> float:
+        return -1.0
 
     def metrics(self, outputs: Sequence[Any], targets: NDArray[Any]) -> dict[str, float]:
         return {"closeness": self.measured(self.statistics(outputs, targets))}
@@ -95,7 +106,6 @@ class MarkingHead(Head):
     """A linear layer over the mean of the last states."""
 
     task = Marking.name
-    no_target = -1
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,7 +131,7 @@ class MarkingHead(Head):
     def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
         return 1.0 / (1.0 + (outputs["mark"][:, 0] - target).abs())
 
-    def answers(self, outputs: Outputs) -> Tensor:
+    def answers(self, outputs: Outputs, like: Tensor) -> Tensor:
         return outputs["mark"][:, 0]
 
     def has_target(self, target: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from trbert_deploy.tasks.columns import Columns
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.regression import Regression
-from trbert_deploy.tasks.task import Example, NewHead
+from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     MULTI_LABEL,
@@ -201,14 +201,16 @@ def test_targets_that_are_no_numbers() -> None:
 @pytest.mark.parametrize(
     ("labels", "head"),
     [
-        (("a", "b", "a"), NewHead(("a", "b"), "", ("a", "b"))),
-        ((["a"], [], ["b", "c"]), NewHead(("a", "b", "c"), MULTI_LABEL, ("a", "b", "c"))),
-        ((0.5, 1, 2.25), NewHead(ONE_NUMBER, REGRESSION, ("0.5", "1", "2.25"))),
-        ((0, 1, 2), NewHead(("0", "1", "2"), "", ("0", "1", "2"))),
+        (("a", "b", "a"), (("a", "b"), {}, ("a", "b"))),
+        ((["a"], [], ["b", "c"]), (("a", "b", "c"), {"problem": MULTI_LABEL}, ("a", "b", "c"))),
+        ((0.5, 1, 2.25), (ONE_NUMBER, {"problem": REGRESSION}, ("0.5", "1", "2.25"))),
+        ((0, 1, 2), (("0", "1", "2"), {}, ("0", "1", "2"))),
     ],
 )
-def test_a_new_head_is_told_by_the_labels(labels: tuple[object, ...], head: NewHead) -> None:
-    assert TextClassification.new_head([read(label) for label in labels]) == head
+def test_a_new_head_is_told_by_the_labels(labels: tuple[object, ...], head: Any) -> None:
+    made = TextClassification.new_head([read(label) for label in labels])
+    assert made.task == "text-classification"
+    assert (made.labels, made.answers, made.found) == head
 
 
 @pytest.mark.parametrize("labels", [("a", "a"), ([], [])])
@@ -242,7 +244,7 @@ def test_losses_are_those_of_transformers(problem: str, theirs: Any) -> None:
     target = (torch.rand(6, 2) < 0.5).float()
     expected = float(theirs(answered[LOGITS], target))
     assert float(head.loss(answered, target).mean()) == pytest.approx(expected)
-    none = torch.tensor([head.no_target])
+    none = torch.full((1, 2), torch.nan)
     assert head.has_target(torch.cat([target, none])).tolist() == [True] * 6 + [False]
     assert head.loss({LOGITS: answered[LOGITS][:1]}, none).tolist() == [0.0]
     assert head.correct({LOGITS: answered[LOGITS][:1]}, none).tolist() == [0.0]

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from test_families_end_to_end import SMALL
-from training.test_run import options_for
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from training.test_run import options_for, with_recipe
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
@@ -117,6 +117,19 @@ def test_targets_name_queries() -> None:
             task.targets([example])
 
 
+def test_a_new_head_is_one_score_of_pairs() -> None:
+    head = TextRanking.new_head([pair("a", 1), pair("a", 0), pair("b", 0.5)])
+    assert (head.task, head.labels) == ("text-ranking", ("LABEL_0",))
+    assert head.answers == {"activation": SIGMOID}
+    assert head.found == ("0", "0.5", "1")
+    for example, message in (
+        (pair("a", "good"), "line 1: the label is 'good': expected a number, how relevant the pas"),
+        (Example("one", "1", "line 1"), "line 1 is one text: expected a query and a passage"),
+    ):
+        with pytest.raises(DataError, match=message):
+            TextRanking.new_head([pair("a", 1), example])
+
+
 def test_pairs_of_a_first_text_stay_together() -> None:
     queries = "abcabcabc"
     examples = [pair(query) for query in queries] + [Example(f"text {n}") for n in range(7)]
@@ -147,7 +160,7 @@ def test_the_head_learns_from_teacher_and_labels(activation: str) -> None:
     head = build_head(spec)
     taught, answered = {LOGITS: torch.tensor([[2.0], [-1.0]])}, {LOGITS: torch.tensor([[0.0]] * 2)}
     target = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    none = torch.tensor([head.no_target] * 2)
+    none = torch.full((2, 2), torch.nan)
     assert head.loss(taught, none, taught).abs().max() < 1e-6
     assert (head.loss(answered, None, taught) > 0).all()
     expected = torch.full((2,), math.log(2.0))
@@ -231,6 +244,78 @@ def test_documents_are_ranked_as_by_a_cross_encoder(
         served.rank("a film", ["a text", " "])
     with pytest.raises(ConfigError, match="top_k is 0"):
         served.rank("a film", documents, top_k=0)
+
+
+def encoder_of(path: Path, tokenizer_dir: Path) -> Path:
+    """An encoder without a head."""
+    folder_of(path, tokenizer_dir, "bert")
+    reference = AutoModelForSequenceClassification.from_pretrained(path)
+    BertModel(reference.config).save_pretrained(path)
+    return path
+
+
+def write_pairs(path: Path, count: int = 160) -> str:
+    """Two good and two bad passages for each query, of which the good ones are relevant."""
+    texts = make_texts(count)
+    rows = [
+        {
+            "query": f"film {place // 4}",
+            "passage": row["text"],
+            "label": int(row["label"] == "good"),
+        }
+        for place, row in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_to_rank(tmp_path: Path, tokenizer_dir: Path) -> None:
+    encoder = encoder_of(tmp_path / "encoder", tokenizer_dir)
+    options = options_for(tmp_path)
+    changes = {"model": str(encoder), "train": write_pairs(tmp_path / "pairs.jsonl")}
+    options = replace(options, task="text-ranking", validation=None, **changes)
+    notes: list[str] = []
+    report = train(with_recipe(options, stages=("teacher",)), tmp_path / "ckpt", note=notes.append)
+    assert any("a new one is trained for the relevance of passages" in note for note in notes)
+    assert report.measure == "mrr_10"
+    assert report.stages["teacher"].dense_score == 1.0
+    trained = load_checkpoint(tmp_path / "ckpt").model.spec
+    assert (trained.task, trained.answers) == ("text-ranking", {"activation": SIGMOID})
+    reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ckpt")
+    assert reference.config.num_labels == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "head", "line", "error", "message"),
+    [
+        ("rank", False, {}, ConfigError, "unknown task 'rank': expected one of text-classif"),
+        ("text-classification", True, {}, ConfigError, "has a head for text-ranking: expected th"),
+        ("text-ranking", False, {"label": "good"}, DataError, "the label is 'good': expected a nu"),
+        ("text-ranking", False, {"passage": None}, DataError, "is one text: expected a query and"),
+        (None, True, {"passage": None}, DataError, "is one text: expected a query and"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(
+    tmp_path: Path,
+    tokenizer_dir: Path,
+    task: str | None,
+    head: bool,
+    line: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    made = folder_of(tmp_path / "model", tokenizer_dir, "bert") if head else None
+    model = made or encoder_of(tmp_path / "model", tokenizer_dir)
+    data = tmp_path / "pairs.jsonl"
+    write_pairs(data, 20)
+    row = {"query": "a film", "passage": "a text", "label": 1, **line}
+    data.write_text(data.read_text() + json.dumps(row) + "\n")
+    options = replace(options_for(tmp_path), model=str(model), train=str(data))
+    options = replace(options, task=task, validation=None)
+    with pytest.raises(error, match=message):
+        train(options, tmp_path / "ckpt")
+    assert not (tmp_path / "ckpt").exists()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ ROWS = make_texts(5)
 
 
 def read_examples(source: str) -> list[Example]:
-    return require_targets(read_data(source))
+    return require_targets(read_data(source, TextClassification), TextClassification)
 
 
 def lines(rows: list[dict[str, object]]) -> str:
@@ -83,9 +83,9 @@ def test_unusable_data_is_refused_with_the_reason(
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nothing\.jsonl is not a file"):
-        read_data(str(tmp_path / "nothing.jsonl"))
+        read_data(str(tmp_path / "nothing.jsonl"), TextClassification)
     with pytest.raises(StorageError, match=r"nothing\.CSV\.zst is not a file"):
-        read_data("nothing.CSV.zst")
+        read_data("nothing.CSV.zst", TextClassification)
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_half_of_a_surrogate_pair_is_told_in_one_line(
     for row in ({"text": "\udc80", "label": "x"}, {"text": "b", "label": "\ud800"}):
         path.write_text(lines([ROWS[0], row]))
         with pytest.raises(DataError, match=r"^a\.jsonl, line 2 is no valid Unicode: it has half"):
-            read_data(str(path))
+            read_data(str(path), TextClassification)
     assert capfd.readouterr() == ("", "")
 
 
@@ -113,7 +113,7 @@ def test_several_processes_cannot_share_a_pipe(
     monkeypatch.setattr("trbert_deploy.training.processes.count", lambda: 2)
     for source in ("-", str(tmp_path / "pipe.jsonl")):
         with pytest.raises(ConfigError, match=f"{source} can be read once, and each of 2 proc"):
-            read_data(source)
+            read_data(source, TextClassification)
 
 
 def test_a_name_that_no_data_set_has_is_told(
@@ -122,7 +122,7 @@ def test_a_name_that_no_data_set_has_is_told(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="nothing, no file but a hub data set, cannot be read: "):
-        read_data("nothing")
+        read_data("nothing", TextClassification)
 
 
 def test_a_hub_data_set_goes_through_the_same_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +137,13 @@ def test_a_hub_data_set_goes_through_the_same_columns(monkeypatch: pytest.Monkey
     splits = {"train": datasets.Dataset.from_dict(columns, features)}
     monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
     notes: list[str] = []
-    examples = read_data("org/reviews", note=notes.append)
+    examples = read_data("org/reviews", TextClassification, note=notes.append)
     assert examples == [Example("a", "yes"), Example("b", None)]
     assert notes == ['org/reviews: text from "Sentence", label from "label"']
     with pytest.raises(DataError, match="org/reviews, row 2 has no label"):
-        require_targets(examples)
+        require_targets(examples, TextClassification)
     with pytest.raises(DataError, match="org/reviews has the splits train: expected validation"):
-        read_data("org/reviews", "validation")
+        read_data("org/reviews", TextClassification, "validation")
 
 
 def test_one_label_is_not_enough() -> None:
@@ -156,7 +156,7 @@ def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     examples = [Example("the film", "good"), Example("the film", "ugly", "line 2")]
     message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
     with pytest.raises(DataError, match=message):
-        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+        tokenize(examples, tokenizer, TextClassification(LABELS))
 
 
 def test_texts_are_tokenized_some_at_a_time(
@@ -164,11 +164,11 @@ def test_texts_are_tokenized_some_at_a_time(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
     examples = [Example(row["text"], row["label"]) for row in ROWS]
-    whole = tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+    whole = tokenize(examples, tokenizer, TextClassification(LABELS))
     monkeypatch.setattr(data, "TOKENIZED_AT_A_TIME", 2)
     steps: list[tuple[str, int, int | None]] = []
     parts = tokenize(
-        examples, tokenizer, TextClassification(LABELS), -100, lambda *step: steps.append(step)
+        examples, tokenizer, TextClassification(LABELS), lambda *step: steps.append(step)
     )
     assert steps == [("tokenize", done, 5) for done in (0, 2, 4, 5)]
     for one, other in zip(whole, parts, strict=True):
@@ -176,14 +176,18 @@ def test_texts_are_tokenized_some_at_a_time(
         assert one.tokens.input_ids.tolist() == other.tokens.input_ids.tolist()
     examples[3] = Example(" ", "good")
     with pytest.raises(DataError, match=r"^text 4 is empty"):
-        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+        tokenize(examples, tokenizer, TextClassification(LABELS))
 
 
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(lines(ROWS))
     steps: list[tuple[int, int | None]] = []
-    read_data(str(path), progress=lambda step, done, total: steps.append((done, total)))
+    read_data(
+        str(path),
+        TextClassification,
+        progress=lambda step, done, total: steps.append((done, total)),
+    )
     assert steps == [(done, None) for done in range(6)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,18 +13,17 @@ from hypothesis import strategies as st
 from torch.nn.functional import softmax
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import no_progress
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET, TextClassification
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.recombining import recombine
 from trbert_deploy.training.stages.guide import answers, make_guide
 
 CPU = torch.device("cpu")
-NO_TARGET = TextClassificationHead.no_target
+TASK = TextClassification(("neg", "pos"))
 
 
 def rows_of(*lengths: int) -> list[TrainingRow]:
@@ -49,7 +50,7 @@ def runs_in(ids: np.ndarray) -> list[np.ndarray]:
 def test_parts_of_at_most_two_rows_between_the_special_tokens(
     lengths: list[int], count: int, seed: int
 ) -> None:
-    made = recombine(rows_of(*lengths), count, seed, NO_TARGET)
+    made = recombine(rows_of(*lengths), count, seed, TASK)
     assert len(made) == count
     for row in made:
         ids = row.tokens.input_ids
@@ -63,16 +64,16 @@ def test_a_seed_makes_the_same_rows_again_and_another_seed_others() -> None:
     rows = rows_of(30, 40, 50)
 
     def made(seed: int) -> list[list[int]]:
-        return [row.tokens.input_ids.tolist() for row in recombine(rows, 8, seed, NO_TARGET)]
+        return [row.tokens.input_ids.tolist() for row in recombine(rows, 8, seed, TASK)]
 
     assert made(1) == made(1) != made(2)
 
 
 def test_pairs_are_refused() -> None:
     pair = TrainingRow(TokenRow(np.arange(6), np.array([0, 0, 0, 1, 1, 1])), 0)
-    assert recombine([pair], 0, 0, NO_TARGET) == []
+    assert recombine([pair], 0, 0, TASK) == []
     with pytest.raises(DataError, match="pairs of texts cannot be recombined: leave recombined"):
-        recombine([pair], 1, 0, NO_TARGET)
+        recombine([pair], 1, 0, TASK)
 
 
 def test_without_a_label_the_teacher_alone_is_asked() -> None:
@@ -92,10 +93,11 @@ def test_the_teachers_answers_follow_those_on_the_training_rows() -> None:
         TrainingRow(TokenRow(row.tokens.input_ids % 256, row.tokens.token_type_ids), row.target)
         for row in rows_of(9, 20, 14)
     ]
-    new = recombine(rows, 4, 0, NO_TARGET)
+    new = recombine(rows, 4, 0, TASK)
     making = (64, CPU, no_progress)
-    guide = make_guide(model, rows, *making).with_answers(answers(model, new, *making))
-    assert guide.answers[LOGITS].shape == (7, 2) and len(guide.starts) == 4
+    guide = make_guide(model, rows, *making)
+    guide = replace(guide, answers=guide.answers + answers(model, new, *making))
+    assert len(guide.answers) == 7 and len(guide.starts) == 4
     (batch,) = load_batches(rows + new, [[5, 1]], CPU)
     with torch.no_grad():
         expected = dense_outputs(model, batch)

@@ -31,6 +31,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.tasks.columns import ColumnNames
+from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import LARGEST_SPEEDUP, TrainOptions
 from trbert_deploy.training.prepare import Prepared
@@ -41,6 +42,7 @@ from trbert_deploy.training.recipe import (
     Recipe,
     TeacherRecipe,
 )
+from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.run import train
 from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
@@ -604,7 +606,7 @@ def test_every_stage_learns_at_the_rates_of_its_table(estimator: str) -> None:
         hard=HardRecipe(learning_rate=5.0),
     )
     options, model = TrainOptions("m", "t", recipe=recipe), tiny_model()
-    guide = Guide({}, np.zeros(1, np.int64), ())
+    guide = Guide(task_of(model.spec), RowOutputs(()), np.zeros(1, np.int64), ())
     found = {
         stage: [
             group["lr"]

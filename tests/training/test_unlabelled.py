@@ -18,7 +18,7 @@ from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import TrainOptions
@@ -92,8 +92,9 @@ def test_a_model_learns_from_its_own_answers(
 def test_the_checkpoint_that_diverges_least_is_kept(options: TrainOptions, tmp_path: Path) -> None:
     short = with_recipe(options, stages=("guide", "policy"), policy={"epochs": 1.0})
     train(short, tmp_path / "ckpt")
-    guide = Guide.load(tmp_path / "ckpt" / "stages" / "guide" / "guide.safetensors")
     run = prepare(short, tmp_path, CPU, lambda message: None)
+    guide_path = tmp_path / "ckpt" / "stages" / "guide" / "guide.safetensors"
+    guide = Guide.load(guide_path, run.validator.task)
     validator = replace(run.validator, teacher=guide.validation)
     dense = validator.dense(load_checkpoint(tmp_path / "ckpt").model)
     assert (dense.score, dense.divergence) == (1.0, pytest.approx(0.0, abs=1e-6))
@@ -158,7 +159,7 @@ def test_a_row_without_target_is_taken_for_what_the_teacher_answers() -> None:
     _, outputs = batch_saliency(model, batch)
     answers = outputs[LOGITS].argmax(-1)
     told = replace(batch, targets=answers)
-    unknown = replace(batch, targets=torch.full_like(answers, model.head.no_target))
+    unknown = replace(batch, targets=torch.full_like(answers, NO_TARGET))
     wrong = replace(batch, targets=1 - answers)
     for expected, found, other in zip(
         *(batch_saliency(model, each)[0] for each in (told, unknown, wrong)), strict=True
@@ -170,7 +171,7 @@ def test_a_row_without_target_is_taken_for_what_the_teacher_answers() -> None:
 def test_a_path_without_label_is_held_to_the_teacher_alone() -> None:
     head = tiny_model().head
     logits, teacher = torch.randn(6, 2), {LOGITS: torch.randn(3, 2)}
-    target = torch.tensor([1, head.no_target, 0])
+    target = torch.tensor([1, NO_TARGET, 0])
     mixed = head.path_loss({LOGITS: logits}, target, teacher)
     alone = head.path_loss({LOGITS: logits}, None, teacher)
     labelled = head.path_loss({LOGITS: logits}, target.clamp_min(0), teacher)

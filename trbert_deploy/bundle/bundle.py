@@ -4,6 +4,7 @@ bundle/
   manifest.json         what is here, how it was made, and the SHA-256 of every file
   weights.safetensors   every weight once; the graphs refer to it as ONNX external data
   segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
+  dropped_0.onnx ...    what tokens say that a cut drops, where they take part in the answer
   dense.onnx ...        the same weights with no token removed
   tokenizer.json
   samples.jsonl         a few texts for benchmarking (optional)

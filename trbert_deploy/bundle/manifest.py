@@ -19,7 +19,7 @@ from trbert_deploy.errors import BundleError, ConfigError, LengthError, first_li
 from trbert_deploy.fields import MOST_LEVELS, is_deep, known_fields
 from trbert_deploy.files import write_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 DEFAULT_DIRECTORY = "bundle"
 
 MANIFEST = "manifest.json"
@@ -63,6 +63,11 @@ def segment_name(index: int) -> str:
     return f"segment_{index}"
 
 
+def dropped_name(cut: int) -> str:
+    """The name of the graph of what tokens say that a cut drops."""
+    return f"dropped_{cut}"
+
+
 def require_length(length: int, max_length: int) -> None:
     """Refuse a row length above what a bundle was made for.
 
@@ -81,7 +86,7 @@ class GraphDescription:
     """One ONNX graph of a bundle.
 
     Attributes:
-        name: ``segment_0`` ... or ``dense``.
+        name: ``segment_0`` ..., ``dropped_0`` ... or ``dense``.
         inputs, outputs: tensor names with their dtypes and symbolic shapes, in order, of the masked
             variant; those without a mask lack that input.
         variants: those that are there; the masked one always is.
@@ -98,6 +103,20 @@ class GraphDescription:
         return tuple(tensor.name for tensor in self.inputs if tensor.name != ATTENTION_MASK)
 
     @property
+    def takes_mask(self) -> bool:
+        """Whether padded rows come with a mask; where each token is for itself they need none."""
+        return any(tensor.name == ATTENTION_MASK for tensor in self.inputs)
+
+    @property
+    def token_outputs(self) -> frozenset[str]:
+        """Names of the outputs with one entry per token."""
+        return frozenset(
+            tensor.name
+            for tensor in self.outputs
+            if len(tensor.shape) > 1 and isinstance(tensor.shape[1], str)
+        )
+
+    @property
     def answers(self) -> tuple[str, ...]:
         """Names of the outputs that somebody reads: behind the head not the states."""
         names = tuple(tensor.name for tensor in self.outputs)
@@ -107,6 +126,19 @@ class GraphDescription:
     def file(self) -> str:
         """The file of the masked variant."""
         return self.file_of(MASKED)
+
+    def require_sense_of_dropped(self) -> None:
+        """Refuse another graph than of states to what their tokens say.
+
+        Raises:
+            ConfigError: it is.
+        """
+        inputs = [tensor.name for tensor in self.inputs]
+        if inputs != [HIDDEN] or not self.answers or {HIDDEN_OUT, KEEP_LOGIT} & {*self.answers}:
+            raise ConfigError(
+                f"{self.name} takes {', '.join(inputs)} and gives {', '.join(self.answers)}: "
+                f"expected {HIDDEN} and what a head says"
+            )
 
     def require_sense(self, ends_in_cut: bool, is_first: bool) -> None:
         """Refuse tensors and variants that a chain could not run.
@@ -259,13 +291,17 @@ class Manifest:
         segments = self.reduction.segments(self.encoder.num_layers)
         received = [graph.name for graph in self.graphs]
         cuts = {segment_name(segment.index): not segment.is_last for segment in segments}
+        dropped = [dropped_name(segment.index) for segment in segments[:-1]]
         expected = {**(cuts if len(cuts) > 1 else {}), DENSE: False}
-        if received != list(expected):
+        if received not in (list(expected), [*expected, *dropped]):
             raise ConfigError(
                 f"the graphs are {', '.join(received)}: expected {', '.join(expected)}"
             )
         for graph in self.graphs:
-            graph.require_sense(expected[graph.name], graph.name in (segment_name(0), DENSE))
+            if graph.name in dropped:
+                graph.require_sense_of_dropped()
+            else:
+                graph.require_sense(expected[graph.name], graph.name in (segment_name(0), DENSE))
 
 
 def _digest(content: Mapping[str, Any]) -> str:

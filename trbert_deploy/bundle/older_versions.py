@@ -29,8 +29,13 @@ def _from_2(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "format_version": 3, "encoder": encoder, "graphs": graphs}
 
 
+def _from_3(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 3 knew no outputs in which dropped tokens take part, and so none of their graphs."""
+    return {**content, "format_version": 4}
+
+
 #: Version -> what turns its manifest into the next version's.
-UPGRADES: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {2: _from_2}
+UPGRADES: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {2: _from_2, 3: _from_3}
 
 
 def upgraded(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -82,6 +82,10 @@ from trbert_deploy.tasks.columns import ColumnNames
 @click.option(
     "--truncate/--no-truncate", default=True, help="Cut longer texts (default), or refuse them."
 )
+@click.option(
+    "--dimensions", type=Whole(1, MOST_TOKENS), metavar="N", help="Values of an embedding to keep."
+)
+@click.option("--prompt", metavar="NAME", help="The embedding model's prompt for these texts.")
 @needs("export")
 def predict(
     bundle: Path,
@@ -100,8 +104,10 @@ def predict(
     max_batch_tokens: int,
     max_length: int | None,
     truncate: bool,
+    dimensions: int | None,
+    prompt: str | None,
 ) -> None:
-    """Classify texts with BUNDLE: one JSON object a line, in the order of the texts."""
+    """Answer texts with BUNDLE: one JSON object a line, in the order of the texts."""
     from trbert_deploy.files import staged_file
     from trbert_deploy.progress import told
     from trbert_deploy.runtime.pipeline import load
@@ -121,6 +127,8 @@ def predict(
             truncate=truncate,
             max_length=max_length,
             max_batch_tokens=max_batch_tokens,
+            dimensions=dimensions,
+            prompt=prompt,
             note=console.notes.print,
             progress=progress,
             **asdict(point),

@@ -92,7 +92,7 @@ def trace_texts(
         results = pipeline.run(pipeline.rows(encodings))
         for example, encoding, result in zip(part, encodings, results, strict=True):
             task = pipeline.task
-            answer = task.summary(task.decode(result.outputs, encoding))
+            answer = task.summary(task.decode(result.outputs, encoding, example.text))
             label = None if example.target is None else task.told_target(example.target)
             traced.append(trace(example.text, label, answer, encoding, result))
         progress("trace", len(traced), len(texts))

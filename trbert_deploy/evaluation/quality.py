@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import DataError
@@ -28,6 +27,7 @@ from trbert_deploy.tasks.task import (
     DIVERGENCE,
     Example,
     Outputs,
+    Targets,
     Task,
     mean_agreement,
     mean_score,
@@ -215,7 +215,7 @@ def compare_runs(
     """
     require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     targets = true_targets(runs[0].pipeline, texts, teacher)
-    if targets is not None and len(texts) > 1 and (targets == targets[0]).all():
+    if targets is not None and len(texts) > 1 and _are_same(targets):
         label = runs[0].pipeline.task.told_target(texts[0].target)
         warnings.warn(
             f"all {len(texts):,} texts have the label {label!r}: the figures say nothing "
@@ -262,7 +262,7 @@ def tokenize(pipeline: Pipeline, texts: Sequence[Example]) -> list[TokenRow]:
 
 
 def _compare(
-    dense: ModelRun, reduced: ModelRun, targets: NDArray[Any] | None, teacher: Pipeline | None
+    dense: ModelRun, reduced: ModelRun, targets: Targets | None, teacher: Pipeline | None
 ) -> QualityReport:
     """What two finished runs say of the chain."""
     task = reduced.pipeline.task
@@ -314,8 +314,8 @@ def _likeness(
 
 def true_targets(
     pipeline: Pipeline, texts: Sequence[Example], teacher: Pipeline | None = None
-) -> NDArray[Any] | None:
-    """The targets of texts, as the model counts them: [N, ...]; None unless all have one.
+) -> Targets | None:
+    """The targets of texts, as the model counts them; None unless all have one.
 
     Raises:
         DataError: as ``evaluate_quality``.
@@ -325,8 +325,18 @@ def true_targets(
     if teacher is not None:
         teacher.task.require_like(pipeline.task, f"the teacher {teacher.path}")
     labelled = [example for example in texts if example.target is not None]
-    targets = pipeline.task.targets(labelled) if labelled else None
+    if not labelled:
+        return None
+    task, encodings = pipeline.task, []
+    if task.answers_tokens:
+        encodings = pipeline.tokenizer.encode([example.text for example in labelled])
+    targets = task.targets(labelled, encodings)
     return targets if len(labelled) == len(texts) else None
+
+
+def _are_same(targets: Targets) -> bool:
+    """Whether all rows are to answer the same."""
+    return all(np.array_equal(target, targets[0]) for target in targets)
 
 
 def warn_of_few_rows(report: QualityReport, points: float) -> None:

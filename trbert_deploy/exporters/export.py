@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,17 @@ def export_bundle(
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)
         progress("check chain", 2 * len(graphs), steps)
-        ours = Chain(candidate, model.reduction, model.spec.num_layers)
         task = task_of(model.spec)
+        chain_on = partial(
+            Chain,
+            reduction=model.reduction,
+            num_layers=model.spec.num_layers,
+            outputs=task.outputs,
+        )
+        ours = chain_on(candidate)
         chain = compare_chains(
             task,
-            Chain(reference, model.reduction, model.spec.num_layers),
+            chain_on(reference),
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
         )
@@ -202,7 +209,7 @@ def export_bundle(
                 rounded[variant] = compare_chains(
                     task,
                     ours,
-                    Chain(eight, model.reduction, model.spec.num_layers),
+                    chain_on(eight),
                     rows,
                     int8_limits,
                     name="chain with 8-bit weights",

@@ -24,9 +24,11 @@ from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.layout import RowsLayout
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, last_states
+from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, walk_on
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import rows_of_outputs
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -97,6 +99,7 @@ class DeviceChain:
             if isinstance(module, nn.Linear):  # once, and not in every call
                 module.to(self._dtype)
         self.max_batch_tokens = max_batch_tokens
+        self._outputs = task_of(model.spec).outputs
 
     def at(self, reduction: ReductionConfig) -> Self:
         """The same cuts with other rules, on the same weights."""
@@ -118,8 +121,8 @@ class DeviceChain:
         """The head's outputs on packed rows, and where the survivors of every cut lie."""
         with self._halved():
             tokens = first_segment(self.model, batch)
-            tokens, layouts = last_states(self.model, tokens, choose_by_rule(self.model))
-        return tokens.answer(self.model), layouts  # in float32
+            walked = walk_on(self.model, tokens, choose_by_rule(self.model))
+        return walked.answer(self.model), walked.layouts  # in float32
 
     @torch.inference_mode()
     def dense(self, batch: PackedRows) -> tuple[Outputs, list[RowsLayout]]:
@@ -148,7 +151,8 @@ class DeviceChain:
                 np.split(layout.positions.cpu().numpy(), np.cumsum(layout.lengths))
                 for layout in layouts
             ]
-            for place, index in enumerate(window):
-                answer = {name: values[place] for name, values in answers.items()}
+            lengths = [len(rows[index]) for index in window]
+            by_row = rows_of_outputs(self._outputs, answers, lengths)
+            for place, (index, answer) in enumerate(zip(window, by_row, strict=True)):
                 results[int(index)] = RowResult(answer, tuple(cut[place] for cut in kept))
         return [results[index] for index in range(len(rows))]

@@ -9,8 +9,10 @@ from trbert_deploy.bundle.manifest import HIDDEN, INPUT_IDS, TOKEN_TYPE_IDS
 from trbert_deploy.config import EncoderSpec, ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.policy import Policy
+from trbert_deploy.modeling.blocks.projection import Projection
 from trbert_deploy.modeling.families.registry import FAMILIES
 from trbert_deploy.modeling.heads.registry import build_head
+from trbert_deploy.modeling.heads.tokens import TokensHead
 from trbert_deploy.modeling.layouts.layout import Layout
 
 
@@ -21,6 +23,9 @@ class ReducedModel(nn.Module):
         spec: shape of the encoder.
         reduction: the cuts and their rules.
         segments: what runs between the cuts.
+        policies: for each cut what scores its tokens.
+        projections: for each cut what makes last states of those of the tokens that it drops, where
+            the head hears of these.
         family: what is known of the encoder's kind.
     """
 
@@ -31,6 +36,7 @@ class ReducedModel(nn.Module):
         self.encoder = self.family.build(spec)
         self.head = build_head(spec)
         self.policies = nn.ModuleList()
+        self.projections = nn.ModuleList()
         self.set_reduction(reduction)
         self.apply(_initialize)
 
@@ -41,6 +47,10 @@ class ReducedModel(nn.Module):
         if len(self.policies) != len(reduction.cuts):
             self.policies = nn.ModuleList(Policy(self.spec.hidden_size) for _ in reduction.cuts)
             self.policies.apply(_initialize)
+            if self.hears_dropped:
+                self.projections = nn.ModuleList(
+                    Projection(self.spec.hidden_size) for _ in reduction.cuts
+                )
 
     def take_over(self, other: ReducedModel) -> None:
         """Take the cuts, rules and weights of another model of the same spec."""
@@ -61,11 +71,31 @@ class ReducedModel(nn.Module):
         """The policy's score at cut ``index``: hidden [..., H] -> keep logit [...] float32."""
         return self.policy(index)(hidden)
 
+    def projection(self, index: int) -> Projection:
+        """What makes last states of those of tokens that cut ``index`` drops."""
+        projection = self.projections[index]
+        assert isinstance(projection, Projection)
+        return projection
+
     def policy(self, index: int) -> Policy:
         """The policy of cut ``index``."""
         policy = self.policies[index]
         assert isinstance(policy, Policy)
         return policy
+
+    def tokens_head(self) -> TokensHead:
+        """The head, if dropped tokens take part in its outputs."""
+        assert isinstance(self.head, TokensHead)
+        return self.head
+
+    def each_dropped(self, index: int, hidden: Tensor) -> dict[str, Tensor]:
+        """What tokens say that are dropped at cut ``index``: [..., H] -> [..., X] by output."""
+        return self.tokens_head().each(self.projection(index)(hidden))
+
+    @property
+    def hears_dropped(self) -> bool:
+        """Whether dropped tokens take part in the outputs."""
+        return isinstance(self.head, TokensHead) and self.head.hears_dropped
 
     def extend_positions(self, max_positions: int) -> None:
         """Lengthen a learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).
@@ -89,6 +119,9 @@ class ReducedModel(nn.Module):
 
 def _initialize(module: nn.Module) -> None:
     """BERT's initialization: normal weights (0.02), zero biases."""
+    if isinstance(module, Projection):
+        module.reset()
+        return
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from trbert_deploy.bundle.manifest import HIDDEN
 from trbert_deploy.config import Segment
 from trbert_deploy.modeling.layouts.layout import Layout
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
@@ -73,6 +74,24 @@ class LaterSegment(SegmentModule):
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
         """
         return self.finish(hidden, PaddedLayout(attention_mask, positions))
+
+
+class DroppedModule(nn.Module):
+    """What the tokens say that a cut drops, from the states that it saw.
+
+    Attributes:
+        inputs: names of its per-token inputs.
+    """
+
+    def __init__(self, model: ReducedModel, cut: int) -> None:
+        super().__init__()
+        self.model = model
+        self.cut = cut
+        self.inputs = (HIDDEN,)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """hidden [B, S, H] -> each output's values of every token: [B, S, X]."""
+        return tuple(self.model.each_dropped(self.cut, hidden).values())
 
 
 def segment_module(model: ReducedModel, segment: Segment) -> SegmentModule:

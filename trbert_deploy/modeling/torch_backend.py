@@ -9,17 +9,24 @@ from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
+    HIDDEN,
     HIDDEN_OUT,
     KEEP_LOGIT,
     QUANTIZED,
     TRANSPOSED,
     WEIGHTS,
+    dropped_name,
     segment_name,
 )
 from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.primitive_cache import bound_primitive_cache
-from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
+from trbert_deploy.modeling.segments import (
+    DroppedModule,
+    SegmentModule,
+    dense_module,
+    segment_module,
+)
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
 from trbert_deploy.runtime.once import OncePerKey
 from trbert_deploy.tasks.registry import task_of
@@ -41,6 +48,21 @@ class TorchGraph:
         return outputs if self._module.segment.is_last else {HIDDEN_OUT: hidden.numpy(), **outputs}
 
 
+class TorchDropped:
+    """As ``TorchGraph``, of what dropped tokens say."""
+
+    def __init__(self, module: DroppedModule, answers: tuple[str, ...]) -> None:
+        self._module = module
+        self._answers = answers
+        self.inputs = module.inputs
+
+    @torch.inference_mode()
+    def __call__(self, inputs: Tensors) -> Tensors:
+        hidden = torch.from_numpy(np.ascontiguousarray(inputs[HIDDEN]))
+        values = (each.numpy() for each in self._module(hidden))
+        return dict(zip(self._answers, values, strict=True))
+
+
 class TorchBackend:
     """PyTorch on the CPU in float32."""
 
@@ -48,6 +70,7 @@ class TorchBackend:
         bound_primitive_cache()
         self._model = model.eval()
         self._segments = {segment_name(segment.index): segment for segment in model.segments}
+        self._dropped = {dropped_name(index): index for index in range(len(model.projections))}
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
         self.graph = OncePerKey(self._open)
         self.max_padding = 0.0
@@ -59,7 +82,9 @@ class TorchBackend:
             "threads": str(torch.get_num_threads()),
         }
 
-    def _open(self, name: str) -> TorchGraph:
+    def _open(self, name: str) -> TorchGraph | TorchDropped:
+        if name in self._dropped:
+            return TorchDropped(DroppedModule(self._model, self._dropped[name]), self._outputs)
         if name == DENSE:
             return TorchGraph(dense_module(self._model), self._outputs)
         segment = self._segments[name]

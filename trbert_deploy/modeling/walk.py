@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Outputs
+from trbert_deploy.modeling.heads.tokens import Part
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import select
@@ -48,12 +49,14 @@ class TokenState:
             one text are rows of their own.
         token: [T] int64, which token of the batch each one is.
         protected: [T] bool, those that must survive every cut.
+        whole: how the batch lay before a token was dropped.
     """
 
     hidden: Tensor
     layout: RowsLayout
     token: Tensor
     protected: Tensor
+    whole: RowsLayout
 
     def compact(self, keep: Tensor) -> TokenState:
         """The survivors of one or several choices, in order.
@@ -64,7 +67,7 @@ class TokenState:
         (hidden, token, protected), layout = self.layout.compact(
             keep, (self.hidden, self.token, self.protected)
         )
-        return TokenState(hidden, layout, token, protected)
+        return TokenState(hidden, layout, token, protected, self.whole)
 
     def run(
         self, model: ReducedModel, start: int, stop: int, layout: Layout | None = None
@@ -77,16 +80,55 @@ class TokenState:
         hidden = model.encoder.run_steps(self.hidden, layout or self.layout, start, stop)
         return replace(self, hidden=hidden)
 
-    def answer(self, model: ReducedModel, layout: Layout | None = None) -> Outputs:
-        """The head's outputs on these, the last states."""
-        return model.head(self.hidden, layout or self.layout)
+    def answer(
+        self,
+        model: ReducedModel,
+        layout: Layout | None = None,
+        dropped: Sequence[Dropped] = (),
+        weight: Tensor | None = None,
+    ) -> Outputs:
+        """The head's outputs where these are the last states.
+
+        Args:
+            layout: instead of the own one.
+            dropped: the batch's other tokens.
+            weight: [T] float32, how much of each of these is left; None for all of it.
+        """
+        if not model.hears_dropped:
+            return model.head(self.hidden, layout or self.layout)
+        head = model.tokens_head()
+        parts = [Part(head.each(self.hidden), self.layout.row_of_token, self.token, weight)]
+        parts += [each.part(model) for each in dropped]
+        choices = len(self.layout.counts) // len(self.whole.counts)
+        return head.gathered(parts, self.whole, choices)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Tokens that a cut drops.
+
+    Attributes:
+        cut: its index.
+        tokens: with their last states.
+        weight: [T] float32, how much of each is dropped; None for all of it.
+    """
+
+    cut: int
+    tokens: TokenState
+    weight: Tensor | None = None
+
+    def part(self, model: ReducedModel) -> Part:
+        """What they say."""
+        tokens = self.tokens
+        values = model.each_dropped(self.cut, tokens.hidden)
+        return Part(values, tokens.layout.row_of_token, tokens.token, self.weight)
 
 
 def begin(model: ReducedModel, batch: TokenBatch) -> TokenState:
     """The embeddings of a batch."""
     hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.layout)
     token = torch.arange(len(hidden), device=hidden.device)
-    return TokenState(hidden, batch.layout, token, batch.protected)
+    return TokenState(hidden, batch.layout, token, batch.protected, batch.layout)
 
 
 def first_segment(model: ReducedModel, batch: TokenBatch) -> TokenState:
@@ -104,13 +146,17 @@ Chooser = Callable[[int, Tensor, TokenState], Tensor]
 
 
 def select_at_cuts(
-    model: ReducedModel, tokens: TokenState, choose: Chooser
+    model: ReducedModel,
+    tokens: TokenState,
+    choose: Chooser,
+    dropped: list[Dropped] | None = None,
 ) -> Iterator[TokenState]:
     """Select at every cut, and run the segment between two of them.
 
     Args:
         tokens: the first segment's output.
         choose: decides at every cut; it may note what it needs.
+        dropped: gets what is not left, cut by cut.
 
     Yields:
         Behind every cut what is left. The segment that follows runs when more is asked for, and
@@ -121,26 +167,46 @@ def select_at_cuts(
             tokens = tokens.run(model, segment.start, segment.stop)
         # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
         logit = model.keep_logit(segment.index, tokens.hidden.detach())
-        tokens = tokens.compact(choose(segment.index, logit, tokens))
+        keep = choose(segment.index, logit, tokens)
+        if dropped is not None:
+            dropped.append(Dropped(segment.index, tokens.compact(~keep)))
+        tokens = tokens.compact(keep)
         yield tokens
 
 
-def last_states(
-    model: ReducedModel, tokens: TokenState, choose: Chooser
-) -> tuple[TokenState, list[RowsLayout]]:
-    """The tokens that are left at the end, and where the survivors of every cut lay.
+@dataclass(frozen=True)
+class Walked:
+    """What became of the tokens of a batch.
+
+    Attributes:
+        tokens: those that are left, with their last states.
+        layouts: where the survivors of every cut lay.
+        dropped: the others, where they take part in the outputs.
+    """
+
+    tokens: TokenState
+    layouts: list[RowsLayout]
+    dropped: list[Dropped]
+
+    def answer(self, model: ReducedModel) -> Outputs:
+        """The head's outputs, of P * B rows where a choice makes P."""
+        return self.tokens.answer(model, dropped=self.dropped)
+
+
+def walk_on(model: ReducedModel, tokens: TokenState, choose: Chooser) -> Walked:
+    """Run everything behind the first segment, but for the head.
 
     Args:
         tokens, choose: as ``select_at_cuts`` takes them.
     """
-    layouts: list[RowsLayout] = []
-    for left in select_at_cuts(model, tokens, choose):
-        tokens = left
-        layouts.append(tokens.layout)
-    if layouts:
-        last = model.segments[-1]
-        tokens = tokens.run(model, last.start, last.stop)
-    return tokens, layouts
+    walked = Walked(tokens, [], [])
+    dropped = walked.dropped if model.hears_dropped else None
+    for left in select_at_cuts(model, tokens, choose, dropped):
+        walked = replace(walked, tokens=left, layouts=[*walked.layouts, left.layout])
+    if not walked.layouts:
+        return walked
+    last = model.segments[-1]
+    return replace(walked, tokens=walked.tokens.run(model, last.start, last.stop))
 
 
 def later_segments(
@@ -155,8 +221,9 @@ def later_segments(
         The head's outputs (of P * B rows where a choice makes P), and the tokens left in each row
         behind every cut, int64.
     """
-    tokens, layouts = last_states(model, tokens, choose)
-    return tokens.answer(model), [torch.from_numpy(layout.lengths) for layout in layouts]
+    walked = walk_on(model, tokens, choose)
+    kept = [torch.from_numpy(layout.lengths) for layout in walked.layouts]
+    return walked.answer(model), kept
 
 
 def choose_by_rule(model: ReducedModel) -> Chooser:

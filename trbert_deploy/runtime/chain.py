@@ -12,16 +12,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trbert_deploy.batching import group_by_length, split_by_tokens
-from trbert_deploy.bundle.manifest import ATTENTION_MASK, DENSE, HIDDEN_OUT, segment_name
+from trbert_deploy.bundle.manifest import (
+    ATTENTION_MASK,
+    DENSE,
+    HIDDEN,
+    HIDDEN_OUT,
+    dropped_name,
+    segment_name,
+)
 from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.backends.backend import Backend, Graph, RowsBackend, Tensors
+from trbert_deploy.runtime.gathering import Said, gathered, said, to_be_heard
 from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.select import select
+from trbert_deploy.tasks.task import Output, rows_of_outputs
 
 
 @dataclass
@@ -62,6 +72,8 @@ class Chain:
         dense_below: rows of fewer tokens keep all of them, in the dense graph: where three short
             calls take longer than one.
         scorer: gives tokens their keep logits; the policy by default.
+        outputs: what the model answers, as its task has them; may be left out where all of it is of
+            rows, by what survives of them.
     """
 
     def __init__(
@@ -73,6 +85,7 @@ class Chain:
         max_padding: float | None = None,
         dense_below: int = 0,
         scorer: Scorer | None = None,
+        outputs: Sequence[Output] = (),
     ) -> None:
         self.backend = backend
         self.reduction = reduction
@@ -83,6 +96,8 @@ class Chain:
         self.max_padding = own if max_padding is None else max_padding
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
+        self.outputs = tuple(outputs)
+        self._hears_dropped = any(output.of_all_tokens for output in outputs)
 
     def open(self) -> None:
         """Open the graphs that rows will pass now, not when the first of them does."""
@@ -93,6 +108,8 @@ class Chain:
             return
         for segment in self.segments[:-1]:
             self.backend.graph(segment_name(segment.index))
+            if self._hears_dropped:
+                self.backend.graph(dropped_name(segment.index))
         self.backend.graph(_last_graph(self.segments))
         if self.dense_below:
             self.backend.graph(DENSE)
@@ -106,12 +123,26 @@ class Chain:
         reduction = self.reduction.at(point)
         below = point.dense_below if isinstance(point.dense_below, int) else self.dense_below
         limits = (self.max_batch_tokens, self.max_padding, below)
-        return Chain(self.backend, reduction, self._num_layers, *limits, self.scorer)
+        return Chain(
+            self.backend,
+            reduction,
+            self._num_layers,
+            *limits,
+            scorer=self.scorer,
+            outputs=self.outputs,
+        )
 
     def scored_by(self, scorer: Scorer) -> Chain:
         """The same chain, whose tokens are chosen by another scorer, whatever their number."""
         limits = (self.max_batch_tokens, self.max_padding)
-        return Chain(self.backend, self.reduction, self._num_layers, *limits, scorer=scorer)
+        return Chain(
+            self.backend,
+            self.reduction,
+            self._num_layers,
+            *limits,
+            scorer=scorer,
+            outputs=self.outputs,
+        )
 
     def run(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
         """Run rows, dropping tokens at every cut.
@@ -161,8 +192,10 @@ class Chain:
             last = _last_graph(segments)
             for batch in self._batches(waiting):
                 outputs = self._call(last, batch, timing)
-                for place, row in enumerate(batch):
-                    answer = {name: values[place] for name, values in outputs.items()}
+                answers = rows_of_outputs(self.outputs, outputs, list(map(len, batch)))
+                for row, answer in zip(batch, answers, strict=True):
+                    if row.said:
+                        answer = gathered(self.outputs, [*row.said, Said(row.positions, answer)])
                     results[row.index] = RowResult(answer, row.kept)
         timing.total_seconds += time.perf_counter() - start
         return [results[index] for index in range(len(rows))]
@@ -203,14 +236,46 @@ class Chain:
         protected = _stack([row.protected for row in batch])
         rule = segment.cut.rule
         keep = select(logits, None if unpadded else np.array(lengths), rule, protected)
+        if self._hears_dropped:
+            self._hear(segment.index, batch, outputs[HIDDEN_OUT], keep, timing)
         for row, hidden, row_keep in zip(batch, outputs[HIDDEN_OUT], keep, strict=True):
             (survivors,) = row_keep.nonzero()
             row.compact(survivors, hidden)
 
+    def _hear(
+        self,
+        cut: int,
+        batch: Sequence[TokenState],
+        hidden: NDArray[np.float32],
+        keep: NDArray[np.bool_],
+        timing: Timing,
+    ) -> None:
+        """Note what the tokens of a batch say that a cut drops.
+
+        Args:
+            hidden: [B, S, H] float32.
+            keep: [B, S], which of them survive.
+        """
+        leaving, states = [], []
+        for row, row_hidden, row_keep in zip(batch, hidden, keep, strict=True):
+            (dropped,) = (~row_keep[: len(row)]).nonzero()
+            if len(dropped):
+                leaving.append((row, row.positions.take(dropped)))
+                states.append(to_be_heard(self.outputs, row_hidden.take(dropped, axis=0)))
+        if not leaving:
+            return
+        values = self._run_graph(dropped_name(cut), {HIDDEN: _stack(states)}, timing)
+        for place, (row, positions) in enumerate(leaving):
+            own = {name: each[place, : len(states[place])] for name, each in values.items()}
+            row.said.append(said(self.outputs, positions, own))
+
     def _call(self, name: str, batch: Sequence[TokenState], timing: Timing) -> Tensors:
         assert not isinstance(self.backend, RowsBackend)  # which runs no single graph
+        return self._run_graph(name, _inputs(self.backend.graph(name), batch), timing)
+
+    def _run_graph(self, name: str, inputs: Tensors, timing: Timing) -> Tensors:
+        assert not isinstance(self.backend, RowsBackend)
         graph = self.backend.graph(name)
-        inputs = _inputs(graph, batch)
         start = time.perf_counter()
         outputs = graph(inputs)
         elapsed = time.perf_counter() - start

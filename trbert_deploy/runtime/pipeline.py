@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, FileFormatError
 from trbert_deploy.files import read_directory
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime import cross_encoder
+from trbert_deploy.runtime import cross_encoder, embedding
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -109,7 +110,19 @@ class Pipeline:
             bundle = self.require_bundle()
             below = break_even(bundle, chain.at(OperatingPoint(dense_below=0)), note, progress)
             chain = chain.at(OperatingPoint(dense_below=below))
-        return Pipeline(self.path, self.encoder, self.tokenizer, chain, self.bundle)
+        other = copy(self)
+        other.chain = chain
+        return other
+
+    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Pipeline:
+        """The same model answering in another way (see ``Task.set_up``).
+
+        Raises:
+            ConfigError: out of range, or nothing that the task has.
+        """
+        other = copy(self)
+        other.task = self.task.set_up(dimensions=dimensions, prompt=prompt)
+        return other
 
     def at_threshold(self, threshold: float) -> Pipeline:
         """The same model at another keep probability.
@@ -145,11 +158,12 @@ class Pipeline:
         """
         if isinstance(texts, str):
             texts = [texts]
+        texts = self.inputs_of(texts)
         encodings = self.tokenizer.encode(texts, names)
         results = self.run(self.rows(encodings), dense=dense)
         predictions = []
-        for encoding, result in zip(encodings, results, strict=True):
-            prediction = self.task.decode(result.outputs, encoding)
+        for text, encoding, result in zip(texts, encodings, results, strict=True):
+            prediction = self.task.decode(result.outputs, encoding, text)
             if return_kept:
                 prediction = replace(prediction, kept=self._kept(encoding.tokens, result))
             predictions.append(prediction)
@@ -222,6 +236,57 @@ class Pipeline:
             self, query, documents, top_k, return_documents, batch_size, activation_fn, label
         )
 
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = embedding.BATCH_SIZE,
+        *,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Embed texts, as SentenceTransformer.encode does.
+
+        Args:
+            sentences: one text, or any number of them.
+            prompt_name: of one of the model's prompts, which is put before every text.
+            prompt: what is put there instead; without either the model's default.
+            batch_size: texts that are on their way at a time.
+            normalize_embeddings: give them the length 1, whether the model does or not.
+            truncate_dim: of the embeddings, the values that are kept; not normalized again unless
+                that is asked for.
+
+        Returns:
+            [N, D] float32 in the given order; of one text [D].
+
+        Raises:
+            ConfigError: the model makes no embeddings, has no such prompt, or a number is out of
+                range.
+            DataError: an empty text, or what is no text.
+        """
+        return embedding.encode(
+            self,
+            sentences,
+            prompt_name,
+            prompt,
+            batch_size,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+        )
+
+    def encode_query(self, sentences: str | Sequence[str], **options: Any) -> NDArray[np.float32]:
+        """``encode`` with the model's prompt for queries, if it has one."""
+        name = embedding.prompt_for(self, embedding.QUERY)
+        return self.encode(sentences, prompt_name=name, **options)
+
+    def encode_document(
+        self, sentences: str | Sequence[str], **options: Any
+    ) -> NDArray[np.float32]:
+        """``encode`` with the model's prompt for documents, if it has one."""
+        name = embedding.prompt_for(self, embedding.DOCUMENT)
+        return self.encode(sentences, prompt_name=name, **options)
+
     def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
         """Encodings as rows of tokens, with those marked that the task protects.
 
@@ -244,7 +309,16 @@ class Pipeline:
         Raises:
             DataError, LengthError: as a call.
         """
-        return self.rows(self.tokenizer.encode(texts, names))
+        return self.rows(self.tokenizer.encode(self.inputs_of(texts), names))
+
+    def inputs_of(self, texts: Sequence[Text]) -> list[Text]:
+        """What the model reads of texts.
+
+        Raises:
+            DataError: they are no texts in order.
+        """
+        require_texts(texts)
+        return [self.task.input_of(text) for text in texts]
 
     def stream(
         self,
@@ -310,6 +384,8 @@ def load(
     round_to: int | None = None,
     latency_budget_ms: float | None = None,
     dense_below: int | Literal["auto"] | None = None,
+    dimensions: int | None = None,
+    prompt: str | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     engines: bool = True,
     verify: bool = True,
@@ -344,6 +420,10 @@ def load(
             memory of its own: three calls on so few tokens can take longer than one. ``auto``
             finds the length from which on the chain is faster, which is measured once on this
             machine, and remembered. 0 by default; ``auto`` with the backend auto.
+        dimensions: of an embedding, the values that are kept, the first ones (for models that were
+            trained for it).
+        prompt: of an embedding, the name of what is put before every text, one of the model's
+            prompts; its default one where None.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
         engines: allow a backend that runs the bundle's engines, and auto to try them. They are
@@ -377,8 +457,15 @@ def load(
         if not engines:
             require_no_engines(name)
         runner = open_backend(name, bundle, options)
-        chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_batch_tokens)
+        chain = Chain(
+            runner,
+            manifest.reduction,
+            manifest.encoder.num_layers,
+            max_batch_tokens,
+            outputs=task_of(manifest.encoder).outputs,
+        )
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
+        pipeline = pipeline.set_up(dimensions=dimensions, prompt=prompt)
         pipeline = pipeline.at(wanted, note, progress)
         progress("open graphs", 0, None)
         pipeline.chain.open()

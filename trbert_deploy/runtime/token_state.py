@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, TOKEN_TYPE_IDS
+from trbert_deploy.runtime.gathering import Said
 from trbert_deploy.selection.select import first_token
 
 
@@ -48,6 +49,7 @@ class TokenState:
         positions: [K] int64, where its survivors stood in it.
         hidden: [K, H] float32, their states behind the last cut; None before the first.
         kept: for each cut so far, the survivors' positions.
+        said: what its tokens said that left so far, where that takes part in the outputs.
     """
 
     index: int
@@ -55,6 +57,7 @@ class TokenState:
     positions: NDArray[np.int64]
     hidden: NDArray[np.float32] | None = None
     kept: tuple[NDArray[np.int64], ...] = ()
+    said: list[Said] = field(default_factory=list)
 
     @classmethod
     def of(cls, index: int, tokens: TokenRow) -> TokenState:

@@ -107,20 +107,19 @@ def is_real(label: str) -> bool:
     return number is not None and number % 1 != 0
 
 
-def number_of(label: str, name: str) -> float:
+def number_of(label: str, name: str, meaning: str = "which a regression model answers") -> float:
     """The value of a label that is a number.
 
     Args:
         name: what errors call its record.
+        meaning: what errors say of the number.
 
     Raises:
         DataError: it is none.
     """
     number = _number(label)
     if number is None or not math.isfinite(number):
-        raise DataError(
-            f"{name}: the label is {label!r}: expected a number, which a regression model answers"
-        )
+        raise DataError(f"{name}: the label is {label!r}: expected a number, {meaning}")
     return number
 
 

@@ -14,7 +14,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import require_kind
 from trbert_deploy.tasks.activations import SIGMOID, sigmoid
 from trbert_deploy.tasks.labels import names_in, place_of
-from trbert_deploy.tasks.task import Example, Outputs, Prediction
+from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     MULTI_LABEL,
@@ -72,7 +72,7 @@ class MultiLabelClassification(TextClassification):
     def of(cls, spec: EncoderSpec) -> Self:
         return cls(spec.labels, spec.answers.get(THRESHOLDS, {}))
 
-    def decode(self, outputs: Outputs, encoding: Any) -> LabelsPrediction:
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelsPrediction:
         probabilities = sigmoid(self.checked(outputs))
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]
@@ -112,7 +112,12 @@ class MultiLabelClassification(TextClassification):
         assert isinstance(prediction, LabelsPrediction)
         return ", ".join(prediction.labels) or "none"
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+    def no_target(self, encoding: Any = None) -> NDArray[np.float32]:
+        return np.full(len(self.labels), np.nan, np.float32)
+
+    def targets(
+        self, examples: Sequence[Example], encodings: Sequence[Any] = ()
+    ) -> NDArray[np.float32]:
         """1 for each label of a text, 0 for the others: [N, C]."""
         self.require_known(examples)
         rows = np.zeros((len(examples), len(self.labels)), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
@@ -19,8 +20,26 @@ def register_task(task: type[Task]) -> None:
     TASKS[task.name, task.problem] = task
 
 
-for known in (TextClassification, MultiLabelClassification, Regression, TextRanking):
+for known in (
+    TextClassification,
+    MultiLabelClassification,
+    Regression,
+    TextRanking,
+    FeatureExtraction,
+):
     register_task(known)
+
+
+def task_named(name: str) -> type[Task]:
+    """The task of a name, before anything is known of the kind of its answers.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    known = {task: kind for (task, problem), kind in TASKS.items() if not problem}
+    if name not in known:
+        raise ConfigError(f"unknown task {name!r}: expected one of {', '.join(known)}")
+    return known[name]
 
 
 def task_of(spec: EncoderSpec) -> Task:

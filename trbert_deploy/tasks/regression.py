@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.activations import IDENTITY
 from trbert_deploy.tasks.labels import number_of
-from trbert_deploy.tasks.task import Example, Outputs, Prediction
+from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     REGRESSION,
@@ -31,7 +31,7 @@ class Regression(TextClassification):
     measure = "spearman"
     activation = IDENTITY
 
-    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
         """The numbers as ``scores``; ``label`` and ``score`` are the largest one's."""
         values = self.checked(outputs)
         label = self.labels[int(np.argmax(values))]
@@ -66,7 +66,12 @@ class Regression(TextClassification):
     def require_known(self, examples: Sequence[Example]) -> None:
         self.targets(examples)
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+    def no_target(self, encoding: Any = None) -> NDArray[np.float32]:
+        return np.full(len(self.labels), np.nan, np.float32)
+
+    def targets(
+        self, examples: Sequence[Example], encodings: Sequence[Any] = ()
+    ) -> NDArray[np.float32]:
         """The numbers: [N, C]."""
         rows = np.empty((len(examples), len(self.labels)), np.float32)
         for row, example in zip(rows, examples, strict=True):

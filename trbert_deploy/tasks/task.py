@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import DataError, OutputError
+from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
 
-#: Output name -> values of one row: [...] float32, or [S, ...] where it is per token.
+#: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
+#: in the order of the text.
 Outputs = Mapping[str, NDArray[np.float32]]
 
 #: What a model is judged by that has no labels to be judged by: how far its answers are the
@@ -24,6 +25,12 @@ Outputs = Mapping[str, NDArray[np.float32]]
 AGREEMENT = "agreement"
 #: What tells more than agreement where answers hardly ever change, see ``Task.divergence``.
 DIVERGENCE = "divergence"
+
+#: What is wanted of texts: [N, ...], or where that is of tokens a list of [S, ...] for each text.
+Targets = Any
+
+#: Target of a token that nothing is asked of, such as a special one, or padding.
+NO_TOKEN = -100
 
 #: A text, or a pair of them.
 Text = str | tuple[str, str] | list[str]
@@ -35,11 +42,18 @@ class Output:
 
     Attributes:
         name: of the graph's tensor.
-        per: ``row`` [B, ...] or ``token`` [B, S, ...].
+        per: what it is of. ``row`` [B, ...], of what survives of it; ``token`` [B, S, ...], of each
+            of its tokens; ``mean`` and ``max`` [B, X], over values of all of its tokens. Tokens
+            that are dropped take part in the last three, by what they were when they left.
     """
 
     name: str
-    per: Literal["row", "token"]
+    per: Literal["row", "token", "mean", "max"]
+
+    @property
+    def of_all_tokens(self) -> bool:
+        """Whether dropped tokens take part."""
+        return self.per != "row"
 
 
 @dataclass(frozen=True)
@@ -96,19 +110,18 @@ class NewHead:
     """What a new head for some examples answers.
 
     Attributes:
+        task: name of the task.
         labels: its labels; none where the task has none.
-        problem: the kind of its answers, see ``Task.problem``.
+        answers: how its outputs are answers, as ``EncoderSpec.answers``.
         found: the labels that occur in the examples.
+        told: what a person is told it is trained for.
     """
 
+    task: str
     labels: tuple[str, ...] = ()
-    problem: str = ""
+    answers: Mapping[str, Any] = field(default_factory=dict)
     found: tuple[str, ...] = ()
-
-    @property
-    def answers(self) -> dict[str, Any]:
-        """As ``EncoderSpec.answers``."""
-        return {"problem": self.problem} if self.problem else {}
+    told: str = "the labels"
 
 
 class Task(ABC):
@@ -127,7 +140,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     problem: ClassVar[str] = ""
-    outputs: ClassVar[tuple[Output, ...]]
+    outputs: tuple[Output, ...]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     activation: str = ""
@@ -136,6 +149,16 @@ class Task(ABC):
     @abstractmethod
     def of(cls, spec: EncoderSpec) -> Self:
         """The task of a model of this shape."""
+
+    @property
+    def answers_tokens(self) -> bool:
+        """Whether it is tokens that are answered, so that targets are theirs."""
+        return any(output.per == "token" for output in self.outputs)
+
+    @property
+    def hears_dropped(self) -> bool:
+        """Whether dropped tokens take part in the outputs."""
+        return any(output.of_all_tokens for output in self.outputs)
 
     @classmethod
     @abstractmethod
@@ -172,6 +195,27 @@ class Task(ABC):
             DataError: there are some.
         """
 
+    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Self:
+        """The same task answering in another way; what is None stays as it is.
+
+        Args:
+            dimensions: values of an embedding that are kept, the first ones.
+            prompt: name of what is put before every text.
+
+        Raises:
+            ConfigError: out of range, or a prompt or a task that there is not.
+        """
+        for name, given in (("dimensions", dimensions), ("prompt", prompt)):
+            if given is not None:
+                raise ConfigError(
+                    f"{name} is for embeddings: expected none, as the model is for {self.name}"
+                )
+        return self
+
+    def input_of(self, text: Text) -> Text:
+        """What the model reads of a text, with what is put before it."""
+        return text
+
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
         """Tokens that must survive every cut: [S] bool. By default the first one alone.
 
@@ -181,8 +225,12 @@ class Task(ABC):
         return first_token(len(encoding.ids))
 
     @abstractmethod
-    def decode(self, outputs: Outputs, encoding: Any) -> Prediction:
-        """One row's outputs as a prediction.
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> Prediction:
+        """The outputs on one text as a prediction.
+
+        Args:
+            encoding: of the text.
+            text: itself, of which some answers are parts.
 
         Raises:
             OutputError: a value is no finite number.
@@ -224,19 +272,30 @@ class Task(ABC):
         return outputs
 
     @abstractmethod
-    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
-        """The targets as the model counts them: [N, ...].
+    def no_target(self, encoding: Any = None) -> Any:
+        """The target of an example without one, as ``targets`` has them.
+
+        Args:
+            encoding: of its text; targets of whole rows do not depend on it.
+        """
+
+    @abstractmethod
+    def targets(self, examples: Sequence[Example], encodings: Sequence[Any] = ()) -> Targets:
+        """The targets as the model counts them: [N, ...]; per token a list of [S, ...] each.
+
+        Args:
+            encodings: of the texts; targets of whole rows do not depend on them.
 
         Raises:
             DataError: an example without a target, or with one that the model does not know.
         """
 
     @abstractmethod
-    def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
+    def metrics(self, outputs: Sequence[Outputs], targets: Targets) -> dict[str, float]:
         """Measures of quality over all rows; the first one is what models are judged by."""
 
     @abstractmethod
-    def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
+    def statistics(self, outputs: Sequence[Outputs], targets: Targets) -> NDArray[np.float64]:
         """What each row adds to the first measure: [N, K].
 
         Or each group of rows, where these are judged together, such as the passages of a query.
@@ -273,10 +332,24 @@ def shuffled_units(examples: Sequence[Example], seed: int) -> list[list[int]]:
     return shuffled
 
 
-def rows_of_outputs(outputs: Outputs) -> list[dict[str, NDArray[np.float32]]]:
-    """The outputs of a batch, [B, ...] each, row by row."""
-    rows = len(next(iter(outputs.values())))
-    return [{name: values[row] for name, values in outputs.items()} for row in range(rows)]
+def rows_of_outputs(
+    outputs: Sequence[Output], values: Mapping[str, NDArray[np.float32]], lengths: Sequence[int]
+) -> list[dict[str, NDArray[np.float32]]]:
+    """The outputs of a batch row by row, without what lies behind a row's tokens.
+
+    Args:
+        outputs: what they are of.
+        values: [B, ...] each.
+        lengths: tokens of each row: [B].
+    """
+    of_tokens = {output.name for output in outputs if output.per == "token"}
+    return [
+        {
+            name: each[row, :length] if name in of_tokens else each[row]
+            for name, each in values.items()
+        }
+        for row, length in enumerate(lengths)
+    ]
 
 
 def mean_score(statistics: NDArray[np.float64]) -> float:

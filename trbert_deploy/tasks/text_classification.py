@@ -28,10 +28,13 @@ from trbert_deploy.tasks.task import (
     Outputs,
     Prediction,
     Task,
+    Text,
     require_numbers,
 )
 
 LOGITS = "logits"
+#: Target of a text without one.
+NO_TARGET = -100
 #: Kinds of answers, as config.json calls them; the first is that of tasks without a ``problem``.
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 REGRESSION = "regression"
@@ -89,12 +92,14 @@ class TextClassification(Task):
         if any(isinstance(example.target, tuple) for example in examples):
             if not labels:
                 raise DataError("the data has no label in any list: expected some")
-            return NewHead(labels, MULTI_LABEL, labels)
+            several = {"problem": MULTI_LABEL}
+            return NewHead(cls.name, labels, several, labels, "the labels, several for a text")
         if are_numbers(labels) and any(map(is_real, labels)):
-            return NewHead(ONE_NUMBER, REGRESSION, labels)
+            number = {"problem": REGRESSION}
+            return NewHead(cls.name, ONE_NUMBER, number, labels, "the labels, which are numbers")
         if len(labels) < 2:
             raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
-        return NewHead(labels, found=labels)
+        return NewHead(cls.name, labels, found=labels)
 
     def require_names(self, labels: Sequence[str], where: str) -> None:
         unknown = self.unknown(labels)
@@ -113,7 +118,7 @@ class TextClassification(Task):
         """
         return logits_of(outputs, len(self.labels))
 
-    def decode(self, outputs: Outputs, encoding: Any) -> LabelPrediction:
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
         probabilities = softmax(self.checked(outputs))
         scores = dict(zip(self.labels, map(float, probabilities), strict=True))
         label = self.labels[int(np.argmax(probabilities))]
@@ -150,7 +155,10 @@ class TextClassification(Task):
         labels: tuple[str, ...] = getattr(other, "labels", ())
         return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[Any]:
+    def no_target(self, encoding: Any = None) -> Any:
+        return NO_TARGET
+
+    def targets(self, examples: Sequence[Example], encodings: Sequence[Any] = ()) -> NDArray[Any]:
         """The index of each text's label, [N] int64 (see ``labels.place_of``)."""
         for example in examples:
             if isinstance(example.target, tuple):

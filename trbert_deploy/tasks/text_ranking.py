@@ -21,8 +21,9 @@ from trbert_deploy.tasks.task import (
     Outputs,
     Prediction,
     Task,
+    Text,
 )
-from trbert_deploy.tasks.text_classification import LOGITS, logits_of
+from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER, logits_of
 
 #: Entry of ``EncoderSpec.answers``: what is put on the logit, as PyTorch calls it.
 ACTIVATION = "activation"
@@ -74,13 +75,23 @@ class TextRanking(Task):
 
     @classmethod
     def new_head(cls, examples: Sequence[Example]) -> NewHead:
-        return NewHead(("LABEL_0",))
+        """A score by a sigmoid.
+
+        Raises:
+            DataError: an example is one text, or its label no number.
+        """
+        for example in examples:
+            _require_pair(example)
+            _relevance(example.target, example.name)
+        found = tuple(sorted({example.target for example in examples}))
+        told = "the relevance of passages"
+        return NewHead(cls.name, ONE_NUMBER, {ACTIVATION: SIGMOID}, found, told)
 
     def require_names(self, labels: Sequence[str], where: str) -> None:
         for label in labels:
-            number_of(label, f"the data for {where}")
+            _relevance(label, f"the data for {where}")
 
-    def decode(self, outputs: Outputs, encoding: Any) -> ScorePrediction:
+    def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> ScorePrediction:
         logits_of(outputs, 1)
         return ScorePrediction(num_tokens=len(encoding.ids), score=self._score(outputs))
 
@@ -102,19 +113,20 @@ class TextRanking(Task):
         assert isinstance(prediction, ScorePrediction)
         return f"{prediction.score:.3f}"
 
-    def targets(self, examples: Sequence[Example]) -> NDArray[np.float32]:
+    def no_target(self, encoding: Any = None) -> NDArray[np.float32]:
+        return np.full(2, np.nan, np.float32)
+
+    def targets(
+        self, examples: Sequence[Example], encodings: Sequence[Any] = ()
+    ) -> NDArray[np.float32]:
         """How relevant each passage is, and the number of its query: [N, 2]."""
         queries: dict[str, int] = {}
         rows = np.empty((len(examples), 2), np.float32)
         for row, example in zip(rows, examples, strict=True):
             if example.target is None:
                 raise DataError(f'{example.name}: expected a field "label" beside the texts')
-            if isinstance(example.text, str):
-                raise DataError(
-                    f"{example.name} is one text: expected a query and a passage, in columns such "
-                    "as query and passage"
-                )
-            relevance = number_of(example.target, example.name)
+            _require_pair(example)
+            relevance = _relevance(example.target, example.name)
             row[:] = relevance, queries.setdefault(example.text[0], len(queries))
         return rows
 
@@ -150,6 +162,28 @@ class TextRanking(Task):
 
     def _score(self, outputs: Outputs) -> float:
         return float(ACTIVATIONS[self.activation](outputs[LOGITS])[0])
+
+
+def _require_pair(example: Example) -> None:
+    """Refuse a passage without its query.
+
+    Raises:
+        DataError: the example is one text.
+    """
+    if isinstance(example.text, str):
+        raise DataError(
+            f"{example.name} is one text: expected a query and a passage, in columns such as query "
+            "and passage"
+        )
+
+
+def _relevance(label: str, name: str) -> float:
+    """How relevant a label says that a passage is.
+
+    Raises:
+        DataError: it is no number.
+    """
+    return number_of(label, name, "how relevant the passage is (0: not at all)")
 
 
 def _reciprocal_rank(relevance: NDArray[np.float64]) -> float:

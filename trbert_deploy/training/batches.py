@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.training import processes
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.processes import Share
@@ -26,7 +27,7 @@ class PackedBatch:
         rows: [B] int64, indices of the rows in their data set.
         input_ids, token_type_ids: [T] int64.
         protected: [T] bool, tokens that must survive every cut.
-        targets: [B, ...], as the head takes them.
+        targets: [B, ...], as the head takes them; of tokens [B, S, ...].
         layout: where the rows lie.
         share: what they are of the step's rows.
     """
@@ -70,6 +71,18 @@ def plan_batches(
     return plan
 
 
+def stacked_targets(targets: Sequence[Any]) -> Tensor:
+    """Targets of rows as one tensor: [B, ...], of tokens [B, S, ...] with ``NO_TOKEN`` behind."""
+    arrays = [np.asarray(target) for target in targets]
+    if len({array.shape for array in arrays}) < 2:
+        return torch.from_numpy(np.array(arrays))
+    longest = max(map(len, arrays))
+    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), NO_TOKEN, arrays[0].dtype)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(stacked)
+
+
 class _Rows(torch.utils.data.Dataset[tuple[int, TrainingRow]]):
     def __init__(self, rows: Sequence[TrainingRow]) -> None:
         self.rows = rows
@@ -105,7 +118,7 @@ def load_batches(
             input_ids=packed([row.tokens.input_ids for _, row in members]),
             token_type_ids=packed([row.tokens.token_type_ids for _, row in members]),
             protected=packed([row.tokens.protected for _, row in members]),
-            targets=torch.tensor([row.target for _, row in members], device=device),
+            targets=stacked_targets([row.target for _, row in members]).to(device),
             layout=PackedLayout(lengths, device),
             share=share,
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Encoding
+
 from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.progress import Progress, no_progress, told
 from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, read_examples
@@ -16,7 +18,6 @@ from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Task, shuffled_units
-from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training import processes
 
 #: Texts that are tokenized before progress is told of them again.
@@ -31,7 +32,7 @@ class TrainingRow:
     """A tokenized example.
 
     Attributes:
-        target: as the model counts it, a number or a list of them, or the head's ``no_target``.
+        target: as the model counts it, a number or an array of them, or the task's ``no_target``.
     """
 
     tokens: TokenRow
@@ -43,8 +44,8 @@ class TrainingRow:
 
 def read_data(
     source: str,
+    task: type[Task],
     split: str = "train",
-    task: type[Task] = TextClassification,
     names: ColumnNames = ColumnNames(),
     note: Note = no_note,
     progress: Progress = no_progress,
@@ -81,9 +82,7 @@ def read_data(
     return all_of(examples_of(read_hub(source, split), source, task, names, note))
 
 
-def require_targets(
-    examples: list[Example], task: type[Task] = TextClassification
-) -> list[Example]:
+def require_targets(examples: list[Example], task: Task | type[Task]) -> list[Example]:
     """Refuse examples without a target.
 
     Raises:
@@ -114,25 +113,32 @@ def tokenize(
     examples: Sequence[Example],
     tokenizer: TextTokenizer,
     task: Task,
-    no_target: Any,
     progress: Progress = no_progress,
 ) -> list[TrainingRow]:
     """Examples as rows of tokens, some thousands at a time.
 
-    Args:
-        no_target: the head's mark of a row without a target.
-
     Raises:
         DataError: a target that the model does not know.
     """
-    labelled = [example for example in examples if example.target is not None]
-    known = iter(task.targets(labelled).tolist() if labelled else ())
-    targets = [no_target if example.target is None else next(known) for example in examples]
-    rows: list[TokenRow] = []
+    rows: list[TrainingRow] = []
     progress("tokenize", 0, len(examples))
     for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
         part = examples[start : start + TOKENIZED_AT_A_TIME]
         names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
-        rows += rows_of(tokenizer.encode([each.text for each in part], names), task.protected)
+        encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
+        targets = _targets(part, encodings, task)
+        for row, target in zip(rows_of(encodings, task.protected), targets, strict=True):
+            rows.append(TrainingRow(row, target))
         progress("tokenize", len(rows), len(examples))
-    return [TrainingRow(row, target) for row, target in zip(rows, targets, strict=True)]
+    return rows
+
+
+def _targets(examples: Sequence[Example], encodings: Sequence[Encoding], task: Task) -> list[Any]:
+    """The target of each example, or that of one without."""
+    pairs = list(zip(examples, encodings, strict=True))
+    labelled = [pair for pair in pairs if pair[0].target is not None]
+    known = iter(task.targets(*zip(*labelled, strict=True)) if labelled else ())
+    return [
+        task.no_target(encoding) if example.target is None else next(known)
+        for example, encoding in pairs
+    ]

@@ -49,7 +49,7 @@ class TrainOptions:
     model: str = field(metadata={"help": "Encoder: directory or hub name.", "metavar": "MODEL"})
     train: str = field(
         metadata={
-            "help": "Texts, labelled or not: file, -, or hub name.",
+            "help": "Texts to learn: file, -, or hub name.",
             "metavar": "TEXTS",
         }
     )
@@ -57,6 +57,7 @@ class TrainOptions:
     text_column: str | None = _option(None, COLUMN_HELP["text_column"], "NAME")
     pair_column: str | None = _option(None, COLUMN_HELP["pair_column"], "NAME")
     label_column: str | None = _option(None, COLUMN_HELP["label_column"], "NAME")
+    task: str | None = _option(None, "Of a new head [default: text-classification].", "NAME")
     target_speedup: float | None = _option(
         None, "Times fewer FLOPs to aim at [default: 3].", "FACTOR"
     )

@@ -12,7 +12,7 @@ import torch
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
-from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained
+from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained, task_for
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
@@ -20,8 +20,8 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example
-from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.aim import rows_needed
+from trbert_deploy.training.batches import stacked_targets
 from trbert_deploy.training.data import (
     TrainingRow,
     read_data,
@@ -62,7 +62,7 @@ class Prepared:
     def rows_of(self, stage: str) -> list[TrainingRow]:
         """What a stage learns from: the teacher from labels, those that distil from all texts."""
         if stage == "teacher":
-            targets = torch.tensor([row.target for row in self.training])
+            targets = stacked_targets([row.target for row in self.training])
             labelled = self.checkpoint.model.head.has_target(targets).tolist()
             return [row for row, known in zip(self.training, labelled, strict=True) if known]
         return self.training + self.recombined if stage in DISTILLING else self.training
@@ -84,16 +84,22 @@ def prepare(
 
     Raises:
         CheckpointError, DataError, LengthError, StorageError: the model or the data cannot be used.
+        ConfigError: the model has a head for another task.
     """
     recipe = options.recipe
-    training = _read(options, options.train, "train", note, progress)
+    task_kind = task_for(options.model, options.task)
+
+    def read(source: str, split: str) -> list[Example]:
+        return read_data(source, task_kind, split, options.columns, note, progress)
+
+    training = read(options.train, "train")
     if options.validation is None:
         training, validation = split_validation(training, recipe.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
-        validation = _read(options, options.validation, "validation", note, progress)
+        validation = read(options.validation, "validation")
     labelled = [example for example in training if example.target is not None]
-    head = TextClassification.new_head(labelled) if labelled else None
+    head = task_kind.new_head(labelled) if labelled else None
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -109,7 +115,7 @@ def prepare(
     validation, by_labels = _judged(validation, pretrained, options.model, note)
     if reduction is None and recipe.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
-    max_length = fit_positions(model, options.max_length, note)
+    max_length = fit_positions(model, options.max_length, note, pretrained.max_length)
     warm_start = None
     if options.warm_start is not None:
         warm_start = load_warm_start(options.warm_start, model.spec, recipe.cuts)
@@ -118,10 +124,8 @@ def prepare(
     tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, recipe.truncate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        task, no_target = task_of(model.spec), model.head.no_target
-        rows = [
-            tokenize(part, tokenizer, task, no_target, progress) for part in (training, validation)
-        ]
+        task = task_of(model.spec)
+        rows = [tokenize(part, tokenizer, task, progress) for part in (training, validation)]
     progress("recombine texts", 0, None)
     if tokenizer.truncated:
         note(
@@ -141,9 +145,7 @@ def prepare(
         warm_start=warm_start,
         training=rows[0],
         validator=Validator(rows[1], task, by_labels, recipe.batch_tokens, device),
-        recombined=recombine(
-            rows[0], round(recipe.recombined * len(rows[0])), recipe.seed, no_target
-        ),
+        recombined=recombine(rows[0], round(recipe.recombined * len(rows[0])), recipe.seed, task),
         device=device,
     )
 
@@ -176,25 +178,23 @@ def _judged(
     return labelled, True
 
 
-def _read(
-    options: TrainOptions,
-    source: str,
-    split: str,
-    note: Callable[[str], None],
-    progress: Progress,
-) -> list[Example]:
-    return read_data(source, split, TextClassification, options.columns, note, progress)
-
-
 def fit_positions(
     model: ReducedModel,
     max_length: int | None,
     note: Callable[[str], None] = lambda message: None,
+    own: int | None = None,
 ) -> int:
-    """A run's maximum length; the position table is tiled where it is too short."""
+    """A run's maximum length; the position table is tiled where it is too short.
+
+    Args:
+        max_length: that was asked for; None for the model's own, or for all of its positions.
+        own: the model's.
+    """
     positions = model.spec.max_positions
-    if max_length is None or max_length <= positions:
-        return max_length or positions
+    if max_length is None:
+        return min(own or positions, positions)
+    if max_length <= positions:
+        return max_length
     model.extend_positions(max_length)
     note(f"positions extended from {positions} to {max_length} by tiling")
     return max_length

@@ -9,21 +9,19 @@ who replace words instead).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training.data import TrainingRow
 
 #: Largest and smallest share of its text that a part may be.
 _SHARES = (0.2, 0.8)
 
 
-def recombine(
-    rows: Sequence[TrainingRow], count: int, seed: int, no_target: Any
-) -> list[TrainingRow]:
+def recombine(rows: Sequence[TrainingRow], count: int, seed: int, task: Task) -> list[TrainingRow]:
     """Join a part of one row with a part of another.
 
     The parts are runs of tokens, a share s of the first row's and 1 - s of the second's, so that
@@ -34,14 +32,18 @@ def recombine(
         rows: single texts.
         count: rows to make.
         seed: the same one makes the same rows.
-        no_target: the head's mark of a row that only the teacher can answer.
+        task: what is answered.
 
     Returns:
-        ``count`` rows with ``no_target``.
+        ``count`` rows without targets.
 
     Raises:
-        DataError: the rows are pairs of texts.
+        DataError: the rows are pairs of texts, or their tokens are what is answered.
     """
+    if count and task.answers_tokens:
+        raise DataError(
+            f"texts for {task.name} cannot be recombined: leave recombined at 0 in the recipe"
+        )
     if count and any(row.tokens.token_type_ids.any() for row in rows):
         raise DataError(
             "pairs of texts cannot be recombined: leave recombined at 0, or train on single texts"
@@ -49,7 +51,7 @@ def recombine(
     generator = np.random.default_rng(seed)
     pairs = generator.integers(0, len(rows), (count, 2))
     shares = generator.uniform(*_SHARES, count)
-    made = []
+    made, no_target = [], task.no_target()
     for (first, second), share in zip(pairs.tolist(), shares.tolist(), strict=True):
         front, back = (rows[index].tokens.input_ids for index in (first, second))
         parts = _part(front, share, generator), _part(back, 1.0 - share, generator)

@@ -38,7 +38,7 @@ from trbert_deploy.training.stages.stage import Stage, make_stage
 from trbert_deploy.training.validation import Evaluation, ValidatedPoint
 
 RUN_FILE = "training.json"
-RUN_VERSION = 3
+RUN_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -151,23 +151,25 @@ def _do_stage(
         record["teacher_score"] = replace(validator, teacher=validation).dense(model).score
         made = replace(make_guide(model, run.training, *making), validation=validation)
         if run.recombined:
-            made = made.with_answers(answers(model, run.recombined, *making))
+            made = replace(made, answers=made.answers + answers(model, run.recombined, *making))
         record["stages"][stage] = {}
         if processes.is_main():
             made.save(guide_path)
             write_json(output / RUN_FILE, record)
         processes.wait()  # all read it
         return
-    guide = None if stage == "teacher" else Guide.load(guide_path)
+    guide = None if stage == "teacher" else Guide.load(guide_path, run.validator.task)
     if guide is not None:
         validator = replace(validator, teacher=guide.validation)
     aim = Aim(options, validator, record["teacher_score"] or 0.0, note)
     if stage == "teacher" and run.fine_tuned:
-        note(f"{options.model} is fine-tuned for these labels already: no teacher stage")
+        note(f"{options.model} answers already: no teacher stage")
     elif stage == "policy" and run.warm_start is not None:
         note(f"policies and encoder go on from {options.warm_start}: no policy stage")
         model.take_over(run.warm_start)
     else:
+        if stage == "policy" and guide is not None:
+            guide.project(model)
         _run_stage(stage, run, options, directory, guide, aim, progress)
     if stage == [name for name in options.recipe.stages if name != "guide"][-1] != "teacher":
         record["points"] = [point.to_json() for point in aim.finish(model)]

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from trbert_deploy.flops import REACHED, speedup
-from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import (
     TokenState,
@@ -29,11 +27,12 @@ from trbert_deploy.modeling.walk import (
     select_at_cuts,
 )
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement, rows_of_outputs
+from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
 
 #: Calibration looks at so many tokens at most: their first segment's output stays in memory.
 CALIBRATION_TOKENS = 100_000
@@ -122,8 +121,7 @@ class Validator:
         labelled: all rows have targets, which they are judged by.
         batch_tokens: tokens of one batch.
         device: where the model is.
-        teacher: its outputs on the rows by name, [N, ...]; None before there is one. Rows without
-            targets need it.
+        teacher: its outputs on the rows; None before there is one. Rows without targets need it.
         progress: told of every batch.
     """
 
@@ -132,7 +130,7 @@ class Validator:
     labelled: bool
     batch_tokens: int
     device: torch.device
-    teacher: Mapping[str, NDArray[np.float32]] | None = None
+    teacher: RowOutputs | None = None
     progress: Progress = no_progress
 
     @property
@@ -171,7 +169,7 @@ class Validator:
         answers: list[RowAnswer] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
-                answers += row_answers(dense_outputs(model, batch), batch)
+                answers += row_answers(self.task, dense_outputs(model, batch), batch)
         return self._judged(answers)
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
@@ -182,22 +180,22 @@ class Validator:
             for batch in self._batches(self.rows, "validation"):
                 start = first_segment(model, batch)
                 outputs, kept = later_segments(model, start, choose_by_rule(model))
-                answers += row_answers(outputs, batch)
+                answers += row_answers(self.task, outputs, batch)
                 lengths += row_lengths(batch, kept)
         return _point(model, self._judged(answers), processes.gather(lengths))
 
     def _judged(self, answers: list[RowAnswer]) -> Quality:
         """Of all processes' rows, in their order, so that it does not matter who answered them."""
-        found = dict(processes.gather(answers))
-        outputs = [found[row] for row in range(len(self.rows))]
-        teacher = [] if self.teacher is None else rows_of_outputs(self.teacher)
+        outputs = RowOutputs.gathered(answers)
+        teacher = self.teacher or ()
         divergence = None
         if teacher:
             pairs = zip(teacher, outputs, strict=True)
             divergence = float(np.mean([self.task.divergence(*pair) for pair in pairs]))
         if self.labelled:
-            targets = np.array([row.target for row in self.rows])
-            return Quality(self.task.measured(self.task.statistics(outputs, targets)), divergence)
+            targets = [row.target for row in self.rows]
+            statistics = self.task.statistics(outputs, targets)
+            return Quality(self.task.measured(statistics), divergence)
         return Quality(mean_agreement(self.task, teacher, outputs), divergence)
 
     def calibrate(self, model: ReducedModel, target_speedup: float) -> float:
@@ -259,8 +257,6 @@ class Validator:
             self.progress(what, number, len(plan))
 
 
-#: Which row it is, and the outputs on it.
-RowAnswer = tuple[int, Mapping[str, NDArray[np.float32]]]
 #: A batch and the first segment's output on it.
 Start = tuple[PackedBatch, TokenState]
 
@@ -296,12 +292,6 @@ def _speedup_of(model: ReducedModel, starts: Sequence[Start]) -> float:
 def set_threshold(model: ReducedModel, threshold: float) -> None:
     """Let every cut keep tokens from this keep probability on."""
     model.set_reduction(model.reduction.at_threshold(threshold))
-
-
-def row_answers(outputs: Outputs, batch: PackedBatch) -> list[RowAnswer]:
-    """What a model says of the rows of a batch."""
-    arrays = {name: values.float().cpu().numpy() for name, values in outputs.items()}
-    return list(zip(batch.rows.tolist(), rows_of_outputs(arrays), strict=True))
 
 
 def _point(model: ReducedModel, quality: Quality, lengths: list[list[int]]) -> ValidatedPoint:

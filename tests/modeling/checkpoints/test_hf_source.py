@@ -145,7 +145,7 @@ def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
 ) -> None:
     make = AutoModel.from_config if model_class is AutoModel else model_class
     path = write(tmp_path / "model", tokenizer_dir, make)
-    made = load_pretrained(str(path), NewHead(("a", "b", "c")), None)
+    made = load_pretrained(str(path), NewHead("text-classification", ("a", "b", "c")), None)
     assert not made.fine_tuned and made.model.spec.labels == ("a", "b", "c")
     assert made.note is not None and "a new one is trained for the labels" in made.note
     encoder = AutoModel.from_pretrained(path)
@@ -187,18 +187,18 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, tokenizer_dir: Path) ->
         assert "has the head ForTokenClassification" in line and "Traceback" not in done.stderr
 
 
-def test_a_sentence_transformers_folder_is_read_for_training_and_refused_for_answers(
-    tmp_path: Path,
-) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    assert sentence_transformers
+def test_a_sentence_transformers_folder_makes_embeddings_or_gets_a_new_head() -> None:
     from trbert_deploy.demo.quickstart import packaged_encoder
 
     source = open_source(str(packaged_encoder()))
-    assert source.is_bare
-    if (packaged_encoder() / "modules.json").is_file():
-        with pytest.raises(CheckpointError, match="makes sentence embeddings"):
-            source.require_answers()
+    assert source.is_bare and source.answers_anything
+    source.require_answers()
+    spec = source.spec()
+    assert (spec.task, spec.labels) == ("feature-extraction", ())
+    assert spec.answers == {"pooling": "mean", "normalize": True}
+    assert source.max_length == 256
+    head = NewHead("text-classification", ("bad", "good"))
+    assert source.spec(head).labels == ("bad", "good")
 
 
 def test_an_unknown_tensor_of_the_encoder_is_refused(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -97,7 +97,8 @@ class Case:
         layout = PackedLayout(self.mask.sum(1).numpy())
         ids, types = self.ids[self.mask], self.types[self.mask]
         hidden = self.model.embed(ids, types, layout)
-        return TokenState(hidden, layout, torch.arange(len(ids)), torch.zeros(len(ids)).bool())
+        protected = torch.zeros(len(ids)).bool()
+        return TokenState(hidden, layout, torch.arange(len(ids)), protected, layout)
 
 
 def make_case(family: str, cuts: tuple[int, ...], seed: int = 0) -> Case:

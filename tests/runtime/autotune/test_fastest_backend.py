@@ -106,7 +106,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **changed: Known | Exception) -> N
         return chain
 
     monkeypatch.setattr(fastest_backend, "open_backend", open_backend)
-    monkeypatch.setattr(fastest_backend, "Chain", lambda backend, reduction, layers: backend)
+    monkeypatch.setattr(fastest_backend, "Chain", lambda backend, *_, **_options: backend)
 
 
 def test_what_is_tried_is_what_the_registry_says() -> None:

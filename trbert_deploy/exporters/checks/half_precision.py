@@ -94,12 +94,18 @@ def compare_precision(
             reference_name="float32",
         )
     )
+    task = task_of(manifest.encoder)
     ours, theirs = (
-        Chain(backend, manifest.reduction, manifest.encoder.num_layers)
+        Chain(
+            backend,
+            manifest.reduction,
+            manifest.encoder.num_layers,
+            outputs=task.outputs,
+        )
         for backend in (reference, candidate)
     )
     chain = compare_chains(
-        task_of(manifest.encoder),
+        task,
         ours,
         theirs,
         [row for length in lengths for row in rows_of(length, _ROWS_PER_LENGTH)],

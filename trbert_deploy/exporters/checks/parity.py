@@ -8,7 +8,7 @@ why rows part is checked, and how many do is limited (``limits.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
     KEEP_LOGIT,
     POSITIONS,
     TOKEN_TYPE_IDS,
+    dropped_name,
     segment_name,
 )
 from trbert_deploy.config import EncoderSpec, ReductionConfig
@@ -43,6 +44,7 @@ from trbert_deploy.runtime.token_state import (
 )
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.selection.select import first_token, select
+from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Task, mean_agreement
 
 LONGEST_CHECKED = 2048
@@ -144,8 +146,15 @@ def compare_graphs(
     """
     segments = reduction.segments(encoder.num_layers)
     names = [segment_name(segment.index) for segment in segments] if len(segments) > 1 else []
-    for index, name in enumerate([*names, DENSE]):
-        cut = None if name == DENSE else segments[index].cut
+    task = task_of(encoder)
+    dropped = [dropped_name(index) for index in range(len(names) - 1) if task.hears_dropped]
+    cuts = {segment_name(segment.index): segment.cut for segment in segments}
+    feeding = {name: names[:index] for index, name in enumerate(names)}  # the graphs before one
+    feeding |= {name: names[: index + 1] for index, name in enumerate(dropped)}
+    of_tokens = {HIDDEN_OUT, KEEP_LOGIT}
+    of_tokens |= {output.name for output in task.outputs if output.per == "token"}
+    for name in [*names, DENSE, *dropped]:
+        cut = cuts.get(name)
         worst: dict[str, float] = {}
         differing = total = 0
         for (batch, length), padded in product(shapes, (True, False)):
@@ -155,14 +164,18 @@ def compare_graphs(
             if padded:
                 columns[ATTENTION_MASK] = mask
             # A later segment is fed the states that the layers before it made of real text.
-            for earlier in names[:index] if name != DENSE else []:
+            for earlier in feeding.get(name, ()):
                 before = reference.graph(earlier)
                 columns[HIDDEN] = before(_inputs(before, columns))[HIDDEN_OUT]
+            if name in dropped:  # each token for itself
+                columns.pop(ATTENTION_MASK, None)
             inputs = _inputs(reference.graph(name), columns)
             expected = reference.graph(name)(inputs)
             for side in (candidate, *(() if padded else without_padding)):
                 received = side.graph(name)(inputs)
-                for output, difference in largest_differences(expected, received, mask).items():
+                masked = {*expected} if name in dropped else of_tokens
+                found = largest_differences(expected, received, mask, masked)
+                for output, difference in found.items():
                     tolerance = limits.tolerance_of(output)
                     if not difference <= tolerance:  # so that NaN fails, too
                         raise ParityError(
@@ -330,13 +343,13 @@ def output_difference(expected: RowResult, received: RowResult) -> float:
 
 
 def largest_differences(
-    expected: Tensors, received: Tensors, mask: NDArray[np.bool_]
+    expected: Tensors, received: Tensors, mask: NDArray[np.bool_], of_tokens: Set[str]
 ) -> dict[str, float]:
-    """Largest relative difference per output, over real tokens."""
+    """Largest relative difference per output, over real tokens where they are of tokens."""
     differences = {}
     for name, value in expected.items():
         pair = (value, received[name])
-        if name in (HIDDEN_OUT, KEEP_LOGIT):
+        if name in of_tokens:
             pair = (value[mask], received[name][mask])
         differences[name] = relative_difference(*pair)
     return differences

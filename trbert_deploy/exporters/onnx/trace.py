@@ -31,6 +31,7 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     GraphDescription,
     TensorDescription,
+    dropped_name,
     segment_name,
 )
 from trbert_deploy.errors import ParityError
@@ -38,7 +39,12 @@ from trbert_deploy.exporters.onnx.quantization import dequantized, quantized
 from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
 from trbert_deploy.exporters.onnx.weights import SharedWeights
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.segments import SegmentModule, dense_module, segment_module
+from trbert_deploy.modeling.segments import (
+    DroppedModule,
+    SegmentModule,
+    dense_module,
+    segment_module,
+)
 from trbert_deploy.tasks.registry import task_of
 
 #: The first opset with an Attention operator; earlier ones export attention as many small ones.
@@ -50,7 +56,8 @@ TRACED_LENGTH = 24
 def export_graphs(
     model: ReducedModel, directory: Path, int8: bool = False
 ) -> Iterator[GraphDescription]:
-    """Write the file of weights, one graph per segment, and the dense model, in all their variants.
+    """Write the file of weights, one graph per segment, the dense model, and what dropped tokens
+    say where they take part in the answer, in all their variants.
 
     Args:
         model: in eval mode, float32.
@@ -64,12 +71,15 @@ def export_graphs(
         ParityError: the exporter fixed a dimension that must stay dynamic, or wrote attention in
             another way than expected.
     """
-    modules = {
+    modules: dict[str, SegmentModule | DroppedModule] = {
         segment_name(segment.index): segment_module(model, segment) for segment in model.segments
     }
     if len(modules) == 1:  # without a cut the only segment is the dense model itself
         modules.clear()
     modules[DENSE] = dense_module(model)
+    if model.hears_dropped:
+        for segment in model.segments[:-1]:
+            modules[dropped_name(segment.index)] = DroppedModule(model, segment.index)
     weights = SharedWeights(model)
     protos = {}
     descriptions = {}
@@ -96,13 +106,15 @@ def export_graphs(
             onnx.save(written, directory / descriptions[name].file_of(variant))
 
 
-def _export(module: SegmentModule, model: ReducedModel) -> onnx.ModelProto:
+def _export(module: SegmentModule | DroppedModule, model: ReducedModel) -> onnx.ModelProto:
     """Trace one module into an ONNX model that still carries its weights."""
     batch = torch.export.Dim("B", min=1, max=65536)
     length = torch.export.Dim("S", min=1, max=model.spec.max_positions)
     inputs = _example_inputs(module, model)
     answers = [output.name for output in task_of(model.spec).outputs]
-    outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
+    outputs = answers
+    if isinstance(module, SegmentModule):
+        outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
     # A bias that wants a gradient would be traced with other strides than it runs with.
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
@@ -124,7 +136,9 @@ def _export(module: SegmentModule, model: ReducedModel) -> onnx.ModelProto:
     return proto
 
 
-def _example_inputs(module: SegmentModule, model: ReducedModel) -> dict[str, Tensor]:
+def _example_inputs(
+    module: SegmentModule | DroppedModule, model: ReducedModel
+) -> dict[str, Tensor]:
     """What a module is traced with: by name, in the order of the graph's inputs."""
     shape = (TRACED_BATCH, min(TRACED_LENGTH, model.spec.max_positions))
     mask = torch.ones(shape, dtype=torch.bool)
@@ -135,7 +149,8 @@ def _example_inputs(module: SegmentModule, model: ReducedModel) -> dict[str, Ten
         HIDDEN: lambda: torch.randn(*shape, model.spec.hidden_size),
         POSITIONS: lambda: torch.arange(shape[1]).expand(shape).contiguous(),
     }
-    return {**{name: makers[name]() for name in module.inputs}, ATTENTION_MASK: mask}
+    inputs = {name: makers[name]() for name in module.inputs}
+    return {**inputs, ATTENTION_MASK: mask} if isinstance(module, SegmentModule) else inputs
 
 
 @contextmanager
@@ -161,7 +176,9 @@ def _describe(
         ParityError: batch or length is not dynamic.
     """
     graph = proto.graph
-    per_row = {output.name for output in task_of(model.spec).outputs if output.per == "row"}
+    per_row = set[str]()
+    if HIDDEN_OUT in [value.name for value in graph.output]:
+        per_row = {output.name for output in task_of(model.spec).outputs if output.per != "token"}
     for tensor in (*graph.input, *graph.output):
         shape = _shape(tensor)
         dynamic = shape[:1] if tensor.name in per_row else shape[:2]

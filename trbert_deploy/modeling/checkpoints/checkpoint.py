@@ -8,6 +8,7 @@ recipe.toml, how it was trained. A fine-tuned checkpoint without reduction.json 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,11 +40,13 @@ from trbert_deploy.modeling.checkpoints.hf_source import (
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_with_head
+from trbert_deploy.modeling.checkpoints.sentence_transformers import modules_files
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.tasks.multi_label import THRESHOLDS
 from trbert_deploy.tasks.text_ranking import ACTIVATION
 
 CHECKPOINT_VERSION = 1
@@ -98,6 +101,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         if checkpoint.recipe is not None:
             write_text(staging / RECIPE_FILE, checkpoint.recipe)
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
+        spec = model.spec
+        modules = modules_files(spec.answers, spec.hidden_size, checkpoint.max_length)
+        for name, content in modules.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            write_json(staging / name, content)
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
 
@@ -108,7 +116,7 @@ def _told_answers(answers: Mapping[str, Any], entries: Mapping[str, Any]) -> dic
         answers: as ``EncoderSpec.answers``.
         entries: of config.json as it was.
     """
-    told = {key: value for key, value in answers.items() if key not in ("problem", ACTIVATION)}
+    told = {key: value for key, value in answers.items() if key == THRESHOLDS}
     if "problem" in answers:
         told["problem_type"] = answers["problem"]
     if ACTIVATION in answers:  # as sentence-transformers 4.0 to 5.3 wrote it
@@ -185,4 +193,5 @@ def _load_dense(source: HfSource, path: Path) -> Checkpoint:
     """A fine-tuned checkpoint that drops nothing."""
     source.require_answers()
     model = load_with_head(source, ReductionConfig())
-    return Checkpoint(model, path, model.spec.max_positions, hf_config=source.entries)
+    longest = min(source.max_length or math.inf, model.spec.max_positions)
+    return Checkpoint(model, path, int(longest), hf_config=source.entries)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from trbert_deploy.bundle.manifest import SAMPLES
 from trbert_deploy.journal import read_settled, settle
+from trbert_deploy.modeling.checkpoints.sentence_transformers import MODULES_FILES
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILES
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE
@@ -21,6 +22,7 @@ CHECKPOINT_FILES = (
     RECIPE_FILE,
     SAMPLES,
     *TOKENIZER_FILES,
+    *MODULES_FILES,
 )
 
 Result = TypeVar("Result")

@@ -17,6 +17,7 @@ from trbert_deploy.files import read_json
 from trbert_deploy.modeling.checkpoints.adapters import refuse_adapter
 from trbert_deploy.modeling.checkpoints.names import mend_names
 from trbert_deploy.modeling.checkpoints.sentence_transformers import (
+    SentenceModules,
     is_sentence_transformers,
     read_cross_encoder_activation,
     read_modules,
@@ -27,6 +28,7 @@ from trbert_deploy.modeling.families.architectures import ARCHITECTURES, BARE
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.multi_label import THRESHOLDS
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
@@ -38,8 +40,8 @@ from trbert_deploy.tasks.text_classification import (
 from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
 SUPPORTED = (
-    "supported are text classification (one label of two or more, several labels, regression) and "
-    "text ranking by one logit"
+    "supported are text classification (one label of two or more, several labels, regression), "
+    "text ranking by one logit, and sentence embeddings"
 )
 
 
@@ -54,6 +56,7 @@ class HfSource:
         entries: config.json as it is; what we do not know of it survives a round trip.
         family: what reads it.
         head: of its architecture, such as ``ForSequenceClassification``; empty for a bare encoder.
+        modules: what a folder of sentence-transformers puts around it.
     """
 
     where: str
@@ -62,6 +65,7 @@ class HfSource:
     entries: dict[str, Any]
     family: Family
     head: str
+    modules: SentenceModules | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,11 +80,26 @@ class HfSource:
     @property
     def is_bare(self) -> bool:
         """Whether there is no head that answers anything."""
-        return self.head not in ARCHITECTURES.values()
+        return self.head in BARE or self.head not in ARCHITECTURES.values()
+
+    @property
+    def answers_anything(self) -> bool:
+        """Whether it makes embeddings, or has a head that answers something."""
+        return self.modules is not None or not self.is_bare
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest row that it says it takes; None where only positions limit it."""
+        return None if self.modules is None else self.modules.max_length
 
     @property
     def task(self) -> str:
-        """What its head answers; one logit is a score, unless it is said to be a number."""
+        """What it answers; one logit is a score, unless it is said to be a number.
+
+        A new head's task by default, where there is none that answers.
+        """
+        if self.modules is not None:
+            return FeatureExtraction.name
         kind = getattr(self.config, "problem_type", None)
         one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
         return TextRanking.name if one_score and not self.is_bare else TextClassification.name
@@ -88,6 +107,8 @@ class HfSource:
     @property
     def answers(self) -> dict[str, Any]:
         """How its outputs are answers, see ``EncoderSpec.answers``."""
+        if self.modules is not None:
+            return self.modules.answers
         kind = getattr(self.config, "problem_type", None)
         if kind == REGRESSION:
             return {"problem": kind}
@@ -114,10 +135,11 @@ class HfSource:
         Raises:
             CheckpointError: a variant of the family that we do not compute.
         """
-        task = self.task if head is None else TextClassification.name
-        answers = self.answers if head is None else head.answers
+        task = self.task if head is None else head.task
+        answers = self.answers if head is None else dict(head.answers)
         try:
-            spec = self.family.spec(self.config, task, self.labels if head is None else head.labels)
+            own = () if self.modules is not None else self.labels
+            spec = self.family.spec(self.config, task, own if head is None else head.labels)
             return replace(spec, answers=answers)
         except (CheckpointError, ConfigError) as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
@@ -147,12 +169,8 @@ class HfSource:
             CheckpointError: no head, another task's, or other answers than one label by softmax.
         """
         advice = f"{SUPPORTED}; or train a new head: trbert-deploy train --model {self.where}"
-        if is_sentence_transformers(Path(self.where)):
-            pooling = read_modules(Path(self.where)).pooling
-            raise CheckpointError(
-                f"{self.where} makes sentence embeddings ({pooling} pooling), which are not "
-                f"computed yet: {advice}"
-            )
+        if self.modules is not None:
+            return
         if self.is_bare:
             raise CheckpointError(
                 f"{self.where} has {self.told_head}: expected one that is computed here: {advice}"
@@ -169,18 +187,19 @@ def open_source(where: str) -> HfSource:
         CheckpointError: none there, an adapter without its model, or an unsupported family.
     """
     path = Path(where)
-    model = where
+    model, modules = where, None
     if path.is_dir():
         refuse_adapter(path, where)
         if is_sentence_transformers(path):
-            model = str(path / read_modules(path).directory)
+            modules = read_modules(path)
+            model = str(path / modules.directory)
     config = load_hf_config(model, where)
     local = Path(model) / CONFIG_FILE
     entries = read_json(local, CheckpointError) if local.is_file() else config.to_dict()
     architectures = getattr(config, "architectures", None) or [""]
     family = family_of(config.model_type, where)
     head = str(architectures[0]).removeprefix(family.class_prefix)
-    return HfSource(where, model, config, entries, family, head)
+    return HfSource(where, model, config, entries, family, head, modules)
 
 
 def load_hf_config(model: str, where: str) -> Any:

@@ -14,6 +14,7 @@ from trbert_deploy.modeling.torch_backend import TorchBackend, set_threads
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.registry import task_of
 
 
 def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
@@ -32,5 +33,10 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
         directory = tokenizer_directory(str(path), Path(scratch))
         tokenizer = TextTokenizer(directory / TOKENIZER_FILE, checkpoint.max_length)
     set_threads(threads)
-    chain = Chain(TorchBackend(model), model.reduction, model.spec.num_layers)
+    chain = Chain(
+        TorchBackend(model),
+        model.reduction,
+        model.spec.num_layers,
+        outputs=task_of(model.spec).outputs,
+    )
     return Pipeline(path, model.spec, tokenizer, chain)

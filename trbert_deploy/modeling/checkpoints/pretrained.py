@@ -8,15 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import DataError
+from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.families.family import OWN
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import NewHead
-from trbert_deploy.tasks.text_classification import MULTI_LABEL, REGRESSION
+from trbert_deploy.tasks.registry import task_named, task_of
+from trbert_deploy.tasks.task import NewHead, Task
+from trbert_deploy.tasks.text_classification import TextClassification
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,38 @@ class Pretrained:
         fine_tuned: the source already has a head for the labels.
         hf_config: the source's config.json.
         note: what a person should know of the head, if anything.
+        max_length: the longest row that it says it takes; None where only positions limit it.
     """
 
     model: ReducedModel
     fine_tuned: bool
     hf_config: dict[str, Any]
     note: str | None = None
+    max_length: int | None = None
+
+
+def task_for(where: str, name: str | None) -> type[Task]:
+    """The task that a model's own head answers, or that a new one is for.
+
+    Args:
+        where: checkpoint directory or hub name.
+        name: the task that is wanted; None to take the model's own, or the default for a new head.
+
+    Raises:
+        CheckpointError: not loadable, or an unsupported family.
+        ConfigError: an unknown task, or the model has a head for another one.
+    """
+    source = read_whole(where, open_source)
+    own = task_named(source.task)
+    if name is None:  # of an encoder with embeddings alone, labels may make a classifier
+        return TextClassification if source.is_bare else own
+    wanted = task_named(name)
+    if source.is_bare or wanted is own:
+        return wanted
+    raise ConfigError(
+        f"{where} has a head for {own.name}: expected that task, or an encoder without a head, "
+        f"which gets a new one for {name}"
+    )
 
 
 def load_pretrained(
@@ -57,7 +83,7 @@ def load_pretrained(
 
 def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -> Pretrained:
     source = open_source(where)
-    if source.is_bare and head is None:
+    if head is None and not source.answers_anything:
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
             "texts, or a fine-tuned model, whose answers can be learned"
@@ -68,7 +94,7 @@ def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -
     if head is not None:
         task_of(source.spec()).require_names(head.found, where)
     model = load_with_head(source, reduction)
-    return Pretrained(model, True, source.entries)
+    return Pretrained(model, True, source.entries, max_length=source.max_length)
 
 
 def load_with_head(source: HfSource, reduction: ReductionConfig | None) -> ReducedModel:
@@ -90,11 +116,7 @@ def _with_new_head(
     tensors = _without_head(source.tensors(model.spec), source, model)
     load_parameters(model, tensors, source.where, fresh=(*OWN, "head."))
     entries = {key: value for key, value in source.entries.items() if key != "problem_type"}
-    kind = {"": "", MULTI_LABEL: ", several for a text", REGRESSION: ", which are numbers"}
-    note = (
-        f"{source.where} has {source.told_head}: a new one is trained for the labels"
-        f"{kind[head.problem]}"
-    )
+    note = f"{source.where} has {source.told_head}: a new one is trained for {head.told}"
     return Pretrained(model.eval(), False, entries, note)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import read_json
+from trbert_deploy.tasks.feature_extraction import Pooling
 
 TRANSFORMER_FILES = tuple(
     f"sentence_{family}_config.json"  # one for each class that once was, the last written first
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-
-Pooling = Literal["first", "mean", "max"]
 
 _POOLINGS: dict[str, Pooling] = {"cls": "first", "mean": "mean", "max": "max"}
 _FLAGS = {
@@ -55,6 +54,11 @@ def read_pooling(file: Path, prompts: Mapping[str, str]) -> Pooling:
             "pooling: expected true"
         )
     return _POOLINGS[modes[0]]
+
+
+def pooling_flags(pooling: Pooling) -> dict[str, bool]:
+    """A pooling as a Pooling module's configuration has it."""
+    return {flag: _POOLINGS.get(mode) == pooling for flag, mode in _FLAGS.items()}
 
 
 def check_normalize(directory: Path) -> bool:

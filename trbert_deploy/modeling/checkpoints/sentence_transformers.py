@@ -15,15 +15,29 @@ from typing import Any, Literal, cast
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import read_json
 from trbert_deploy.modeling.checkpoints.sentence_modules import (
-    Pooling,
+    TRANSFORMER_FILES,
     check_normalize,
+    pooling_flags,
     read_max_length,
     read_pooling,
 )
 from trbert_deploy.modeling.checkpoints.sources import require_inside
+from trbert_deploy.tasks.feature_extraction import (
+    DEFAULT_PROMPT,
+    NORMALIZE,
+    POOLING,
+    PROMPTS,
+    Pooling,
+)
 
 MODULES_FILE = "modules.json"
 MODEL_FILE = "config_sentence_transformers.json"
+LENGTH_FILE = TRANSFORMER_FILES[0]
+POOLING_FILE = "1_Pooling/config.json"
+#: All that describe an embedding model beside its encoder.
+MODULES_FILES = (MODULES_FILE, MODEL_FILE, LENGTH_FILE, POOLING_FILE)
+#: Entry of ``SentenceModules.answers``: how embeddings are compared.
+SIMILARITY = "similarity"
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 _SUPPORTED = "a Transformer, a Pooling (cls, mean or max) and perhaps a Normalize, in this order"
@@ -59,6 +73,18 @@ class SentenceModules:
     default_prompt: str | None = None
     similarity: Similarity | None = None
     dense: None = None
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """How states are embeddings, as ``EncoderSpec.answers``."""
+        told = {
+            POOLING: self.pooling,
+            NORMALIZE: self.normalize,
+            PROMPTS: self.prompts,
+            DEFAULT_PROMPT: self.default_prompt,
+            SIMILARITY: self.similarity,
+        }
+        return {key: value for key, value in told.items() if value not in (None, {})}
 
 
 def is_sentence_transformers(path: Path) -> bool:
@@ -150,6 +176,40 @@ def _prompts(file: Path, model: Mapping[str, Any]) -> dict[str, str]:
     ):
         raise CheckpointError(f"{file} has the prompts {prompts!r}: expected names and their texts")
     return {name: text or "" for name, text in prompts.items()}
+
+
+def modules_files(answers: Mapping[str, Any], width: int, max_length: int) -> dict[str, Any]:
+    """The JSON files that make a checkpoint an embedding model of sentence-transformers.
+
+    None where answers say nothing of a pooling, as it is no such model.
+
+    Args:
+        answers: as ``SentenceModules.answers`` gave them.
+        width: H.
+        max_length: longest row of tokens.
+    """
+    if POOLING not in answers:
+        return {}
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if answers.get(NORMALIZE) else [])]
+    return {
+        MODULES_FILE: [
+            {
+                "idx": index,
+                "name": str(index),
+                "path": f"{index}_{kind}" if index else "",
+                "type": f"sentence_transformers.models.{kind}",
+            }
+            for index, kind in enumerate(kinds)
+        ],
+        MODEL_FILE: {
+            "model_type": "SentenceTransformer",
+            "prompts": answers.get(PROMPTS, {}),
+            "default_prompt_name": answers.get(DEFAULT_PROMPT),
+            "similarity_fn_name": answers.get(SIMILARITY),
+        },
+        LENGTH_FILE: {"max_seq_length": max_length, "do_lower_case": False},
+        POOLING_FILE: {"word_embedding_dimension": width, **pooling_flags(answers[POOLING])},
+    }
 
 
 def cross_encoder_activation(config: Mapping[str, Any]) -> str | None:

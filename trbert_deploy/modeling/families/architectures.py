@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 
@@ -9,6 +10,7 @@ from trbert_deploy.tasks.text_ranking import TextRanking
 ARCHITECTURES = {
     TextClassification.name: "ForSequenceClassification",
     TextRanking.name: "ForSequenceClassification",
+    FeatureExtraction.name: "Model",
 }
 #: Names without a head that answers anything.
 BARE = ("", "Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")

@@ -20,7 +20,7 @@ from trbert_deploy.modeling.blocks.encoder import Encoder
 State = Mapping[str, Tensor]
 
 #: Beginnings of names that are ours alone: no family's checkpoints have such tensors.
-OWN = ("policies.",)
+OWN = ("policies.", "projections.")
 
 #: Our module in a layer -> theirs, of the families that grew from BERT.
 BERT_LAYER = {

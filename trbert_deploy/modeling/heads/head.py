@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.layouts.layout import Layout
 
-#: Name -> values; per row [B, ...] or per token [..., X], as the task says. float32.
+#: Name -> values, float32: [B, ...] of rows, [B, S, ...] of their tokens (zero behind a row's).
 Outputs = Mapping[str, Tensor]
 
 
@@ -22,12 +22,10 @@ class Head(nn.Module, ABC):
     Attributes:
         task: the task that it answers, a key of ``trbert_deploy.tasks.registry``.
         problem: the kind of its answers, as the task's.
-        no_target: the target of a row without one: [...].
     """
 
     task: ClassVar[str]
     problem: ClassVar[str] = ""
-    no_target: Any
 
     @classmethod
     @abstractmethod
@@ -36,7 +34,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:
-        """Last states [..., H] of a layout -> outputs by name."""
+        """Last states [..., H] of a layout -> outputs by name: [B, ...], or [..., X] of tokens."""
 
     @abstractmethod
     def loss(
@@ -69,10 +67,14 @@ class Head(nn.Module, ABC):
         """Which rows have one: [B] bool."""
 
     @abstractmethod
-    def answers(self, outputs: Outputs) -> Tensor:
-        """What outputs answer, as targets: [B, ...]."""
+    def answers(self, outputs: Outputs, like: Tensor) -> Tensor:
+        """What outputs answer, as targets: [B, ...].
+
+        Args:
+            like: targets of the same rows, which say what of them is asked for.
+        """
 
     def targets_or_answers(self, target: Tensor, outputs: Outputs) -> Tensor:
         """Targets, with what ``outputs`` answer for rows that have none: [B, ...]."""
         known = self.has_target(target).view(-1, *[1] * (target.ndim - 1))
-        return torch.where(known, target, self.answers(outputs))
+        return torch.where(known, target, self.answers(outputs, target))

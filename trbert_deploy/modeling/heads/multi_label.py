@@ -29,5 +29,5 @@ class MultiLabelHead(NumbersHead):
         right = ((outputs[LOGITS] > 0) == (target > 0.5)).float().mean(-1)
         return torch.where(self.has_target(target), right, 0.0)
 
-    def answers(self, outputs: Outputs) -> Tensor:
+    def answers(self, outputs: Outputs, like: Tensor) -> Tensor:
         return (outputs[LOGITS] > 0).float()

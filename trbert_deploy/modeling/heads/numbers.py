@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.sequence import LABEL_WEIGHT, SequenceHead
 from trbert_deploy.tasks.text_classification import LOGITS
@@ -16,10 +14,6 @@ from trbert_deploy.tasks.text_classification import LOGITS
 
 class NumbersHead(SequenceHead):
     """Targets are [C] float32, NaN where a row has none."""
-
-    def __init__(self, spec: EncoderSpec, **options: Any) -> None:
-        super().__init__(spec, **options)
-        self.no_target = (float("nan"),) * len(spec.labels)
 
     @abstractmethod
     def numbers(self, logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.modeling.heads.feature_extraction import FeatureExtractionHead
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
 from trbert_deploy.modeling.heads.regression import RegressionHead
@@ -19,7 +20,13 @@ def register_head(head: type[Head]) -> None:
     HEADS[head.task, head.problem] = head
 
 
-for known in (TextClassificationHead, MultiLabelHead, RegressionHead, TextRankingHead):
+for known in (
+    TextClassificationHead,
+    MultiLabelHead,
+    RegressionHead,
+    TextRankingHead,
+    FeatureExtractionHead,
+):
     register_head(known)
 
 

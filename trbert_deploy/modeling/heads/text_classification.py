@@ -8,17 +8,15 @@ from torch.nn.functional import cross_entropy, log_softmax, one_hot, softmax
 
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.sequence import LABEL_WEIGHT, SequenceHead
-from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
+from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET, TextClassification
 
 TEMPERATURE = 2.0
-_NO_TARGET = -100
 
 
 class TextClassificationHead(SequenceHead):
     """A logit for each label, of which one is right."""
 
     task = TextClassification.name
-    no_target = _NO_TARGET
 
     def loss(
         self, outputs: Outputs, target: Tensor | None, teacher: Outputs | None = None
@@ -54,7 +52,7 @@ class TextClassificationHead(SequenceHead):
     def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
         return (outputs[LOGITS].argmax(-1) == target).float()
 
-    def answers(self, outputs: Outputs) -> Tensor:
+    def answers(self, outputs: Outputs, like: Tensor) -> Tensor:
         return outputs[LOGITS].argmax(-1)
 
     def has_target(self, target: Tensor) -> Tensor:
@@ -63,4 +61,4 @@ class TextClassificationHead(SequenceHead):
 
 def _label_loss(logits: Tensor, target: Tensor | None) -> Tensor:
     assert target is not None  # a loss without labels needs a teacher
-    return cross_entropy(logits, target, reduction="none", ignore_index=_NO_TARGET)
+    return cross_entropy(logits, target, reduction="none", ignore_index=NO_TARGET)

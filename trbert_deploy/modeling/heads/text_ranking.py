@@ -26,7 +26,6 @@ class TextRankingHead(NumbersHead):
 
     def __init__(self, spec: EncoderSpec, **options: Any) -> None:
         super().__init__(spec, **options)
-        self.no_target = (float("nan"),) * 2
         self._raw = spec.answers.get(ACTIVATION, SIGMOID) == IDENTITY
 
     def numbers(self, logits: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ class TextRankingHead(NumbersHead):
         right = (outputs[LOGITS][:, 0] > 0) == (target[:, 0] > 0)
         return torch.where(self.has_target(target), right.float(), 0.0)
 
-    def answers(self, outputs: Outputs) -> Tensor:
+    def answers(self, outputs: Outputs, like: Tensor) -> Tensor:
         relevant = (outputs[LOGITS] > 0).float()
         return torch.cat([relevant, torch.zeros_like(relevant)], -1)
 

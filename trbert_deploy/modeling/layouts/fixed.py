@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trbert_deploy.modeling.layouts.layout import ScoreBias, attend_within
+from trbert_deploy.modeling.layouts.layout import ScoreBias, attend_within, largest_of_rows
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.layouts.varlen import attend_packed
 from trbert_deploy.modeling.memo import Memo
@@ -92,6 +92,9 @@ class FixedLayout(Memo):
     def mean(self, hidden: Tensor) -> Tensor:
         sums = self.row_sums(hidden.float().T).T  # [B, H]
         return sums / self.counts[:, None]
+
+    def max(self, hidden: Tensor) -> Tensor:
+        return largest_of_rows(hidden.float(), self.row_of_token, len(self.offsets))[:-1]
 
     def attend(
         self,

@@ -44,6 +44,10 @@ class GatedLayout:
         weighted = self.layout.row_sums((hidden.float() * self.gate[:, None]).T).T  # [B, H]
         return weighted / self.layout.row_sums(self.gate)[:, None]
 
+    def max(self, hidden: Tensor) -> Tensor:
+        closed = (self.gate < 0.5)[:, None]
+        return self.layout.max(hidden.float().masked_fill(closed, -torch.inf))
+
     def attend(
         self,
         query: Tensor,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -66,6 +67,10 @@ class Layout(Protocol):
 
     def mean(self, hidden: Tensor) -> Tensor:
         """The mean of every row's states: [..., H] -> [B, H]."""
+        ...
+
+    def max(self, hidden: Tensor) -> Tensor:
+        """The largest of every row's states: [..., H] -> [B, H]."""
         ...
 
     def attend(
@@ -131,16 +136,22 @@ class RowsLayout(Layout, Protocol):
         ...
 
     def pad(self, values: Tensor) -> Tensor:
-        """Values of every token [T] -> [B, S], zero behind a row's tokens."""
+        """Values of every token [T, ...] -> [B, S, ...], zero behind a row's tokens."""
         ...
 
     def unpad(self, values: Tensor) -> Tensor:
-        """Values [B, S] -> those of every token: [T]."""
+        """Values [B, S, ...] -> those of every token: [T, ...]."""
         ...
 
     def row_sums(self, values: Tensor) -> Tensor:
         """Sum of values [..., T] over each row: [..., B]."""
         ...
+
+
+def largest_of_rows(values: Tensor, row: Tensor, rows: int) -> Tensor:
+    """The largest of each row's values: [T, X], row of each [T] int64 -> [B, X]."""
+    largest = values.new_full((rows, values.shape[1]), -torch.inf)
+    return largest.scatter_reduce(0, row[:, None].expand_as(values), values, "amax")
 
 
 def heads_of(states: Tensor, num_heads: int) -> Tensor:

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trbert_deploy.batching import group_by_length
-from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias, attend_within
+from trbert_deploy.modeling.layouts.layout import (
+    RowGroup,
+    ScoreBias,
+    attend_within,
+    largest_of_rows,
+)
 from trbert_deploy.modeling.layouts.varlen import attend_packed
 from trbert_deploy.modeling.memo import Memo
 
@@ -70,6 +75,9 @@ class PackedLayout(Memo):
     def mean(self, hidden: Tensor) -> Tensor:
         sums = self.row_sums(hidden.float().T).T  # [B, H]
         return sums / self.counts[:, None]
+
+    def max(self, hidden: Tensor) -> Tensor:
+        return largest_of_rows(hidden.float(), self.row_of_token, len(self.lengths))
 
     def attend(
         self,
@@ -155,15 +163,15 @@ class PackedLayout(Memo):
         return tuple(left), PackedLayout(lengths, self.positions.device, positions)
 
     def pad(self, values: Tensor) -> Tensor:
-        """Packed values [T] -> [B, S], zero behind a row's length."""
-        padded = values.new_zeros(len(self.lengths) * self._longest)
-        return padded.index_copy(0, self._padded(self._longest), values).unflatten(
-            0, (-1, self._longest)
-        )
+        """Packed values [T, ...] -> [B, S, ...], zero behind a row's length."""
+        rows = len(self.lengths)
+        padded = values.new_zeros(rows * self._longest, *values.shape[1:])
+        padded = padded.index_copy(0, self._padded(self._longest), values)
+        return padded.unflatten(0, (rows, self._longest))
 
     def unpad(self, values: Tensor) -> Tensor:
-        """Values [B, S] -> packed [T]."""
-        return values.flatten().index_select(0, self._padded(values.shape[1]))
+        """Values [B, S, ...] -> packed [T, ...]."""
+        return values.flatten(0, 1).index_select(0, self._padded(values.shape[1]))
 
     def row_sums(self, values: Tensor) -> Tensor:
         """Sum of packed values [..., T] over each row: [..., B]."""

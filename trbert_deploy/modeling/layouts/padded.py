@@ -47,6 +47,11 @@ class PaddedLayout(Memo):
         real = self.mask[..., None]
         return torch.where(real, hidden, 0.0).sum(1) / real.sum(1)
 
+    def max(self, hidden: Tensor) -> Tensor:
+        if self.mask is None:
+            return hidden.amax(1)
+        return torch.where(self.mask[..., None], hidden, -torch.inf).amax(1)
+
     def attend(
         self,
         query: Tensor,

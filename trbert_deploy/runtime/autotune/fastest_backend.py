@@ -145,7 +145,8 @@ def measure(
         progress(f"try {candidate}", number, len(tried))
         options = BackendOptions(threads, candidate.precision)
         try:
-            chain = Chain(open_backend(candidate.backend, bundle, options), reduction, layers)
+            runner = open_backend(candidate.backend, bundle, options)
+            chain = Chain(runner, reduction, layers, outputs=task.outputs)
             answers[candidate] = chain.run(rows)  # warms up, too
         except TrbertError as problem:
             problems[candidate] = problem

@@ -60,6 +60,7 @@ class OpenVinoGraph:
     ) -> None:
         self._name = graph.name
         self.inputs = graph.token_inputs
+        self._takes_mask = graph.takes_mask
         self._answers = graph.answers
         self._without_mask = without_mask
         self._compiled = OncePerKey(compile_variant)
@@ -67,7 +68,7 @@ class OpenVinoGraph:
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        if next(iter(inputs.values())).shape[1] == 1:
+        if self._takes_mask and next(iter(inputs.values())).shape[1] == 1:
             # Attention without a mask that meets rows of one token first is wrong about rows of
             # eight and more ever after (OpenVINO 2026.4).
             inputs = with_mask(inputs)

@@ -150,12 +150,13 @@ class DropIn(ABC):
 
     def _answers(self, inputs: Iterable[Any], options: Options, batch_size: int) -> Iterator[Any]:
         """Answers in order, so many inputs at a time unless the options say how many."""
-        model, given = self._model_for(options), iter(inputs)
+        model, remaining = self._model_for(options), iter(inputs)
         numbers = count(1)
-        take = partial(islice, given, options.batch_size or batch_size)
+        take = partial(islice, remaining, options.batch_size or batch_size)
         for batch in iter(lambda: list(take()), []):
             names = [f"text {next(numbers)}" for _ in batch]
             texts = [self.text_of(*each) for each in zip(batch, names, strict=True)]
+            texts = model.inputs_of(texts)
             encodings = model.tokenizer.encode(texts, names)
             results = model.run(model.rows(encodings))
             for text, encoding, result in zip(texts, encodings, results, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.gated import GatedLayout
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.modeling.walk import first_segment
+from trbert_deploy.modeling.walk import Dropped, first_segment
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.constraint import flops_share
 from trbert_deploy.training.processes import Share
@@ -54,17 +54,21 @@ def run_gated(model: ReducedModel, batch: PackedBatch) -> GatedPass:
     gate = torch.ones(len(tokens.hidden), device=tokens.hidden.device)
     lengths = [tokens.layout.row_sums(gate)]
     gated: GatedLayout | None = None
+    dropped: list[Dropped] = []
     for segment in model.segments[:-1]:
         logit = model.keep_logit(segment.index, tokens.hidden)
-        gate = gate * straight_through(logit)
+        before, gate = gate, gate * straight_through(logit)
         gate = torch.where(tokens.protected, 1.0, gate)
+        if model.hears_dropped:
+            dropped.append(Dropped(segment.index, tokens, before - gate))
         lengths.append(tokens.layout.row_sums(gate))
         stays = (logit > math.log(HOPELESS / (1.0 - HOPELESS))) | tokens.protected
         tokens, gate = tokens.compact(stays[None]), gate[stays]
         following = model.segments[segment.index + 1]
         gated = GatedLayout(tokens.layout, gate)
         tokens = tokens.run(model, following.start, following.stop, gated)
-    return GatedPass(tokens.answer(model, gated), lengths, batch.share)
+    outputs = tokens.answer(model, gated, dropped, gate)
+    return GatedPass(outputs, lengths, batch.share)
 
 
 def straight_through(logit: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ so that tokens whose state still changes behind the cut in a direction that matt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,19 @@ from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import begin, dense_outputs
 from trbert_deploy.progress import Progress
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
+from trbert_deploy.training.stages.regression import Regression
 
 GUIDE_FILE = "guide.safetensors"
 #: Before the names of the teacher's outputs in it: on the training rows, on the held-out ones.
 _TEACHER, _VALIDATION = "teacher_", "validation_"
+_SALIENCY, _PROJECTION = "saliency.", "projection."
 
 
 @dataclass(frozen=True)
@@ -39,31 +44,31 @@ class Guide:
     """The teacher's view of the training rows.
 
     Attributes:
-        answers: the teacher's outputs by name, [N, ...] float32; rows without targets may follow
-            the N training rows.
+        task: what it answers.
+        answers: its outputs on them; rows without targets may follow the N training rows.
         starts: [N + 1] int64, where each training row's tokens begin in ``saliency``.
         saliency: for each cut [total tokens] float32.
-        validation: the teacher's outputs on the validation rows by name, [M, ...] float32.
+        validation: its outputs on the validation rows.
+        projections: for each cut the map of its states to last ones, [H, H + 1] float32 (the last
+            column is the bias); none where dropped tokens take no part in the outputs.
     """
 
-    answers: Mapping[str, NDArray[np.float32]]
+    task: Task
+    answers: RowOutputs
     starts: NDArray[np.int64]
     saliency: tuple[NDArray[np.float32], ...]
-    validation: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    validation: RowOutputs = RowOutputs(())
+    projections: tuple[NDArray[np.float32], ...] = ()
 
     def outputs_of(self, batch: PackedBatch) -> dict[str, Tensor]:
         """The teacher's outputs [B, ...] on a batch."""
-        return {
-            name: torch.from_numpy(values[batch.rows]).to(batch.targets.device)
-            for name, values in self.answers.items()
-        }
+        return self.answers.of_batch(self.task, batch.rows, batch.layout)
 
-    def with_answers(self, further: Mapping[str, NDArray[np.float32]]) -> Guide:
-        """The same view, with the teacher's outputs [M, ...] on rows that follow the others."""
-        answers = {
-            name: np.concatenate([values, further[name]]) for name, values in self.answers.items()
-        }
-        return replace(self, answers=answers)
+    def project(self, model: ReducedModel) -> None:
+        """Give a model the fitted maps."""
+        for index, fitted in enumerate(self.projections):
+            both = torch.from_numpy(fitted)
+            model.projection(index).fit(both[:, :-1], both[:, -1])
 
     def saliency_of(self, batch: PackedBatch) -> list[Tensor]:
         """For each cut the scores [T] of a batch's tokens."""
@@ -74,14 +79,15 @@ class Guide:
 
     def save(self, path: Path) -> None:
         """Write the guide, whole or not at all."""
-        tensors = {f"{_TEACHER}{name}": values for name, values in self.answers.items()}
-        tensors |= {f"{_VALIDATION}{name}": values for name, values in self.validation.items()}
-        tensors |= {f"saliency.{index}": scores for index, scores in enumerate(self.saliency)}
-        stored = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        write_safetensors(path, {"starts": torch.from_numpy(self.starts), **stored})
+        tensors = {f"{_TEACHER}{name}": each for name, each in self.answers.tensors().items()}
+        held_out = self.validation.tensors()
+        tensors |= {f"{_VALIDATION}{name}": values for name, values in held_out.items()}
+        for prefix, arrays in ((_SALIENCY, self.saliency), (_PROJECTION, self.projections)):
+            tensors |= {f"{prefix}{index}": torch.from_numpy(a) for index, a in enumerate(arrays)}
+        write_safetensors(path, {"starts": torch.from_numpy(self.starts), **tensors})
 
     @classmethod
-    def load(cls, path: Path) -> Guide:
+    def load(cls, path: Path, task: Task) -> Guide:
         """Read what ``save`` wrote."""
         tensors = load_file(path)
 
@@ -92,9 +98,13 @@ class Guide:
                 if name.startswith(prefix)
             }
 
-        saliency = named("saliency.")
-        ordered = tuple(saliency[str(index)] for index in range(len(saliency)))
-        return cls(named(_TEACHER), tensors["starts"], ordered, named(_VALIDATION))
+        def ordered(prefix: str) -> tuple[NDArray[np.float32], ...]:
+            found = named(prefix)
+            return tuple(found[str(index)] for index in range(len(found)))
+
+        answers, held_out = (RowOutputs.of_tensors(named(each)) for each in (_TEACHER, _VALIDATION))
+        saliency, projections = ordered(_SALIENCY), ordered(_PROJECTION)
+        return cls(task, answers, tensors["starts"], saliency, held_out, projections)
 
 
 def tokens_of(rows: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -120,21 +130,29 @@ def make_guide(
     progress: Progress,
 ) -> Guide:
     """One pass of the teacher over the training rows; processes divide the batches."""
+    task = task_of(model.spec)
     starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    found: dict[str, NDArray[np.float32]] = {}
+    found: list[RowAnswer] = []
     saliency = tuple(np.zeros(starts[-1], np.float32) for _ in model.reduction.cuts)
+    regressions = [Regression(model.spec.hidden_size, device) for _ in model.projections]
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
     progress("guide", 0, len(plan))
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
-        scores, outputs = batch_saliency(model, batch)
+        scores, outputs = batch_saliency(model, batch, regressions)
         tokens = tokens_of(batch.rows, starts)
         for cut_scores, values in zip(saliency, scores, strict=True):
             cut_scores[tokens] = values.cpu().numpy()
-        _note(found, outputs, batch, len(rows))
+        found += row_answers(task, outputs, batch)
         progress("guide", number, len(plan))
-    return Guide(_all(found), starts, tuple(map(_combined, saliency)))
+    return Guide(
+        task,
+        RowOutputs.gathered(found),
+        starts,
+        tuple(processes.total(torch.from_numpy(scores)).numpy() for scores in saliency),
+        projections=tuple(regression.solved() for regression in regressions),
+    )
 
 
 def answers(
@@ -143,48 +161,29 @@ def answers(
     batch_tokens: int,
     device: torch.device,
     progress: Progress,
-) -> dict[str, NDArray[np.float32]]:
-    """The dense model's outputs [N, ...] on rows that need no targets; processes divide the
-    batches.
-    """
-    found: dict[str, NDArray[np.float32]] = {}
+) -> RowOutputs:
+    """The dense model's outputs on rows that need no targets; processes divide the batches."""
+    task = task_of(model.spec)
+    found: list[RowAnswer] = []
     plan = plan_batches([len(row) for row in rows], batch_tokens)
     plan = plan[processes.index() :: processes.count()]
     model.eval()
     progress("answers", 0, len(plan))
     for number, batch in enumerate(load_batches(rows, plan, device), start=1):
         with torch.no_grad(), autocast(device):
-            _note(found, dense_outputs(model, batch), batch, len(rows))
+            found += row_answers(task, dense_outputs(model, batch), batch)
         progress("answers", number, len(plan))
-    return _all(found)
+    return RowOutputs.gathered(found)
 
 
-def _note(
-    found: dict[str, NDArray[np.float32]], outputs: Outputs, batch: PackedBatch, count: int
-) -> None:
-    """Put a batch's outputs into their places among those of ``count`` rows."""
-    for name, values in outputs.items():
-        if name not in found:
-            found[name] = np.zeros((count, *values.shape[1:]), np.float32)
-        found[name][batch.rows] = values.detach().float().cpu().numpy()
+def batch_saliency(
+    model: ReducedModel, batch: PackedBatch, regressions: Sequence[Regression] = ()
+) -> tuple[list[Tensor], Outputs]:
+    """Scores [T] of a batch's tokens for each cut, and the outputs.
 
-
-def _all(found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """What the processes found; one that no batch was left to found nothing."""
-    shapes = dict(processes.gather([(name, values.shape) for name, values in found.items()]))
-    return {
-        name: _combined(found.get(name, np.zeros(shape, np.float32)))
-        for name, shape in shapes.items()
-    }
-
-
-def _combined(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the processes found, each 0 where others did."""
-    return processes.total(torch.from_numpy(values)).numpy()
-
-
-def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor], Outputs]:
-    """Scores [T] of a batch's tokens for each cut, and the outputs."""
+    Args:
+        regressions: told the states at each cut, and the last ones.
+    """
     reference = reference_step(model)
     at_cuts = []
     with autocast(batch.targets.device):
@@ -198,11 +197,14 @@ def batch_saliency(model: ReducedModel, batch: PackedBatch) -> tuple[list[Tensor
             tokens = tokens.run(model, step, reference)
         hidden = tokens.hidden.detach().requires_grad_()
         tokens = replace(tokens, hidden=hidden)
-        outputs = tokens.run(model, reference, model.spec.num_steps).answer(model)
+        tokens = tokens.run(model, reference, model.spec.num_steps)
+        outputs = tokens.answer(model)
         # A row without a target is taken for what the teacher answers. Summed, so that a row's
         # scores do not depend on how many others stand beside it.
         targets = model.head.targets_or_answers(batch.targets, outputs)
         loss = model.head.loss(outputs, targets).sum()
+    for regression, at_cut in zip(regressions, at_cuts, strict=False):
+        regression.add(at_cut, tokens.hidden.detach())
     (gradient,) = torch.autograd.grad(loss, hidden)
     changes = [hidden.detach().float() - at_cut for at_cut in at_cuts]
     scores = [(gradient.float() * change).sum(-1).abs() for change in changes]

@@ -86,6 +86,7 @@ def make_stage(
         opening: FLOPs speed-up from which the wanted one is approached.
     """
     body = [*model.encoder.parameters(), *model.head.parameters()]
+    reduced = [*body, *model.projections.parameters()]
     policies = [*model.policies.parameters()]
     recipe = options.recipe
     if guide is None:
@@ -93,7 +94,7 @@ def make_stage(
             _teacher(model), [{"params": body, "lr": recipe.teacher.learning_rate}], dropout=True
         )
     if name == "hard":
-        groups = [{"params": body, "lr": recipe.hard.learning_rate}]
+        groups = [{"params": reduced, "lr": recipe.hard.learning_rate}]
         return Stage(_hard(model, guide, recipe.hard.mixed_share), groups)
     gates = recipe.estimator == "gates"
     if name == "policy" and gates:
@@ -107,7 +108,7 @@ def make_stage(
         compute = _policy_by_rollouts(model, guide, recipe.policy, constraint)
         return Stage(compute, groups, constraint=constraint)
     groups = [
-        {"params": body, "lr": recipe.joint.learning_rate},
+        {"params": reduced, "lr": recipe.joint.learning_rate},
         {"params": policies, "lr": recipe.joint.policy_learning_rate},
     ]
     if gates:
@@ -272,7 +273,7 @@ def _penalty(
 
 def _agreement(model: ReducedModel, outputs: Outputs, guide: Guide, batch: PackedBatch) -> float:
     """How right answers are where the teacher's are taken for right."""
-    wanted = model.head.answers(guide.outputs_of(batch))
+    wanted = model.head.answers(guide.outputs_of(batch), batch.targets)
     return batch.share.mean(model.head.correct(outputs, wanted)).item()
 
 

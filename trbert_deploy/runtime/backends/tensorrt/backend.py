@@ -110,7 +110,8 @@ class EngineGraph:
             LengthError: no profile takes rows of this length, or so few of them.
         """
         batch, length = inputs[self._graph.inputs[0].name].shape[:2]
-        inputs = with_mask(inputs)
+        if self._graph.takes_mask:
+            inputs = with_mask(inputs)
         index = self._engine_set.profile_for(length)
         profile = self._engine_set.manifest.key.profiles[index]
         parts = [

@@ -1,0 +1,175 @@
+"""Makes reranking data of questions with paragraphs that answer them (SQuAD 2.0).
+
+    python benchmarks/quality/retrieval.py TRAIN TEST --output DIR [--queries N] [--seed 0]
+
+TRAIN and TEST are JSONL, gzipped or not, with the fields ``question``, ``context`` and ``answers``
+of SQuAD; questions without an answer are left out, and the paragraphs of a file are the collection
+that is searched. BM25 (Lucene's, by bm25s) ranks it for every question. DIR comes to hold
+
+    train.jsonl     each question with its own paragraph (label 1), and with ``--negatives`` others
+                    that are drawn from the first ``--hard`` which BM25 finds (label 0)
+    test.jsonl      each question with the first ``--candidates`` that BM25 finds, in its order
+    retrieval.json  how many there are, the questions whose own paragraph is not among the
+                    candidates, and what BM25's own order comes to
+
+A file that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bm25s
+import click
+import numpy as np
+
+from trbert_deploy.errors import DataError, TrbertError
+from trbert_deploy.files import write_json, write_json_lines
+from trbert_deploy.runtime.reading.examples import no_note
+from trbert_deploy.runtime.reading.formats import read_records
+from trbert_deploy.tasks.text_classification import LOGITS
+from trbert_deploy.tasks.text_ranking import TextRanking
+
+Pair = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Questions, and the paragraphs among which their answers are looked for.
+
+    Attributes:
+        paragraphs: each once.
+        relevant: question -> places of the paragraphs that answer it.
+    """
+
+    paragraphs: list[str]
+    relevant: dict[str, list[int]]
+
+    def ranked(self, questions: Sequence[str], count: int) -> list[list[int]]:
+        """Places of the first ``count`` paragraphs that BM25 finds, or all, for each question."""
+        index = bm25s.BM25()
+        index.index(_words(self.paragraphs), show_progress=False)
+        count = min(count, len(self.paragraphs))
+        found, _ = index.retrieve(_words(questions), k=count, show_progress=False)
+        return [[int(place) for place in row] for row in found]
+
+    def pair(self, question: str, place: int) -> Pair:
+        """A question with a paragraph, labelled."""
+        label = int(place in self.relevant[question])
+        return {"query": question, "passage": self.paragraphs[place], "label": label}
+
+
+def read_collection(path: Path) -> Collection:
+    """Read a file of SQuAD's fields.
+
+    Raises:
+        DataError: no question of it has an answer.
+    """
+    places: dict[str, int] = {}
+    relevant: dict[str, list[int]] = {}
+    for record in read_records(path, (), no_note):
+        question, context, answers = (
+            record.values.get(name) for name in ("question", "context", "answers")
+        )
+        if not (question and context and isinstance(answers, dict)):
+            raise DataError(f"{record.name}: expected the fields question, context and answers")
+        place = places.setdefault(context, len(places))
+        if answers.get("text"):
+            own = relevant.setdefault(question, [])
+            own.extend([place] if place not in own else [])
+    if not relevant:
+        raise DataError(f"{path} has no question with an answer")
+    return Collection(list(places), relevant)
+
+
+def training_pairs(collection: Collection, negatives: int, hard: int, seed: int) -> Iterator[Pair]:
+    """Each question with its own paragraphs, and with some that BM25 takes for them."""
+    generator = random.Random(seed)
+    questions = list(collection.relevant)
+    # So many more that the question's own paragraphs can be left out
+    most = hard + max(map(len, collection.relevant.values()))
+    for question, found in zip(questions, collection.ranked(questions, most), strict=True):
+        own = collection.relevant[question]
+        others = [place for place in found if place not in own][:hard]
+        for place in own + generator.sample(others, min(negatives, len(others))):
+            yield collection.pair(question, place)
+
+
+def sampled(collection: Collection, count: int | None, seed: int) -> list[str]:
+    """The questions, or so many of them at random."""
+    questions = list(collection.relevant)
+    random.Random(seed).shuffle(questions)
+    return questions[:count]
+
+
+def own_order(pairs: Sequence[Pair], questions: int) -> dict[str, Any]:
+    """How many questions have their paragraph among the candidates; what their order comes to."""
+    relevant = [pair["query"] for pair in pairs if pair["label"]]
+    ranks: dict[str, int] = {}
+    outputs = []
+    for pair in pairs:
+        ranks[pair["query"]] = ranks.get(pair["query"], -1) + 1
+        outputs.append({LOGITS: np.array([-ranks[pair["query"]]], np.float32)})
+    numbers = {query: number for number, query in enumerate(ranks)}
+    targets = np.array([[pair["label"], numbers[pair["query"]]] for pair in pairs], np.float32)
+    found = len(set(relevant))
+    figures = TextRanking().metrics(outputs, targets)
+    return {
+        "queries": questions,
+        "queries_with_their_paragraph": found,
+        "pairs": len(pairs),
+        # A question without its paragraph counts as 0
+        "bm25": {name: value * found / questions for name, value in figures.items()},
+    }
+
+
+def _words(texts: Sequence[str]) -> Any:
+    return bm25s.tokenize(list(texts), stopwords="en", show_progress=False)
+
+
+@click.command()
+@click.argument("train", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("test", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--output", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--negatives", default=3, show_default=True, type=click.IntRange(min=1))
+@click.option("--hard", default=20, show_default=True, type=click.IntRange(min=1))
+@click.option("--candidates", default=50, show_default=True, type=click.IntRange(min=2))
+@click.option("--queries", type=click.IntRange(min=1), help="Test questions [default: all].")
+@click.option("--seed", default=0, show_default=True)
+def main(
+    train: Path,
+    test: Path,
+    output: Path,
+    negatives: int,
+    hard: int,
+    candidates: int,
+    queries: int | None,
+    seed: int,
+) -> None:
+    """Make pairs to train and to test a reranker with, of the questions of TRAIN and TEST."""
+    try:
+        if not (output / "train.jsonl").exists():
+            pairs = training_pairs(read_collection(train), negatives, hard, seed)
+            write_json_lines(output / "train.jsonl", pairs)
+        if not (output / "retrieval.json").exists():
+            collection = read_collection(test)
+            questions = sampled(collection, queries, seed)
+            ranked = collection.ranked(questions, candidates)
+            tested = [
+                collection.pair(question, place)
+                for question, places in zip(questions, ranked, strict=True)
+                for place in places
+            ]
+            write_json_lines(output / "test.jsonl", tested)
+            write_json(output / "retrieval.json", own_order(tested, len(questions)))
+    except TrbertError as problem:
+        sys.exit(f"error: {problem}")
+
+
+if __name__ == "__main__":
+    main()
