@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from conftest import make_texts
@@ -13,6 +14,7 @@ from hf_folders import classifier_folder
 from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as their_pipeline
+from transformers.pipelines.pt_utils import KeyDataset, KeyPairDataset
 from transformers.pipelines.text_classification import ClassificationFunction
 
 import trbert_deploy
@@ -152,7 +154,14 @@ def test_generators_and_data_sets_are_answered_as_they_come(both: Both) -> None:
     first = next(answers)
     assert read == TEXTS[:1]
     assert_same([first, *answers], list(theirs(text for text in TEXTS)))
-    assert_same(list(ours(Texts(), top_k=None)), list(theirs(Texts(), top_k=None)))
+    column = datasets.Dataset.from_dict({"text": TEXTS})
+    for data in (
+        Texts(),
+        KeyDataset(column, "text"),
+        KeyPairDataset([PAIR] * 2, "text", "text_pair"),
+    ):
+        assert_same(list(ours(data, top_k=None)), list(theirs(data, top_k=None)))
+    assert_same(list(ours(column["text"])), theirs(TEXTS))
     pairs = ({"text": text, "text_pair": TEXTS[0]} for text in TEXTS)
     expected = [theirs({"text": text, "text_pair": TEXTS[0]}) for text in TEXTS]
     assert_same(list(ours(pairs, batch_size=3)), expected)
