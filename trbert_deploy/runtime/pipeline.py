@@ -61,7 +61,7 @@ class Pipeline:
     ) -> None:
         self.path = path
         self.encoder = encoder
-        self.task = task_of(encoder)
+        self.task = task_of(encoder).spelled(tokenizer.spelling)
         self.tokenizer = tokenizer
         self.chain = chain
         self.bundle = bundle

@@ -25,9 +25,12 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.runtime.excerpts import Excerpt, Excerpts
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.spelling import Spelling
 from trbert_deploy.tasks.task import Text
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+#: What the token is called that stands for what cannot be written, where a model does not say.
+_UNKNOWN_TOKENS = ("[UNK]", "<unk>")
 _EXPECTED = "expected a string, or a pair of two strings"
 
 
@@ -131,6 +134,22 @@ class TextTokenizer:
         self.truncate = truncate
         self.encoded = 0
         self.truncated = 0
+
+    @property
+    def spelling(self) -> Spelling:
+        """How it writes words."""
+        model, decoder = self._tokenizer.model, self._tokenizer.decoder
+        named = (getattr(model, "unk_token", None), *_UNKNOWN_TOKENS)
+        unknown = (self._tokenizer.token_to_id(token) for token in named if token)
+        return Spelling(
+            getattr(model, "continuing_subword_prefix", None) or "",
+            next((each for each in unknown if each is not None), None),
+            {
+                token_id: token.content
+                for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
+            },
+            " ".join if decoder is None else decoder.decode,
+        )
 
     def encode(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[Encoding]:
         """The tokenizer's own encodings, with token strings and offsets in the text.

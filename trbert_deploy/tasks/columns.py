@@ -44,6 +44,8 @@ TEXTS = tuple(
         )
     )
 )
+#: Texts that are given as lists of their words, likewise; of tasks that ask for these.
+WORDS = ("tokens", "words")
 #: Labels, likewise.
 LABELS = (
     LABEL,
@@ -86,7 +88,9 @@ class ColumnNames:
         """Names, as ``plain`` has them, by which a column of texts is known."""
         return frozenset((TEXT, *TEXTS, plain(self.text or TEXT)))
 
-    def find(self, found: Sequence[str], labels: Sequence[str], where: str) -> Columns:
+    def find(
+        self, found: Sequence[str], labels: Sequence[str], where: str, texts: Sequence[str] = ()
+    ) -> Columns:
         """Find the columns among those that a record has, whatever their case.
 
         A column that was named for the text stands alone, but for ``text_pair`` or a named pair.
@@ -95,6 +99,7 @@ class ColumnNames:
             found: names of the record's columns.
             labels: names by which a target is known, the first ones first; none to look for none.
             where: what errors call the record.
+            texts: further names by which the text is known, before all others.
 
         Raises:
             DataError: no column is known to hold text, or the one that was named is not there.
@@ -116,7 +121,9 @@ class ColumnNames:
             text = take(self.text, plain(self.text))
             if text is None:
                 raise missing(self.text, found, where)
-        elif self.pair is None and TEXT not in known:
+        elif texts:
+            text = take(*texts)
+        if text is None and self.pair is None and TEXT not in known:
             both = next((pair for pair in PAIRS if known.keys() >= {*pair}), ())
             text, pair = map(take, both) if both else (None, None)
         if text is None:

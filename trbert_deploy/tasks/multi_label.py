@@ -54,6 +54,7 @@ class MultiLabelClassification(TextClassification):
     problem = MULTI_LABEL
     measure = "macro_f1"
     activation = SIGMOID
+    entries = (THRESHOLDS,)
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)

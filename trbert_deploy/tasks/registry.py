@@ -6,10 +6,12 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
+from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
+from trbert_deploy.tasks.token_classification import TokenClassification
 
 #: Name and problem -> task. One line per task.
 TASKS: dict[tuple[str, str], type[Task]] = {}
@@ -26,6 +28,8 @@ for known in (
     Regression,
     TextRanking,
     FeatureExtraction,
+    TokenClassification,
+    QuestionAnswering,
 ):
     register_task(known)
 
@@ -42,8 +46,8 @@ def task_named(name: str) -> type[Task]:
     return known[name]
 
 
-def task_of(spec: EncoderSpec) -> Task:
-    """The task of a model of this shape.
+def task_kind(spec: EncoderSpec) -> type[Task]:
+    """The kind of task of a model of this shape.
 
     Raises:
         ConfigError: it is unknown.
@@ -55,4 +59,13 @@ def task_of(spec: EncoderSpec) -> Task:
             f"unknown task {' as '.join(filter(None, (spec.task, spec.problem)))!r}: expected one "
             f"of {', '.join(told)}"
         )
-    return task.of(spec)
+    return task
+
+
+def task_of(spec: EncoderSpec) -> Task:
+    """The task of a model of this shape.
+
+    Raises:
+        ConfigError: it is unknown.
+    """
+    return task_kind(spec).of(spec)

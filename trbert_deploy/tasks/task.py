@@ -15,6 +15,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.spelling import Spelling
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
 #: in the order of the text.
@@ -136,6 +137,8 @@ class Task(ABC):
         columns: names by which that of a target is known, besides the text's.
         activation: what makes scores of a text's logits (see ``activations``); empty where answers
             are no such scores.
+        texts: further names by which that of the text is known, before all others.
+        entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
     """
 
     name: ClassVar[str]
@@ -144,6 +147,8 @@ class Task(ABC):
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     activation: str = ""
+    texts: ClassVar[tuple[str, ...]] = ()
+    entries: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     @abstractmethod
@@ -210,6 +215,10 @@ class Task(ABC):
                 raise ConfigError(
                     f"{name} is for embeddings: expected none, as the model is for {self.name}"
                 )
+        return self
+
+    def spelled(self, spelling: Spelling) -> Self:
+        """The same task, of a model whose tokenizer writes words so."""
         return self
 
     def input_of(self, text: Text) -> Text:

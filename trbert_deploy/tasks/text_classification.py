@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError, few
-from trbert_deploy.tasks.activations import SOFTMAX, log_softmax, softmax
+from trbert_deploy.tasks.activations import SOFTMAX, kl_divergence, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import (
     are_numbers,
     is_real,
@@ -27,7 +27,6 @@ from trbert_deploy.tasks.task import (
     Output,
     Outputs,
     Prediction,
-    Task,
     Text,
     require_numbers,
 )
@@ -58,25 +57,14 @@ class LabelPrediction(Prediction):
     scores: dict[str, float]
 
 
-class TextClassification(Task):
-    """One label for each text.
-
-    Attributes:
-        labels: in the order of the logits.
-    """
+class TextClassification(LabelledTask):
+    """One label for each text."""
 
     name = "text-classification"
     outputs = (Output(LOGITS, "row"),)
     measure = "accuracy"
     columns = LABELS
     activation = SOFTMAX
-
-    def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = tuple(labels)
-
-    @classmethod
-    def of(cls, spec: EncoderSpec) -> Self:
-        return cls(spec.labels)
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
@@ -100,15 +88,6 @@ class TextClassification(Task):
         if len(labels) < 2:
             raise DataError(f"the data has one label only ({few(labels)}): expected two or more")
         return NewHead(cls.name, labels, found=labels)
-
-    def require_names(self, labels: Sequence[str], where: str) -> None:
-        unknown = self.unknown(labels)
-        require_classes(unknown)
-        if unknown:
-            raise DataError(
-                f"the data has labels that {where} does not know: {few(unknown)} (it knows "
-                f"{few(self.labels)})"
-            )
 
     def checked(self, outputs: Outputs) -> NDArray[np.float32]:
         """The logits [C] of a row.
@@ -134,26 +113,11 @@ class TextClassification(Task):
 
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Kullback-Leibler divergence from the teacher's probabilities, in nats."""
-        wanted, found = (log_softmax(each[LOGITS]) for each in (teacher, student))
-        return float(max(0.0, (np.exp(wanted) * (wanted - found)).sum()))
+        return float(kl_divergence(teacher[LOGITS], student[LOGITS]))
 
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, LabelPrediction)
         return prediction.label
-
-    def require_like(self, other: Task, name: str) -> None:
-        super().require_like(other, name)
-        labels = getattr(other, "labels", ())
-        if set(labels) != set(self.labels):
-            raise DataError(
-                f"{name} knows the labels {few(self.labels)}: expected those of the model, "
-                f"{few(labels)}"
-            )
-
-    def translated(self, outputs: Outputs, other: Task) -> Outputs:
-        """Logits in the order of another model's labels."""
-        labels: tuple[str, ...] = getattr(other, "labels", ())
-        return {LOGITS: outputs[LOGITS][[self.labels.index(label) for label in labels]]}
 
     def no_target(self, encoding: Any = None) -> Any:
         return NO_TARGET
@@ -194,10 +158,6 @@ class TextClassification(Task):
                 f"{first.name}: the model does not know the label {few([repr(label)])} "
                 f"(it knows {few(self.labels)})"
             )
-
-    def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Those of ``labels`` that the model does not know, sorted."""
-        return sorted(label for label in set(labels) if place_of(label, self.labels) is None)
 
     def told_target(self, target: str) -> str:
         """The model's own name for a label."""

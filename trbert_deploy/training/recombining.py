@@ -40,11 +40,13 @@ def recombine(rows: Sequence[TrainingRow], count: int, seed: int, task: Task) ->
     Raises:
         DataError: the rows are pairs of texts, or their tokens are what is answered.
     """
-    if count and task.answers_tokens:
+    if not count:
+        return []
+    if task.answers_tokens:
         raise DataError(
             f"texts for {task.name} cannot be recombined: leave recombined at 0 in the recipe"
         )
-    if count and any(row.tokens.token_type_ids.any() for row in rows):
+    if any(row.tokens.token_type_ids.any() for row in rows):
         raise DataError(
             "pairs of texts cannot be recombined: leave recombined at 0, or train on single texts"
         )

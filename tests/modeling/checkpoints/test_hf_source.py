@@ -18,8 +18,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    BertForMultipleChoice,
     BertForSequenceClassification,
-    BertForTokenClassification,
 )
 
 from trbert_deploy import load
@@ -139,7 +139,7 @@ def test_labels_without_names_and_unknown_entries_survive(
     assert entries["of_somebody"] == {"note": [1]} and entries["id2label"] == names
 
 
-@pytest.mark.parametrize("model_class", [AutoModel, BertForMaskedLM, BertForTokenClassification])
+@pytest.mark.parametrize("model_class", [AutoModel, BertForMaskedLM, BertForMultipleChoice])
 def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
     tmp_path: Path, tokenizer_dir: Path, model_class: Any
 ) -> None:
@@ -155,7 +155,7 @@ def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
-    (BertForTokenClassification, {}, "has the head ForTokenClassification: expected one that is"),
+    (BertForMultipleChoice, {}, "has the head ForMultipleChoice: expected one that is"),
     (BertForMaskedLM, {}, "has no head that answers: expected one that is computed here"),
     (AutoModel.from_config, {}, "has no head that answers: .* trbert-deploy train --model"),
 ]  # fmt: skip
@@ -174,7 +174,7 @@ def test_answers_that_are_not_computed_are_refused_by_name(
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path, tokenizer_dir: Path) -> None:
-    write(tmp_path / "model", tokenizer_dir, BertForTokenClassification)
+    write(tmp_path / "model", tokenizer_dir, BertForMultipleChoice)
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_texts(20)))
     compress = ["compress", "model", "--texts", "texts.jsonl"]
     for command in (["export", "model"], compress, ["evaluate", "model", "--data", "texts.jsonl"]):
@@ -184,7 +184,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, tokenizer_dir: Path) ->
         )  # fmt: skip
         assert done.returncode == 1
         (line,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
-        assert "has the head ForTokenClassification" in line and "Traceback" not in done.stderr
+        assert "has the head ForMultipleChoice" in line and "Traceback" not in done.stderr
 
 
 def test_a_sentence_transformers_folder_makes_embeddings_or_gets_a_new_head() -> None:

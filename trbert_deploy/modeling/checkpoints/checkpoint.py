@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from trbert_deploy.bundle.manifest import SAMPLES
-from trbert_deploy.config import ReductionConfig
+from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import (
     read_json,
@@ -46,7 +46,7 @@ from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
-from trbert_deploy.tasks.multi_label import THRESHOLDS
+from trbert_deploy.tasks.registry import task_kind
 from trbert_deploy.tasks.text_ranking import ACTIVATION
 
 CHECKPOINT_VERSION = 1
@@ -109,14 +109,15 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
 
 
-def _told_answers(answers: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+def _told_answers(spec: EncoderSpec, entries: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of config.json that say how outputs are answers.
 
     Args:
-        answers: as ``EncoderSpec.answers``.
+        spec: of the model.
         entries: of config.json as it was.
     """
-    told = {key: value for key, value in answers.items() if key == THRESHOLDS}
+    answers, known = spec.answers, task_kind(spec).entries
+    told = {key: value for key, value in answers.items() if key in known}
     if "problem" in answers:
         told["problem_type"] = answers["problem"]
     if ACTIVATION in answers:  # as sentence-transformers 4.0 to 5.3 wrote it
@@ -141,7 +142,7 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
         **family.hf_config(spec),
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},
         "label2id": {label: index for index, label in enumerate(spec.labels)},
-        **_told_answers(spec.answers, kept),
+        **_told_answers(spec, kept),
     }
 
 

@@ -29,7 +29,7 @@ from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.multi_label import THRESHOLDS
+from trbert_deploy.tasks.registry import TASKS
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
     MULTI_LABEL,
@@ -41,7 +41,7 @@ from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "
-    "text ranking by one logit, and sentence embeddings"
+    "text ranking by one logit, token classification, question answering, and sentence embeddings"
 )
 
 
@@ -100,25 +100,33 @@ class HfSource:
         """
         if self.modules is not None:
             return FeatureExtraction.name
+        if self.is_bare:
+            return TextClassification.name
+        task = next(task for task, name in ARCHITECTURES.items() if name == self.head)
         kind = getattr(self.config, "problem_type", None)
         one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
-        return TextRanking.name if one_score and not self.is_bare else TextClassification.name
+        return TextRanking.name if one_score and task == TextClassification.name else task
 
     @property
     def answers(self) -> dict[str, Any]:
         """How its outputs are answers, see ``EncoderSpec.answers``."""
         if self.modules is not None:
             return self.modules.answers
-        kind = getattr(self.config, "problem_type", None)
-        if kind == REGRESSION:
-            return {"problem": kind}
         if self.task == TextRanking.name:
             return {ACTIVATION: self._activation or SIGMOID}
-        if kind == MULTI_LABEL or self._activation.endswith("Sigmoid"):
-            thresholds = self.entries.get(THRESHOLDS)
-            known = {} if thresholds is None else {THRESHOLDS: thresholds}
-            return {"problem": MULTI_LABEL, **known}
-        return {}
+        problem = self._problem if self.task == TextClassification.name else ""
+        entries = TASKS[self.task, problem].entries
+        known = {key: self.entries[key] for key in entries if self.entries.get(key) is not None}
+        return {"problem": problem, **known} if problem else known
+
+    @property
+    def _problem(self) -> str:
+        """The kind of a text classifier's answers, see ``Task.problem``."""
+        kind = getattr(self.config, "problem_type", None)
+        if kind == REGRESSION:
+            return REGRESSION
+        several = kind == MULTI_LABEL or self._activation.endswith("Sigmoid")
+        return MULTI_LABEL if several else ""
 
     @property
     def _activation(self) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
+from trbert_deploy.tasks.token_classification import TokenClassification
 
 #: Task -> what a model with its head is called. One line per task.
 ARCHITECTURES = {
     TextClassification.name: "ForSequenceClassification",
     TextRanking.name: "ForSequenceClassification",
+    TokenClassification.name: "ForTokenClassification",
+    QuestionAnswering.name: "ForQuestionAnswering",
     FeatureExtraction.name: "Model",
 }
 #: Names without a head that answers anything.

@@ -16,6 +16,8 @@ from torch import Tensor
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.blocks.encoder import Encoder
+from trbert_deploy.tasks.question_answering import QuestionAnswering
+from trbert_deploy.tasks.token_classification import TokenClassification
 
 State = Mapping[str, Tensor]
 
@@ -40,6 +42,11 @@ BERT_EMBEDDINGS = {
     "norm": "LayerNorm",
     "projection": "embed_proj",
 }
+#: Task -> our modules of its head -> theirs, of all families whose head for tokens is one layer.
+TOKEN_HEADS: Mapping[str, Mapping[str, str]] = {
+    TokenClassification.name: {"classifier": "classifier"},
+    QuestionAnswering.name: {"classifier": "qa_outputs"},
+}
 
 
 class Family(ABC):
@@ -53,7 +60,8 @@ class Family(ABC):
             token, such as ``positions``.
         embeddings: our modules of the embeddings -> theirs, behind ``embeddings_prefix``.
         layer: our modules of a layer -> theirs, behind ``layer_prefix``.
-        head: our modules of the classification head -> theirs.
+        head: our modules of the head for texts -> theirs.
+        token_heads: those of the tasks that answer tokens, by task.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -65,6 +73,7 @@ class Family(ABC):
     layer: ClassVar[Mapping[str, str]] = BERT_LAYER
     layer_prefix: ClassVar[str] = "encoder.layer."
     head: ClassVar[Mapping[str, str]]
+    token_heads: ClassVar[Mapping[str, Mapping[str, str]]] = TOKEN_HEADS
 
     @property
     def name(self) -> str:
@@ -97,7 +106,8 @@ class Family(ABC):
                 names[f"encoder.layers.{layer}.{ours}"] = (
                     f"{self.prefix}{self.layer_prefix}{layer}.{theirs}"
                 )
-        return names | {f"head.{ours}": theirs for ours, theirs in self.head.items()}
+        head = self.token_heads.get(spec.task, self.head)
+        return names | {f"head.{ours}": theirs for ours, theirs in head.items()}
 
     def load(self, state: State, spec: EncoderSpec) -> dict[str, Tensor]:
         """Their tensors under our names; those of a bare encoder, without ``prefix``, too."""

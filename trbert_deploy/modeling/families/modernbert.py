@@ -15,12 +15,14 @@ from trbert_deploy.modeling.blocks.embeddings import Embeddings
 from trbert_deploy.modeling.blocks.encoder import Encoder, EncoderLayer
 from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.blocks.rotary import Rotary
-from trbert_deploy.modeling.families.family import Family, State, require
+from trbert_deploy.modeling.families.family import TOKEN_HEADS, Family, State, require
 from trbert_deploy.modeling.layouts.layout import Layout, RowGroup, ScoreBias
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 #: Their linear layers that are several of ours, one behind the other.
 FUSED = {"attn.Wqkv": 3, "mlp.Wi": 2}
+#: Our modules of the head for tokens -> theirs.
+TOKEN_HEAD = {"dense": "head.dense", "norm": "head.norm", "classifier": "classifier"}
 #: Their name of a text's state -> ours.
 POOLING = {"cls": "first", "mean": "mean"}
 
@@ -46,6 +48,7 @@ class ModernBert(Family):
         "feed_forward.norm": "mlp_norm",
     }
     head = {"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"}
+    token_heads = dict.fromkeys(TOKEN_HEADS, TOKEN_HEAD)
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         require(config, "classifier_pooling", POOLING)

@@ -7,9 +7,11 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.heads.feature_extraction import FeatureExtractionHead
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
+from trbert_deploy.modeling.heads.question_answering import QuestionAnsweringHead
 from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
 from trbert_deploy.modeling.heads.text_ranking import TextRankingHead
+from trbert_deploy.modeling.heads.token_classification import TokenClassificationHead
 
 #: Task and problem -> head. One line per head.
 HEADS: dict[tuple[str, str], type[Head]] = {}
@@ -26,6 +28,8 @@ for known in (
     RegressionHead,
     TextRankingHead,
     FeatureExtractionHead,
+    TokenClassificationHead,
+    QuestionAnsweringHead,
 ):
     register_head(known)
 

@@ -64,7 +64,7 @@ def examples_of(
     Raises:
         DataError: as ``read_examples``.
     """
-    finder = _Finder(source, names, task.columns if with_targets else (), note)
+    finder = _Finder(source, names, task.columns if with_targets else (), note, task.texts)
     for record in records:
         yield task.read(record.values, record.name, finder.columns_of(record))
     finder.require_named()
@@ -82,10 +82,16 @@ class _Finder:
     """Finds the columns of records, which need not have the same ones."""
 
     def __init__(
-        self, source: str, names: ColumnNames, targets: tuple[str, ...], note: Note
+        self,
+        source: str,
+        names: ColumnNames,
+        targets: tuple[str, ...],
+        note: Note,
+        texts: tuple[str, ...] = (),
     ) -> None:
         self._source = source
         self._names = names
+        self._texts = texts
         self._targets = targets
         self._note = note
         self._found: dict[tuple[str, ...], Columns] = {}
@@ -103,7 +109,7 @@ class _Finder:
         keys = tuple(record.values)
         columns = self._found.get(keys)
         if columns is None:
-            columns = self._names.find(keys, self._targets, record.name)
+            columns = self._names.find(keys, self._targets, record.name, self._texts)
             if self._keys is None and columns.pair is None and self._names.pair is not None:
                 raise missing(self._names.pair, keys, record.name)
             if len(self._found) >= _MOST_FINDINGS:
