@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import GOOD, make_texts
+from conftest import BAD, GOOD, make_texts
 from transformers import BertConfig, BertModel
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
 from trbert_deploy.runtime.pipeline import Pipeline
 
-RECIPE = "batch_tokens = 1024\nvalidations = 1\naveraged_runs = 1\n[teacher]\nepochs = 12.0\n"
+KINDS = {"PRAISE": GOOD, "BLAME": BAD, "PLACE": ("city", "village", "house")}
+RECIPE = "batch_tokens = 512\nvalidations = 1\naveraged_runs = 1\n[teacher]\nepochs = 15.0\n"
 RECIPE += "learning_rate = 1e-3\n"
 
 
@@ -35,21 +36,24 @@ def encoder(tmp_path: Path, tokenizer_dir: Path) -> Path:
         vocab_size=256, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
-    BertModel(config).save_pretrained(tmp_path / "encoder")
+    model = BertModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # further from each other, states tell more
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(tmp_path / "encoder")
     for path in tokenizer_dir.iterdir():
         (tmp_path / "encoder" / path.name).write_bytes(path.read_bytes())
     return tmp_path / "encoder"
 
 
 def tagged(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Words, of which the telling good ones are entities of two tags."""
+    """Words, of which the telling ones are entities of two kinds, and the city is one, too."""
+    kinds = {word: kind for kind, words in KINDS.items() for word in words}
     rows = []
     for row in make_texts(count, seed):
         words = row["text"].split()
-        tags = ["B-PRAISE" if word.strip(".") in GOOD else "O" for word in words]
-        for place, tag in enumerate(tags[:-1]):
-            if tag != "O":
-                tags[place + 1] = "I-PRAISE"
+        found = [kinds.get(word.strip(".")) for word in words]
+        tags = ["O" if kind is None else f"B-{kind}" for kind in found]
         rows.append({"tokens": words, "ner_tags": tags})
     return rows
 
@@ -106,9 +110,9 @@ def test_a_tagger_is_trained_served_and_judged(tmp_path: Path, encoder: Path) ->
     entities = found.to_json()["entities"]
     for entity in entities:
         assert set(entity) == {"entity_group", "score", "word", "start", "end"}
-        assert entity["entity_group"] == "PRAISE"
+        assert entity["entity_group"] in KINDS
     begun = {text[entity["start"] : entity["end"]].split()[0].strip(".") for entity in entities}
-    assert begun & {*GOOD}
+    assert begun & {*GOOD} and begun & {*BAD}
     assert max(entity["end"] for entity in entities) > len(text) * 3 / 4  # behind the first windows
     assert len(found.kept[0].positions) < found.num_tokens
 
