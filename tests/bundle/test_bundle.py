@@ -139,7 +139,7 @@ def nested(levels: int) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_version(4), "format version 4: this release reads 2 to 3; upgrade trbert-deploy"),
+        (set_version(5), "format version 5: this release reads 2 to 4; upgrade trbert-deploy"),
         (set_version(1), "format version 1: .* export the checkpoint again"),
         (set_version("2"), "format version '2': .* export the checkpoint again"),
         (set_version([2]), r"format version \[2\]: "),

@@ -49,7 +49,7 @@ def test_its_variants_are_those_whose_files_it_lists() -> None:
     content |= {"files": dict.fromkeys(files, ""), "graphs": [{"name": "dense", "inputs": []}]}
     content["encoder"] = {"task": "another"}
     today = upgraded(content)
-    assert today["format_version"] == 3 and today["encoder"] == {"task": "another"}
+    assert today["format_version"] == 4 and today["encoder"] == {"task": "another"}
     assert today["graphs"] == [{"name": "dense", "inputs": [], "variants": ["masked", "fused"]}]
     assert "variants" not in content["graphs"][0]  # what was given stays as it is
     assert upgraded(today) is today

@@ -337,9 +337,7 @@ def test_a_panic_is_an_error_and_an_interrupt_none(
 def test_as_many_logits_as_labels_are_needed(tiny_bundle: Path) -> None:
     own = load(tiny_bundle, threads=1)
     own.task = TextClassification(("a", "b", "c"))
-    with pytest.raises(
-        OutputError, match=r"logits have the shape \[2\]: expected one for each of 3"
-    ):
+    with pytest.raises(OutputError, match=r"logits have the shape \[2\]: expected \[3\]"):
         own(["the film"])
 
 

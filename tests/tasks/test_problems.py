@@ -15,7 +15,7 @@ from conftest import tiny_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from trbert_deploy.errors import ConfigError, DataError, OutputError
@@ -80,7 +80,7 @@ def test_thresholds_of_a_wrong_kind(thresholds: Any) -> None:
 
 
 @given(rows_of_logits, st.integers(0, 1000))
-def test_f1_is_that_of_scikit_learn(values: np.ndarray, seed: int) -> None:
+def test_measures_are_those_of_scikit_learn(values: np.ndarray, seed: int) -> None:
     task = MultiLabelClassification(LABELS)
     values = values.round(2)
     truth = (np.random.default_rng(seed).random(values.shape) < 0.4).astype(np.float32)
@@ -94,6 +94,9 @@ def test_f1_is_that_of_scikit_learn(values: np.ndarray, seed: int) -> None:
         expected = f1_score(truth, decided, average="micro", zero_division=0)
         assert found["micro_f1"] == pytest.approx(expected)
     assert found["exact_match"] == pytest.approx(accuracy_score(truth, decided))
+    of_labels = [average_precision_score(*label) for label in zip(truth.T, values.T, strict=True)
+                 if label[0].any()]  # fmt: skip
+    assert found["average_precision"] == pytest.approx(np.mean(of_labels or [0.0]))
     assert task.measure == next(iter(found))
 
 

@@ -30,10 +30,11 @@ from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.heads.registry import build_head
+from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example, shuffled_units
 from trbert_deploy.tasks.text_classification import LOGITS
-from trbert_deploy.tasks.text_ranking import IDENTITY, SIGMOID, TextRanking
+from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.training.data import split_validation
 from trbert_deploy.training.run import train
 
@@ -243,11 +244,6 @@ def test_documents_are_ranked_as_by_a_cross_encoder(
         served.rank("a film", ["a text", " "])
     with pytest.raises(ConfigError, match="top_k is 0"):
         served.rank("a film", documents, top_k=0)
-
-
-def test_what_is_no_reranker_does_not_rank(tiny_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="text-classification does not rank texts"):
-        load(tiny_bundle, threads=1).rank("a film", ["a text"])
 
 
 def encoder_of(path: Path, tokenizer_dir: Path) -> Path:

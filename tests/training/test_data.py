@@ -156,7 +156,7 @@ def test_unknown_labels_are_named(tokenizer_dir: Path) -> None:
     examples = [Example("the film", "good"), Example("the film", "ugly", "line 2")]
     message = r"line 2: the model does not know the label 'ugly' \(it knows bad, good\)"
     with pytest.raises(DataError, match=message):
-        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+        tokenize(examples, tokenizer, TextClassification(LABELS))
 
 
 def test_texts_are_tokenized_some_at_a_time(
@@ -164,11 +164,11 @@ def test_texts_are_tokenized_some_at_a_time(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
     examples = [Example(row["text"], row["label"]) for row in ROWS]
-    whole = tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+    whole = tokenize(examples, tokenizer, TextClassification(LABELS))
     monkeypatch.setattr(data, "TOKENIZED_AT_A_TIME", 2)
     steps: list[tuple[str, int, int | None]] = []
     parts = tokenize(
-        examples, tokenizer, TextClassification(LABELS), -100, lambda *step: steps.append(step)
+        examples, tokenizer, TextClassification(LABELS), lambda *step: steps.append(step)
     )
     assert steps == [("tokenize", done, 5) for done in (0, 2, 4, 5)]
     for one, other in zip(whole, parts, strict=True):
@@ -176,7 +176,7 @@ def test_texts_are_tokenized_some_at_a_time(
         assert one.tokens.input_ids.tolist() == other.tokens.input_ids.tolist()
     examples[3] = Example(" ", "good")
     with pytest.raises(DataError, match=r"^text 4 is empty"):
-        tokenize(examples, tokenizer, TextClassification(LABELS), -100)
+        tokenize(examples, tokenizer, TextClassification(LABELS))
 
 
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from tokenizers import Encoding
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, ConfigError, DataError, FileFormatError
+from trbert_deploy.errors import BundleError, FileFormatError
 from trbert_deploy.files import read_directory
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime import embedding
+from trbert_deploy.runtime import cross_encoder, embedding
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
@@ -169,42 +169,72 @@ class Pipeline:
             predictions.append(prediction)
         return predictions
 
+    def predict(
+        self,
+        pairs: Sequence[Text] | Text,
+        *,
+        batch_size: int = cross_encoder.BATCH_SIZE,
+        activation_fn: cross_encoder.Activation = None,
+        apply_softmax: bool = False,
+        show_progress_bar: bool | None = None,
+        label: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Score pairs of texts, as CrossEncoder.predict does.
+
+        Args:
+            pairs: of texts, or one pair.
+            batch_size: pairs that are on their way at a time.
+            activation_fn: what makes scores of logits: ``Sigmoid``, ``Identity`` or ``Softmax``,
+                PyTorch's module of such a name, or a function of numpy arrays [B, C]. By default
+                what the checkpoint says, for a classifier of one label of several none.
+            apply_softmax: make probabilities of several logits.
+            show_progress_bar: taken so that calls need no change; no bar is shown.
+            label: of a classifier: give the probability of this label alone.
+
+        Returns:
+            [N] float32 in the given order; [N, C] where the model has several labels and ``label``
+            is None; of one pair its score, or [C].
+
+        Raises:
+            ConfigError: the model answers with no such scores or has no such label, or a value is
+                out of range.
+            DataError: an empty text, or what is no pair.
+        """
+        return cross_encoder.predict(self, pairs, batch_size, activation_fn, apply_softmax, label)
+
     def rank(
         self,
         query: str,
         documents: Sequence[str],
-        *,
         top_k: int | None = None,
         return_documents: bool = False,
+        *,
+        batch_size: int = cross_encoder.BATCH_SIZE,
+        activation_fn: cross_encoder.Activation = None,
+        show_progress_bar: bool | None = None,
+        label: str | None = None,
     ) -> list[dict[str, Any]]:
         """Rank documents by how well they answer a query, as CrossEncoder.rank does.
 
         Args:
             top_k: of the best ones; all where None.
             return_documents: give their ``text``, too.
+            batch_size, activation_fn, show_progress_bar: as ``predict``.
+            label: of a classifier, the one whose probability is the score, such as the second one
+                of a reranker with two logits.
 
         Returns:
             ``corpus_id`` (which document it is) and ``score`` of each, best first; equal scores in
             the given order.
 
         Raises:
-            ConfigError: the model is no reranker, or ``top_k`` is out of range.
+            ConfigError: the model is no reranker, and no label is given that it has; or ``top_k``
+                is out of range.
             DataError: no documents, an empty text, or what is no text.
         """
-        require_texts(documents)
-        if not documents:
-            raise DataError("no documents to rank: expected at least one")
-        if top_k is not None:
-            require_whole("top_k", top_k, 1, MOST_TEXTS)
-        names = [f"document {place + 1}" for place in range(len(documents))]
-        answers = self([(query, document) for document in documents], names=names)
-        scores = [self.task.rank_score(answer) for answer in answers]
-        order = sorted(range(len(scores)), key=lambda place: -scores[place])
-        return [
-            {"corpus_id": place, "score": scores[place]}
-            | ({"text": documents[place]} if return_documents else {})
-            for place in order[:top_k]
-        ]
+        return cross_encoder.rank(
+            self, query, documents, top_k, return_documents, batch_size, activation_fn, label
+        )
 
     def encode(
         self,
@@ -413,12 +443,7 @@ def load(
 
     def start(bundle: Bundle) -> Pipeline:
         manifest = bundle.manifest
-        limit = manifest.max_length if max_length is None else max_length
-        if not 1 <= limit <= manifest.max_length:
-            raise ConfigError(
-                f"maximum length is {limit}: the bundle {bundle.path} takes 1 to "
-                f"{manifest.max_length} tokens"
-            )
+        tokenizer = tokenizer_of(bundle, max_length, truncate)
         name, options, wanted = backend, BackendOptions(threads, precision), point
         reduction = manifest.reduction.at(point)
         if backend == AUTO:
@@ -439,7 +464,6 @@ def load(
             max_batch_tokens,
             outputs=task_of(manifest.encoder).outputs,
         )
-        tokenizer = tokenizer_of(bundle, limit, truncate)
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
         pipeline = pipeline.set_up(dimensions=dimensions, prompt=prompt)
         pipeline = pipeline.at(wanted, note, progress)

@@ -59,9 +59,15 @@ def tokenizer_of(
 
     Raises:
         BundleError: the bundle was replaced since it was opened.
+        ConfigError: the bundle does not take so many tokens.
         FileFormatError, ConfigError: as ``TextTokenizer``.
     """
-    limit = bundle.manifest.max_length if max_length is None else max_length
+    most = bundle.manifest.max_length
+    limit = most if max_length is None else max_length
+    if not 1 <= limit <= most:
+        raise ConfigError(
+            f"maximum length is {limit}: the bundle {bundle.path} takes 1 to {most} tokens"
+        )
     with bundle.reading(TOKENIZER) as path:
         return TextTokenizer(path, limit, truncate)
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.tasks.probabilities import softmax
+from trbert_deploy.tasks.activations import softmax
 
 #: Columns of the logits [S, 2].
 START, END = 0, 1

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import require_kind
+from trbert_deploy.tasks.activations import SIGMOID, sigmoid
 from trbert_deploy.tasks.labels import names_in, place_of
 from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import (
@@ -53,6 +54,7 @@ class MultiLabelClassification(TextClassification):
     problem = MULTI_LABEL
     measure = "macro_f1"
     entries = (THRESHOLDS,)
+    activation = SIGMOID
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)
@@ -137,7 +139,9 @@ class MultiLabelClassification(TextClassification):
         )
 
     def metrics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> dict[str, float]:
-        """F1, the mean of the labels' and that of all decisions; texts without a mistake."""
+        """F1, the mean of the labels' and that of all decisions; texts without a mistake; average
+        precision, the mean of the labels'.
+        """
         statistics = self.statistics(outputs, targets)
         counts = statistics.sum(axis=0).reshape(-1, 3).sum(axis=0)
         answers = np.stack([self.decisions(each) for each in outputs])
@@ -145,6 +149,9 @@ class MultiLabelClassification(TextClassification):
             self.measure: self.measured(statistics),
             "micro_f1": _f1(*counts),
             "exact_match": float((answers == (targets > 0.5)).all(axis=1).mean()),
+            "average_precision": _mean_average_precision(
+                np.stack([each[LOGITS] for each in outputs]), targets > 0.5
+            ),
         }
 
     def statistics(self, outputs: Sequence[Outputs], targets: NDArray[Any]) -> NDArray[np.float64]:
@@ -164,9 +171,29 @@ class MultiLabelClassification(TextClassification):
         return tuple(label for label, given in zip(self.labels, decided, strict=True) if given)
 
 
-def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Probabilities [...] of logits [...], each for itself."""
-    return np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+def _mean_average_precision(scores: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
+    """Average precision of each label that occurs, their mean; 0 where none does.
+
+    Args:
+        scores, truth: [N, C] each; scores need only be in the right order.
+    """
+    found = [_average_precision(*label) for label in zip(scores.T, truth.T, strict=True)]
+    return float(np.mean([each for each in found if each is not None] or [0.0]))
+
+
+def _average_precision(scores: NDArray[np.float32], truth: NDArray[np.bool_]) -> float | None:
+    """Precision at each recall that is reached, weighted by what the recall gains there.
+
+    Texts of one score, [N] as the truth, count together (as in scikit-learn); None without any that
+    is true.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    if not hits[-1]:
+        return None
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each score
+    gained = np.diff(hits[last], prepend=0) / hits[-1]
+    return float((gained * hits[last] / (last + 1)).sum())
 
 
 def _f1(right: float, wrong: float, missed: float) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.tasks.activations import IDENTITY
 from trbert_deploy.tasks.labels import number_of
 from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import (
@@ -28,6 +29,7 @@ class Regression(TextClassification):
 
     problem = REGRESSION
     measure = "spearman"
+    activation = IDENTITY
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
         """The numbers as ``scores``; ``label`` and ``score`` are the largest one's."""

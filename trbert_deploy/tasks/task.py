@@ -137,6 +137,8 @@ class Task(ABC):
         columns: names by which that of a target is known, besides the text's.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
+        activation: what makes scores of a text's logits (see ``activations``); empty where answers
+            are no such scores.
     """
 
     name: ClassVar[str]
@@ -146,6 +148,7 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
+    activation: str = ""
 
     @classmethod
     @abstractmethod
@@ -256,14 +259,6 @@ class Task(ABC):
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:
         """The answer in few words."""
-
-    def rank_score(self, prediction: Prediction) -> float:
-        """What texts are ranked by, the largest first.
-
-        Raises:
-            ConfigError: the task does not rank.
-        """
-        raise ConfigError(f"a model for {self.name} does not rank texts: expected a reranker")
 
     def told_target(self, target: Any) -> str:
         """A target in few words, as ``summary`` has answers."""

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError, OutputError, few
+from trbert_deploy.tasks.activations import SOFTMAX, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.divergence import kl_divergence
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import (
     are_numbers,
@@ -20,7 +22,6 @@ from trbert_deploy.tasks.labels import (
     place_of,
     require_classes,
 )
-from trbert_deploy.tasks.probabilities import kl_divergence, softmax
 from trbert_deploy.tasks.task import (
     Example,
     NewHead,
@@ -64,6 +65,7 @@ class TextClassification(LabelledTask):
     outputs = (Output(LOGITS, "row"),)
     measure = "accuracy"
     columns = LABELS
+    activation = SOFTMAX
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
@@ -94,13 +96,7 @@ class TextClassification(LabelledTask):
         Raises:
             OutputError: one is no finite number, or there are not as many as labels.
         """
-        require_numbers(outputs)
-        if outputs[LOGITS].shape != (len(self.labels),):
-            raise OutputError(
-                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one "
-                f"for each of {len(self.labels)} labels"
-            )
-        return outputs[LOGITS]
+        return logits_of(outputs, len(self.labels))
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
         probabilities = softmax(self.checked(outputs))
@@ -182,6 +178,20 @@ class TextClassification(LabelledTask):
         """1 where the label is right: [N, 1]."""
         answers = np.array([each[LOGITS].argmax() for each in outputs])
         return (answers == targets).astype(np.float64)[:, None]
+
+
+def logits_of(outputs: Outputs, count: int) -> NDArray[np.float32]:
+    """The logits of a text: [``count``].
+
+    Raises:
+        OutputError: one is no finite number, or there are not as many.
+    """
+    require_numbers(outputs)
+    if outputs[LOGITS].shape != (count,):
+        raise OutputError(
+            f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected [{count}]"
+        )
+    return outputs[LOGITS]
 
 
 def _macro_f1(truth: NDArray[np.int64], answers: NDArray[np.int64]) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import ConfigError, DataError, OutputError
+from trbert_deploy.errors import ConfigError, DataError
+from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SIGMOID
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
 from trbert_deploy.tasks.labels import label_name, number_of
-from trbert_deploy.tasks.multi_label import sigmoid
 from trbert_deploy.tasks.task import (
     Example,
     NewHead,
@@ -22,12 +22,11 @@ from trbert_deploy.tasks.task import (
     Prediction,
     Task,
     Text,
-    require_numbers,
 )
-from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER
+from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER, logits_of
 
 #: Entry of ``EncoderSpec.answers``: what is put on the logit, as PyTorch calls it.
-ACTIVATION, SIGMOID, IDENTITY = "activation", "Sigmoid", "Identity"
+ACTIVATION = "activation"
 #: Ranks that are looked at.
 DEPTH = 10
 
@@ -93,11 +92,7 @@ class TextRanking(Task):
             _relevance(label, f"the data for {where}")
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> ScorePrediction:
-        require_numbers(outputs)
-        if outputs[LOGITS].shape != (1,):
-            raise OutputError(
-                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected one"
-            )
+        logits_of(outputs, 1)
         return ScorePrediction(num_tokens=len(encoding.ids), score=self._score(outputs))
 
     def agreement(self, one: Outputs, other: Outputs) -> float:
@@ -117,10 +112,6 @@ class TextRanking(Task):
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, ScorePrediction)
         return f"{prediction.score:.3f}"
-
-    def rank_score(self, prediction: Prediction) -> float:
-        assert isinstance(prediction, ScorePrediction)
-        return prediction.score
 
     def no_target(self, encoding: Any = None) -> NDArray[np.float32]:
         return np.full(2, np.nan, np.float32)
@@ -170,8 +161,7 @@ class TextRanking(Task):
         return np.array(found)
 
     def _score(self, outputs: Outputs) -> float:
-        logit = outputs[LOGITS][0]
-        return float(logit if self.activation == IDENTITY else sigmoid(np.asarray(logit)))
+        return float(ACTIVATIONS[self.activation](outputs[LOGITS])[0])
 
 
 def _require_pair(example: Example) -> None:

@@ -187,18 +187,18 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, tokenizer_dir: Path) ->
         assert "has the head ForMultipleChoice" in line and "Traceback" not in done.stderr
 
 
-def test_a_sentence_transformers_folder_is_read_for_training_and_refused_for_answers(
-    tmp_path: Path,
-) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    assert sentence_transformers
+def test_a_sentence_transformers_folder_makes_embeddings_or_gets_a_new_head() -> None:
     from trbert_deploy.demo.quickstart import packaged_encoder
 
     source = open_source(str(packaged_encoder()))
-    assert source.is_bare
-    if (packaged_encoder() / "modules.json").is_file():
-        with pytest.raises(CheckpointError, match="makes sentence embeddings"):
-            source.require_answers()
+    assert source.is_bare and source.answers_anything
+    source.require_answers()
+    spec = source.spec()
+    assert (spec.task, spec.labels) == ("feature-extraction", ())
+    assert spec.answers == {"pooling": "mean", "normalize": True}
+    assert source.max_length == 256
+    head = NewHead("text-classification", ("bad", "good"))
+    assert source.spec(head).labels == ("bad", "good")
 
 
 def test_an_unknown_tensor_of_the_encoder_is_refused(tmp_path: Path, tokenizer_dir: Path) -> None:

@@ -27,6 +27,7 @@ from trbert_deploy.modeling.checkpoints.tensors import read_tensors
 from trbert_deploy.modeling.families.architectures import ARCHITECTURES, BARE
 from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
+from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.registry import TASKS
 from trbert_deploy.tasks.task import NewHead
@@ -36,7 +37,7 @@ from trbert_deploy.tasks.text_classification import (
     SINGLE_LABEL,
     TextClassification,
 )
-from trbert_deploy.tasks.text_ranking import ACTIVATION, SIGMOID, TextRanking
+from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "

@@ -11,8 +11,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.numbers import NumbersHead
+from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 from trbert_deploy.tasks.text_classification import LOGITS
-from trbert_deploy.tasks.text_ranking import ACTIVATION, IDENTITY, SIGMOID, TextRanking
+from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
 
 class TextRankingHead(NumbersHead):

@@ -1,0 +1,98 @@
+"""The examples run as their documentation says."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import LABELS, make_texts
+from hf_folders import classifier_folder
+
+from trbert_deploy import load
+from trbert_deploy.exporters.export import export_bundle
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TEXTS = [" ".join(row["text"].split()[-10:]) for row in make_texts(6, seed=9)]
+Run = Callable[..., tuple[list[list[str]], list[str]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example: the columns of the lines on stdout, and the lines on stderr."""
+
+    def run(name: str, *arguments: object) -> tuple[list[list[str]], list[str]]:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        printed = capsys.readouterr()
+        return [line.split("\t") for line in printed.out.splitlines()], printed.err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n\n".join(TEXTS) + "\n")
+    return path
+
+
+def test_every_example_is_short_and_run_here() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+        assert f'"{path.name}"' in source
+
+
+def test_reviews_are_classified(tiny_bundle: Path, texts: Path, run: Run) -> None:
+    found, counts = run("classify_reviews.py", tiny_bundle, texts)
+    answers = load(tiny_bundle)(TEXTS)
+    expected = [[a.label, f"{a.score:.3f}", t] for a, t in zip(answers, TEXTS, strict=True)]
+    assert found == expected
+    labels = [label for label, _, _ in found]
+    assert sorted(counts) == sorted(
+        f"{label}: {labels.count(label)} of 6" for label in LABELS if label in labels
+    )
+
+
+def test_reviews_come_from_standard_input(
+    tiny_bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
+    found, counts = run("classify_reviews.py", tiny_bundle, "-", "--unsure", 1.0)
+    assert [label for label, _, _ in found] == ["unsure"] * 6
+    assert counts == ["unsure: 6 of 6"]
+
+
+@pytest.mark.parametrize("labels", [("LABEL_0",), ("no", "yes")])
+def test_search_results_are_ranked(
+    tmp_path: Path, tokenizer_dir: Path, texts: Path, run: Run, labels: tuple[str, ...]
+) -> None:
+    folder = classifier_folder(tmp_path / "folder", tokenizer_dir, labels)
+    export_bundle(folder, tmp_path / "bundle")
+    choice = ["--label", labels[1]] if labels[1:] else []
+    found, _ = run(
+        "rerank_search_results.py", tmp_path / "bundle", "a film", texts, "--top", 4, *choice
+    )
+    assert [place for place, _, _ in found] == ["1", "2", "3", "4"]
+    scores = load(tmp_path / "bundle").predict([("a film", text) for text in TEXTS],
+                                               label=choice[1] if choice else None)  # fmt: skip
+    ranked = sorted(zip(-scores, TEXTS, strict=True))
+    assert [passage for _, _, passage in found] == [text for _, text in ranked[:4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("classify_reviews.py", ["nothing.txt"]), ("rerank_search_results.py", ["a", "nothing.txt"])],
+)
+def test_mistakes_are_one_line(
+    tiny_bundle: Path, run: Run, name: str, arguments: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(name, tiny_bundle, *arguments)
+    assert str(caught.value).startswith("error: ")
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,38 @@
+"""Folders of transformers' classifiers with random weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+BERT = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def classifier_folder(
+    path: Path, tokenizer_dir: Path, labels: tuple[str, ...], **entries: Any
+) -> Path:
+    """A BERT whose answers lie far apart.
+
+    Args:
+        entries: of config.json.
+    """
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(**BERT, **names, **entries)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(16.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(path)
+    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
+    return path

@@ -1,0 +1,48 @@
+"""The pipelines of transformers that a bundle can stand in for, by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.drop_in.drop_in import DropIn
+from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
+from trbert_deploy.runtime.pipeline import load
+
+#: Name -> what is called as the pipeline of that name. One line for each.
+DROP_INS: dict[str, type[DropIn]] = {
+    "text-classification": TextClassificationDropIn,
+    "sentiment-analysis": TextClassificationDropIn,
+}
+
+
+def pipeline(task: str, model: str | Path | Bundle = "bundle", **options: Any) -> DropIn:
+    """Open a bundle as the transformers pipeline of a task.
+
+    Args:
+        task: name of the pipeline, a key of ``DROP_INS``.
+        model: the bundle's directory, or an opened one.
+        options: what the pipeline takes with a call, for all calls (``DropIn.options_type``), and
+            what ``load`` takes.
+
+    Raises:
+        ConfigError: an unknown task, a bundle for another one, or an option that is unknown or out
+            of range.
+        TrbertError: as ``load``.
+    """
+    if task not in DROP_INS:
+        raise ConfigError(f"unknown pipeline {task!r}: expected one of {', '.join(DROP_INS)}")
+    drop_in = DROP_INS[task]
+    own = {option.name for option in fields(drop_in.options_type)}
+    of_load = set(list(signature(load).parameters)[1:]) - own
+    for name in options:
+        if name not in own | of_load:
+            raise ConfigError(
+                f"unknown option {name}: expected one of {', '.join(sorted(own | of_load))}"
+            )
+    loaded = load(model, **{name: options[name] for name in options.keys() & of_load})
+    return drop_in(loaded, **{name: options[name] for name in options.keys() & own})
