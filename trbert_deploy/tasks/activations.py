@@ -27,6 +27,18 @@ def softmax(logits: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
     return np.exp(log_softmax(logits, axis))
 
 
+def kl_divergence(
+    teacher: NDArray[Any], student: NDArray[Any], axis: int = -1
+) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence from a teacher's probabilities, in nats; of logits.
+
+    Returns:
+        The shape of the logits without ``axis``.
+    """
+    wanted, found = log_softmax(teacher, axis), log_softmax(student, axis)
+    return np.maximum(0.0, (np.exp(wanted) * (wanted - found)).sum(axis))
+
+
 def identity(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Logits as they are."""
     return logits.astype(np.float64)

@@ -53,8 +53,8 @@ class MultiLabelClassification(TextClassification):
 
     problem = MULTI_LABEL
     measure = "macro_f1"
-    entries = (THRESHOLDS,)
     activation = SIGMOID
+    entries = (THRESHOLDS,)
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)

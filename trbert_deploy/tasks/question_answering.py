@@ -14,9 +14,9 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, OutputError
 from trbert_deploy.fields import require_kind
 from trbert_deploy.tasks import squad
+from trbert_deploy.tasks.activations import kl_divergence
 from trbert_deploy.tasks.answer_spans import Answer, Candidates, best_answers, best_span
 from trbert_deploy.tasks.columns import LABEL, Columns, text_of
-from trbert_deploy.tasks.divergence import kl_divergence
 from trbert_deploy.tasks.gold_answers import START as ANSWER_START
 from trbert_deploy.tasks.gold_answers import TEXT, GoldAnswers, read_answers
 from trbert_deploy.tasks.task import (

@@ -135,10 +135,10 @@ class Task(ABC):
         outputs: what its head computes.
         measure: name of the first of its ``metrics``, which models are judged by.
         columns: names by which that of a target is known, besides the text's.
-        texts: further names by which that of the text is known, before all others.
-        entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
         activation: what makes scores of a text's logits (see ``activations``); empty where answers
             are no such scores.
+        texts: further names by which that of the text is known, before all others.
+        entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
     """
 
     name: ClassVar[str]
@@ -146,9 +146,9 @@ class Task(ABC):
     outputs: tuple[Output, ...]
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
+    activation: str = ""
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
-    activation: str = ""
 
     @classmethod
     @abstractmethod

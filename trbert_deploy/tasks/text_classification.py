@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError, OutputError, few
-from trbert_deploy.tasks.activations import SOFTMAX, softmax
+from trbert_deploy.tasks.activations import SOFTMAX, kl_divergence, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
-from trbert_deploy.tasks.divergence import kl_divergence
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import (
     are_numbers,

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError, few
-from trbert_deploy.tasks.activations import softmax
+from trbert_deploy.tasks.activations import kl_divergence, softmax
 from trbert_deploy.tasks.chunks import OUTSIDE, Chunk, chunks, f1, parsed, shared
 from trbert_deploy.tasks.columns import LABEL, WORDS, Columns
-from trbert_deploy.tasks.divergence import kl_divergence
 from trbert_deploy.tasks.entities import AGGREGATIONS, SIMPLE, Entity, TaggedToken, entities
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import are_numbers, place_of
