@@ -57,7 +57,7 @@ from trbert_deploy.progress import Progress
 from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning, rows_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.tasks.registry import task_of
 
 REFERENCE = "PyTorch fp32, sdpa"
@@ -232,7 +232,7 @@ def main(
         corpus = [
             str(text.text) for text in islice(read_examples(data, task), max(64, texts, batch))
         ]
-        sample = rows_of(tokenizer.encode(corpus), task.protected)
+        sample = tokenizer.rows(tokenizer.encode(corpus), task.protected)
         cases = [
             Case(
                 f"{length} tokens",

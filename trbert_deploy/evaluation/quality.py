@@ -138,7 +138,8 @@ class ModelRun:
         results = self.pipeline.run(rows, dense=self.dense, timing=self.timing)
         for row, result in zip(rows, results, strict=True):
             self.outputs.append(result.outputs)
-            self.tokens.append([len(row), *map(len, result.kept)])
+            for part, read in zip(row.parts, result.parts, strict=True):
+                self.tokens.append([len(part), *map(len, read.kept)])
 
     def outputs_as(self, other: Pipeline) -> list[Outputs]:
         """All outputs, as another model would have them."""

@@ -33,7 +33,7 @@ from trbert_deploy.runtime.backends.registry import (
 )
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS, Chain, Timing
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, rows_of, tokenizer_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import KeptTokens, Prediction, Text
@@ -160,7 +160,7 @@ class Pipeline:
             texts = [texts]
         texts = self.inputs_of(texts)
         encodings = self.tokenizer.encode(texts, names)
-        results = self.run(self.rows(encodings), dense=dense)
+        results = self.run(self.rows(encodings, names), dense=dense)
         predictions = []
         for text, encoding, result in zip(texts, encodings, results, strict=True):
             prediction = self.task.decode(result.outputs, encoding, text)
@@ -287,13 +287,15 @@ class Pipeline:
         name = embedding.prompt_for(self, embedding.DOCUMENT)
         return self.encode(sentences, prompt_name=name, **options)
 
-    def rows(self, encodings: Sequence[Encoding]) -> list[TokenRow]:
+    def rows(
+        self, encodings: Sequence[Encoding], names: Sequence[str] | None = None
+    ) -> list[TokenRow]:
         """Encodings as rows of tokens, with those marked that the task protects.
 
         Raises:
             FileFormatError: the tokenizer gives tokens that the model does not have.
         """
-        rows = rows_of(encodings, self.task.protected)
+        rows = self.tokenizer.rows(encodings, self.task.protected, names)
         tokens, types = self.encoder.vocab_size, self.encoder.token_types
         for row in rows:  # what a graph reads behind the end of a table depends on the backend
             if row.input_ids.max() >= tokens or (types > 1 and row.token_type_ids.max() >= types):
@@ -309,7 +311,7 @@ class Pipeline:
         Raises:
             DataError, LengthError: as a call.
         """
-        return self.rows(self.tokenizer.encode(self.inputs_of(texts), names))
+        return self.rows(self.tokenizer.encode(self.inputs_of(texts), names), names)
 
     def inputs_of(self, texts: Sequence[Text]) -> list[Text]:
         """What the model reads of texts.
@@ -355,8 +357,16 @@ class Pipeline:
     def run(
         self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
     ) -> list[RowResult]:
-        """Run rows of tokens (see Chain)."""
-        return self.chain.run_dense(rows, timing) if dense else self.chain.run(rows, timing)
+        """Run rows of tokens (see Chain), those with windows window by window."""
+        parts = [row.parts for row in rows]
+        whole = [part for row in parts for part in row]
+        results = iter(
+            self.chain.run_dense(whole, timing) if dense else self.chain.run(whole, timing)
+        )
+        return [
+            RowResult.of_windows(row, [next(results) for _ in read])
+            for row, read in zip(rows, parts, strict=True)
+        ]
 
     def _kept(self, tokens: Sequence[str], result: RowResult) -> tuple[KeptTokens, ...]:
         cuts = (segment.cut for segment in self.chain.segments if segment.cut is not None)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, TOKEN_TYPE_IDS
 from trbert_deploy.runtime.gathering import Said
+from trbert_deploy.runtime.windows import merged
 from trbert_deploy.selection.select import first_token
 
 
@@ -21,11 +22,14 @@ class TokenRow:
     Attributes:
         input_ids, token_type_ids: [S] int64, special tokens included, no padding.
         protected: [S] bool, tokens that must survive every cut; the first one by default.
+        windows: places of the tokens that are read together, [W] int64 each, where the row is too
+            long for the model.
     """
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
     protected: NDArray[np.bool_] = None  # type: ignore[assignment]
+    windows: tuple[NDArray[np.int64], ...] = ()
 
     def __post_init__(self) -> None:
         if self.protected is None:
@@ -34,7 +38,12 @@ class TokenRow:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def part(self, places: Sequence[int]) -> TokenRow:
+    @property
+    def parts(self) -> list[TokenRow]:
+        """The rows that the model reads: its windows, or the row itself."""
+        return [self.part(window) for window in self.windows] or [self]
+
+    def part(self, places: Sequence[int] | NDArray[np.int64]) -> TokenRow:
         """The tokens at ``places``."""
         return TokenRow(self.input_ids[places], self.token_type_ids[places], self.protected[places])
 
@@ -99,11 +108,33 @@ class RowResult:
 
     Attributes:
         outputs: the head's outputs by name, float32 each.
-        kept: for each cut, the positions [K] int64 in the row's tokens that survived it.
+        kept: for each cut, the positions [K] int64 in the row's tokens that survived it; of a row
+            that was read in windows those that did in any of them.
+        windows: what it says of these.
     """
 
     outputs: Mapping[str, NDArray[np.float32]]
     kept: tuple[NDArray[np.int64], ...]
+    windows: tuple[RowResult, ...] = ()
+
+    @property
+    def parts(self) -> tuple[RowResult, ...]:
+        """What it says of the rows that the model read, as ``TokenRow.parts``."""
+        return self.windows or (self,)
+
+    @classmethod
+    def of_windows(cls, row: TokenRow, results: Sequence[RowResult]) -> RowResult:
+        """What it says of a row, given what it says of each of its windows."""
+        if not row.windows:
+            return results[0]
+        outputs = merged(row.windows, [result.outputs for result in results])
+        cuts = range(len(results[0].kept))
+        pairs = list(zip(row.windows, results, strict=True))
+        kept = (
+            np.unique(np.concatenate([window[result.kept[cut]] for window, result in pairs]))
+            for cut in cuts
+        )
+        return cls(outputs, tuple(kept), tuple(results))
 
 
 def fates_apart(one: RowResult, other: RowResult) -> int:

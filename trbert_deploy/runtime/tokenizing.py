@@ -25,6 +25,8 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.runtime.excerpts import Excerpt, Excerpts
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.windows import Window, windows_of
+from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.spelling import Spelling
 from trbert_deploy.tasks.task import Text
 
@@ -32,24 +34,6 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 #: What the token is called that stands for what cannot be written, where a model does not say.
 _UNKNOWN_TOKENS = ("[UNK]", "<unk>")
 _EXPECTED = "expected a string, or a pair of two strings"
-
-
-def rows_of(
-    encodings: Sequence[Encoding], protected: Callable[[Encoding], NDArray[np.bool_]]
-) -> list[TokenRow]:
-    """Encodings as rows of tokens.
-
-    Args:
-        protected: encoding -> which of its tokens must survive, [S].
-    """
-    return [
-        TokenRow(
-            np.array(encoding.ids, np.int64),
-            np.array(encoding.type_ids, np.int64),
-            protected(encoding),
-        )
-        for encoding in encodings
-    ]
 
 
 def tokenizer_of(
@@ -64,12 +48,13 @@ def tokenizer_of(
     """
     most = bundle.manifest.max_length
     limit = most if max_length is None else max_length
+    overlap = task_of(bundle.manifest.encoder).overlap
     if not 1 <= limit <= most:
         raise ConfigError(
             f"maximum length is {limit}: the bundle {bundle.path} takes 1 to {most} tokens"
         )
     with bundle.reading(TOKENIZER) as path:
-        return TextTokenizer(path, limit, truncate)
+        return TextTokenizer(path, limit, truncate, overlap)
 
 
 @contextmanager
@@ -98,6 +83,7 @@ class TextTokenizer:
         max_length: most tokens of a row, special tokens included.
         truncate: cut longer texts (``truncated`` counts them, and the first one warns);
             otherwise refuse them.
+        overlap: instead, read longer texts in windows that share so many tokens; 0 for no windows.
 
     Attributes:
         encoded, truncated: texts so far, and those of them that were cut.
@@ -107,7 +93,9 @@ class TextTokenizer:
         ConfigError: ``max_length`` leaves no room beside the special tokens.
     """
 
-    def __init__(self, path: Path, max_length: int, truncate: bool = True) -> None:
+    def __init__(
+        self, path: Path, max_length: int, truncate: bool = True, overlap: int = 0
+    ) -> None:
         with _failing_in_one_line(f"{path} is not a readable tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
         side = (self._tokenizer.truncation or {}).get("direction", "right")
@@ -127,11 +115,13 @@ class TextTokenizer:
                 f"maximum length is {max_length}: expected at least {least}, for the special "
                 "tokens of a pair of texts and one token"
             )
+        truncate = truncate and not overlap
         if truncate:
             self._tokenizer.enable_truncation(max_length, direction=side)
         self._excerpts = Excerpts(self._tokenizer, side if truncate else "right", max_length)
         self.max_length = max_length
         self.truncate = truncate
+        self.overlap = overlap
         self.encoded = 0
         self.truncated = 0
 
@@ -171,7 +161,7 @@ class TextTokenizer:
                 raise DataError(
                     f"{name} gives no token: expected a character that the tokenizer keeps"
                 )
-            elif len(encoding) > self.max_length:
+            elif len(encoding) > self.max_length and not self.overlap:
                 tokens = len(encoding) if complete else f"more than {self.max_length}"
                 raise LengthError(
                     f"{name} has {tokens} tokens: the model takes at most "
@@ -205,11 +195,40 @@ class TextTokenizer:
             if not part.isascii() and _SURROGATE.search(part):
                 raise DataError(f"{name} is no valid Unicode: it has half of a surrogate pair")
 
+        if self.overlap:  # nothing is cut
+            for part in parts:
+                check(part)
+            return tuple(map(Excerpt, parts))
         with _failing_in_one_line(f"the tokenizer cannot split {name}"):
             found = self._excerpts.of_texts(parts, check)
         for excerpt in found:
             check(excerpt.text)
         return found
+
+    def rows(
+        self,
+        encodings: Sequence[Encoding],
+        protected: Callable[[Encoding], NDArray[np.bool_]],
+        names: Sequence[str] | None = None,
+    ) -> list[TokenRow]:
+        """Encodings as rows of tokens, those that are too long with the windows they are read in.
+
+        Args:
+            protected: encoding -> which of its tokens must survive, [S].
+            names: as ``encode`` takes them.
+
+        Raises:
+            LengthError: a pair whose first text leaves no room in a window.
+        """
+        rows = []
+        for place, encoding in enumerate(encodings):
+            windows: tuple[Window, ...] = ()
+            if len(encoding) > self.max_length:
+                name = names[place] if names else f"text {place + 1}"
+                windows = tuple(windows_of(encoding, self.max_length, self.overlap, name))
+            ids, types = np.array(encoding.ids, np.int64), np.array(encoding.type_ids, np.int64)
+            rows.append(TokenRow(ids, types, protected(encoding), windows))
+        return rows
 
     def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
         """Rows of exactly ``length`` tokens of real text: texts joined or cut, never padded.

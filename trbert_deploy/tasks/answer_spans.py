@@ -65,6 +65,16 @@ class Candidates:
         ends[known] = [lasts[word] for word in words[known]]
         return cls(places, starts, ends)
 
+    def within(self, window: NDArray[np.int64]) -> Self:
+        """Those that are in a window, by their places there.
+
+        Args:
+            window: [W] places of its tokens, ascending.
+        """
+        inside = np.isin(self.places, window)
+        places = np.searchsorted(window, self.places[inside])
+        return type(self)(places, self.starts[inside], self.ends[inside])
+
 
 def best_answers(
     logits: NDArray[np.float32],

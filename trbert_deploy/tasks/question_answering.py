@@ -238,6 +238,17 @@ class QuestionAnswering(Task):
             codes[last] += END
         return AnswerTarget(codes, candidates, context, tuple(texts))
 
+    def target_of(self, target: Any, window: NDArray[np.int64]) -> Any:
+        """In a window that has not all of the answer, there is none."""
+        if not isinstance(target, AnswerTarget):
+            return target[window]
+        codes, answers = target.codes[window], target.answers
+        has = {int(code) for code in codes}
+        if not ({START, END} <= has or BOTH in has):
+            codes, answers = np.where(codes == NO_TOKEN, NO_TOKEN, OTHER), ()
+            codes[0] = BOTH
+        return AnswerTarget(codes, target.candidates.within(window), target.context, answers)
+
     @staticmethod
     def _codes(candidates: Candidates, length: int, code: int) -> NDArray[np.int64]:
         """A code for each token that an answer may be made of, and for the first one: [S]."""

@@ -137,6 +137,8 @@ class Task(ABC):
         columns: names by which that of a target is known, besides the text's.
         activation: what makes scores of a text's logits (see ``activations``); empty where answers
             are no such scores.
+        overlap: where above 0, a text that is too long for the model is not cut, but read in windows
+            that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
     """
@@ -147,6 +149,7 @@ class Task(ABC):
     measure: ClassVar[str]
     columns: ClassVar[tuple[str, ...]] = ()
     activation: str = ""
+    overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
 
@@ -298,6 +301,14 @@ class Task(ABC):
         Raises:
             DataError: an example without a target, or with one that the model does not know.
         """
+
+    def target_of(self, target: Any, window: NDArray[np.int64]) -> Any:
+        """The target of a window of a text (see ``overlap``), given that of the text.
+
+        Args:
+            window: [W] places of its tokens.
+        """
+        return target[window]
 
     @abstractmethod
     def metrics(self, outputs: Sequence[Outputs], targets: Targets) -> dict[str, float]:

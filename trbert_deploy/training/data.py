@@ -15,7 +15,7 @@ from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, r
 from trbert_deploy.runtime.reading.formats import is_data_file
 from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer, rows_of
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Task, shuffled_units
 from trbert_deploy.training import processes
@@ -127,10 +127,21 @@ def tokenize(
         names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
         encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
         targets = _targets(part, encodings, task)
-        for row, target in zip(rows_of(encodings, task.protected), targets, strict=True):
-            rows.append(TrainingRow(row, target))
-        progress("tokenize", len(rows), len(examples))
+        tokens = tokenizer.rows(encodings, task.protected, names)
+        for row, target in zip(tokens, targets, strict=True):
+            rows += in_windows(TrainingRow(row, target), task)
+        progress("tokenize", start + len(part), len(examples))
     return rows
+
+
+def in_windows(row: TrainingRow, task: Task) -> list[TrainingRow]:
+    """The row, or its windows where it is too long for the model."""
+    if not row.tokens.windows:
+        return [row]
+    return [
+        TrainingRow(row.tokens.part(window), task.target_of(row.target, window))
+        for window in row.tokens.windows
+    ]
 
 
 def _targets(examples: Sequence[Example], encodings: Sequence[Encoding], task: Task) -> list[Any]:

@@ -121,10 +121,11 @@ def prepare(
         warm_start = load_warm_start(options.warm_start, model.spec, recipe.cuts)
         model.set_reduction(warm_start.reduction)
     tokenizer_dir = tokenizer_directory(options.model, scratch)
-    tokenizer = TextTokenizer(tokenizer_dir / TOKENIZER_FILE, max_length, recipe.truncate)
+    task = task_of(model.spec)
+    path = tokenizer_dir / TOKENIZER_FILE
+    tokenizer = TextTokenizer(path, max_length, recipe.truncate, task.overlap)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        task = task_of(model.spec)
         rows = [tokenize(part, tokenizer, task, progress) for part in (training, validation)]
     progress("recombine texts", 0, None)
     if tokenizer.truncated:

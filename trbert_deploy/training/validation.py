@@ -194,7 +194,8 @@ class Validator:
             divergence = float(np.mean([self.task.divergence(*pair) for pair in pairs]))
         if self.labelled:
             targets = [row.target for row in self.rows]
-            statistics = self.task.statistics(outputs, targets)
+            known = targets if self.task.answers_tokens else np.stack(targets)
+            statistics = self.task.statistics(outputs, known)
             return Quality(self.task.measured(statistics), divergence)
         return Quality(mean_agreement(self.task, teacher, outputs), divergence)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from conftest import make_texts
@@ -13,12 +14,13 @@ from hf_folders import classifier_folder
 from torch.utils.data import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as their_pipeline
+from transformers.pipelines.pt_utils import KeyDataset, KeyPairDataset
 from transformers.pipelines.text_classification import ClassificationFunction
 
 import trbert_deploy
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.drop_in.drop_in import DropIn
+from trbert_deploy.runtime.drop_in.drop_in import MOST_TOKENIZERS, DropIn
 from trbert_deploy.tasks.text_classification import LOGITS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 TEXTS = [" ".join(row["text"].split()[-10:]) for row in make_texts(5, seed=9)]
@@ -152,7 +154,14 @@ def test_generators_and_data_sets_are_answered_as_they_come(both: Both) -> None:
     first = next(answers)
     assert read == TEXTS[:1]
     assert_same([first, *answers], list(theirs(text for text in TEXTS)))
-    assert_same(list(ours(Texts(), top_k=None)), list(theirs(Texts(), top_k=None)))
+    column = datasets.Dataset.from_dict({"text": TEXTS})
+    for data in (
+        Texts(),
+        KeyDataset(column, "text"),
+        KeyPairDataset([PAIR] * 2, "text", "text_pair"),
+    ):
+        assert_same(list(ours(data, top_k=None)), list(theirs(data, top_k=None)))
+    assert_same(list(ours(column["text"])), theirs(TEXTS))
     pairs = ({"text": text, "text_pair": TEXTS[0]} for text in TEXTS)
     expected = [theirs({"text": text, "text_pair": TEXTS[0]}) for text in TEXTS]
     assert_same(list(ours(pairs, batch_size=3)), expected)
@@ -171,6 +180,8 @@ def test_texts_are_cut_as_a_call_says(both: Both, kind: str) -> None:
         with pytest.warns(UserWarning, match="are cut to that length"):
             found = ours([*TEXTS, LONG, long_pair], **options)
         assert_same(found, theirs([*TEXTS, LONG, long_pair], **options))
+    again = [ours(TEXTS, max_length=length) for length in (*range(30, 50), 40)]
+    assert again == [again[0]] * 21 and len(ours._others) <= MOST_TOKENIZERS
     with pytest.raises(LengthError, match="text 2 has 122 tokens: the model takes at most 64"):
         ours([TEXTS[0], LONG], truncation=False)
 

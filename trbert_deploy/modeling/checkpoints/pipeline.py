@@ -31,7 +31,11 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
     model = checkpoint.model
     with tempfile.TemporaryDirectory() as scratch:
         directory = tokenizer_directory(str(path), Path(scratch))
-        tokenizer = TextTokenizer(directory / TOKENIZER_FILE, checkpoint.max_length)
+        tokenizer = TextTokenizer(
+            directory / TOKENIZER_FILE,
+            checkpoint.max_length,
+            overlap=task_of(model.spec).overlap,
+        )
     set_threads(threads)
     chain = Chain(
         TorchBackend(model),

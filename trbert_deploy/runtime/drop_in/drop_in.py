@@ -22,6 +22,9 @@ from trbert_deploy.tasks.task import Outputs, Text
 #: in transformers: a generator may be waiting for somebody.
 LIST_BATCH = 32
 
+#: Tokenizers that are held for calls that ask for their own length; one can take many megabytes.
+MOST_TOKENIZERS = 8
+
 _TRUNCATION = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
 
 
@@ -95,7 +98,7 @@ class DropIn(ABC):
             )
         self.model = model
         self.options = self.options_type().updated(options)
-        self._models: dict[tuple[Any, Any], Pipeline] = {(None, None): model}
+        self._others: dict[tuple[Any, Any], Pipeline] = {}
         self._model_for(self.options)
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
@@ -147,26 +150,32 @@ class DropIn(ABC):
 
     def _answers(self, inputs: Iterable[Any], options: Options, batch_size: int) -> Iterator[Any]:
         """Answers in order, so many inputs at a time unless the options say how many."""
-        model, given = self._model_for(options), iter(inputs)
+        model, remaining = self._model_for(options), iter(inputs)
         numbers = count(1)
-        take = partial(islice, given, options.batch_size or batch_size)
+        take = partial(islice, remaining, options.batch_size or batch_size)
         for batch in iter(lambda: list(take()), []):
             names = [f"text {next(numbers)}" for _ in batch]
             texts = [self.text_of(*each) for each in zip(batch, names, strict=True)]
+            texts = model.inputs_of(texts)
             encodings = model.tokenizer.encode(texts, names)
-            results = model.run(model.rows(encodings))
+            results = model.run(model.rows(encodings, names))
             for text, encoding, result in zip(texts, encodings, results, strict=True):
                 yield self.answer(result.outputs, encoding, text, options)
 
     def _model_for(self, options: Options) -> Pipeline:
         """The model with the tokenizer that the options ask for."""
         key = (options.truncation, options.max_length)
-        if key not in self._models:
+        if key == (None, None):
+            return self.model
+        model = self._others.get(key)
+        if model is None:
             truncate = True if options.truncation is None else _TRUNCATION[options.truncation]
             model = copy(self.model)
             model.tokenizer = tokenizer_of(model.require_bundle(), options.max_length, truncate)
-            self._models[key] = model
-        return self._models[key]
+            if len(self._others) == MOST_TOKENIZERS:
+                self._others.clear()
+            self._others[key] = model
+        return model
 
 
 def _each(inputs: Any) -> Iterable[Any]:
