@@ -16,6 +16,7 @@ from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.token_classification import TokenClassification
 from trbert_deploy.training import data
 from trbert_deploy.training.batches import plan_batches
 from trbert_deploy.training.data import read_data, require_targets, split_validation, tokenize
@@ -144,6 +145,20 @@ def test_a_hub_data_set_goes_through_the_same_columns(monkeypatch: pytest.Monkey
         require_targets(examples, TextClassification)
     with pytest.raises(DataError, match="org/reviews has the splits train: expected validation"):
         read_data("org/reviews", TextClassification, "validation")
+
+
+def test_tags_of_a_hub_data_set_have_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {"tokens": [["in", "Paris"]], "ner_tags": [[0, 1]]}
+    features = datasets.Features(
+        {
+            "tokens": datasets.List(datasets.Value("string")),
+            "ner_tags": datasets.List(datasets.ClassLabel(names=["O", "B-LOC"])),
+        }
+    )
+    splits = {"train": datasets.Dataset.from_dict(columns, features)}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    (example,) = read_data("org/entities", TokenClassification)
+    assert example == Example("in Paris", ((0, 2, "O"), (3, 8, "B-LOC")))
 
 
 def test_one_label_is_not_enough() -> None:

@@ -5,7 +5,7 @@ TokenClassificationPipeline of transformers 5, with its ``aggregation_strategy``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +57,14 @@ class Entity:
     end: int
 
 
-def entities(
+def entities_of(
     probabilities: NDArray[np.float64],
     labels: Sequence[str],
     encoding: Any,
     text: str,
     spelling: Spelling,
     aggregation: str,
+    ignored: Collection[str] = (OUTSIDE,),
 ) -> tuple[TaggedToken, ...] | tuple[Entity, ...]:
     """The entities of a text, or with ``none`` its tokens that are in one.
 
@@ -74,6 +75,7 @@ def entities(
             token's own label. The others give all tokens of a word one label: that of its
             ``first`` token, of the mean of its probabilities (``average``), or of the token that
             is surest (``max``).
+        ignored: labels, or types of entities, that are left out.
     """
     whole_words = aggregation not in (NONE, SIMPLE)
     continues = spelling.continues(encoding, text) if whole_words else None
@@ -102,9 +104,9 @@ def entities(
         for group, label, score in chosen
     ]
     if aggregation == NONE:
-        return tuple(each for each in tagged if each.entity != OUTSIDE)
+        return tuple(each for each in tagged if each.entity not in ignored)
     found = _grouped(tagged, spelling)
-    return tuple(entity for entity in found if entity.entity_group != OUTSIDE)
+    return tuple(entity for entity in found if entity.entity_group not in ignored)
 
 
 def _scores(probabilities: NDArray[np.float64], aggregation: str) -> NDArray[np.float64]:

@@ -145,14 +145,7 @@ class QuestionAnswering(Task):
         return np.array([owner != 1 for owner in encoding.sequence_ids], np.bool_)
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> AnswerPrediction:
-        require_numbers(outputs)
-        expected = (len(encoding.ids), 2)
-        if outputs[LOGITS].shape != expected:
-            raise OutputError(
-                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected "
-                f"{list(expected)}, start and end for each token"
-            )
-        answers = self._answers(outputs, Candidates.of(encoding), _context(text, "the text"))
+        answers = self.answers(outputs, encoding, text)
         best = answers[0]
         return AnswerPrediction(
             num_tokens=len(encoding.ids),
@@ -162,6 +155,22 @@ class QuestionAnswering(Task):
             answer=best.answer,
             answers=tuple(answers) if self.top_k > 1 else (),
         )
+
+    def answers(self, outputs: Outputs, encoding: Any, text: Text) -> list[Answer]:
+        """The best answers, the most probable first.
+
+        Raises:
+            OutputError: a value is no finite number, or there are not two for each token.
+            DataError: the text is no pair.
+        """
+        require_numbers(outputs)
+        expected = (len(encoding.ids), 2)
+        if outputs[LOGITS].shape != expected:
+            raise OutputError(
+                f"the model's logits have the shape {list(outputs[LOGITS].shape)}: expected "
+                f"{list(expected)}, start and end for each token"
+            )
+        return self._answers(outputs, Candidates.of(encoding), _context(text, "the text"))
 
     def _answers(self, outputs: Outputs, candidates: Candidates, context: str) -> list[Answer]:
         return best_answers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,7 +14,7 @@ from trbert_deploy.errors import ConfigError, DataError, OutputError, few
 from trbert_deploy.tasks.activations import kl_divergence, softmax
 from trbert_deploy.tasks.chunks import OUTSIDE, Chunk, chunks, f1, parsed, shared
 from trbert_deploy.tasks.columns import LABEL, WORDS, Columns
-from trbert_deploy.tasks.entities import AGGREGATIONS, SIMPLE, Entity, TaggedToken, entities
+from trbert_deploy.tasks.entities import AGGREGATIONS, SIMPLE, Entity, TaggedToken, entities_of
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import are_numbers, place_of
 from trbert_deploy.tasks.spelling import Spelling
@@ -41,6 +41,16 @@ class EntitiesPrediction(Prediction):
     """The entities of a text, in its order; tokens where these are not aggregated."""
 
     entities: tuple[Entity, ...] | tuple[TaggedToken, ...]
+
+
+def require_aggregation(name: str) -> None:
+    """Refuse an unknown way to make tokens entities.
+
+    Raises:
+        ConfigError: it is none of ``AGGREGATIONS``.
+    """
+    if name not in AGGREGATIONS:
+        raise ConfigError(f"{AGGREGATION} is {name!r}: expected one of {', '.join(AGGREGATIONS)}")
 
 
 class TokenClassification(LabelledTask):
@@ -73,10 +83,7 @@ class TokenClassification(LabelledTask):
         spelling: Spelling = Spelling(),
     ) -> None:
         super().__init__(labels)
-        if aggregation not in AGGREGATIONS:
-            raise ConfigError(
-                f"{AGGREGATION} is {aggregation!r}: expected one of {', '.join(AGGREGATIONS)}"
-            )
+        require_aggregation(aggregation)
         self.aggregation = aggregation
         self.spelling = spelling
         self._tags = [parsed(label) for label in self.labels]
@@ -105,6 +112,23 @@ class TokenClassification(LabelledTask):
         return NewHead(cls.name, labels, found=labels)
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> EntitiesPrediction:
+        found = self.entities(outputs, encoding, text, self.aggregation)
+        return EntitiesPrediction(num_tokens=len(encoding.ids), entities=found)
+
+    def entities(
+        self,
+        outputs: Outputs,
+        encoding: Any,
+        text: Text,
+        aggregation: str,
+        ignored: Collection[str] = (OUTSIDE,),
+    ) -> tuple[Entity, ...] | tuple[TaggedToken, ...]:
+        """The entities of a text, see ``tasks.entities``.
+
+        Raises:
+            OutputError: a value is no finite number, or there are not as many as tokens and labels.
+            DataError: the text is a pair.
+        """
         require_numbers(outputs)
         expected = (len(encoding.ids), len(self.labels))
         if outputs[LOGITS].shape != expected:
@@ -114,11 +138,15 @@ class TokenClassification(LabelledTask):
             )
         if not isinstance(text, str):
             raise DataError("the text is a pair: expected one text, whose tokens are labelled")
-        probabilities = softmax(outputs[LOGITS])
-        found = entities(
-            probabilities, self.labels, encoding, text, self.spelling, self.aggregation
+        return entities_of(
+            softmax(outputs[LOGITS]),
+            self.labels,
+            encoding,
+            text,
+            self.spelling,
+            aggregation,
+            ignored,
         )
-        return EntitiesPrediction(num_tokens=len(encoding.ids), entities=found)
 
     def agreement(self, one: Outputs, other: Outputs) -> float:
         """F1 of the entities of two answers, token by token; 1 where neither has one.

@@ -12,7 +12,7 @@ from trbert_deploy.runtime.reading.records import Record
 
 
 def read_hub(name: str, split: str) -> Iterator[Record]:
-    """The rows of a split of a data set; class labels stand for their numbers.
+    """The rows of a split of a data set; class labels, alone and in lists, stand for their numbers.
 
     Raises:
         DataError: the data set cannot be read, or has no such split.
@@ -29,9 +29,10 @@ def read_hub(name: str, split: str) -> Iterator[Record]:
     features = splits[split].features
     # Pictures and sounds would be decoded, which needs further packages.
     plain = [column for column, kind in features.items() if not hasattr(kind, "decode_example")]
+    inner = {column: getattr(kind, "feature", kind) for column, kind in features.items()}
     labels = {
         column: kind.names
-        for column, kind in features.items()
+        for column, kind in inner.items()
         if isinstance(kind, datasets.ClassLabel)
     }
     for number, row in enumerate(splits[split].select_columns(plain), start=1):

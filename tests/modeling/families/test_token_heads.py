@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,24 @@ MODELS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-def folder_of(path: Path, tokenizer_dir: Path, family: str, model: Any, **entries: Any) -> Path:
-    """A folder of transformers with large random weights, so that every part of it shows."""
+def folder_of(
+    path: Path,
+    tokenizer_dir: Path,
+    family: str,
+    model: Any,
+    changes: Mapping[str, Any] = {},
+    **entries: Any,
+) -> Path:
+    """A folder of transformers with large random weights, so that every part of it shows.
+
+    Args:
+        changes: of the configuration.
+        entries: of config.json, in the end.
+    """
     torch.manual_seed(0)
     options = {key: entries.pop(key) for key in ("id2label",) if key in entries}
-    made = model.from_config(AutoConfig.for_model(family, **SMALL[family], **options)).eval()
+    values = {**SMALL[family], **options, **changes}
+    made = model.from_config(AutoConfig.for_model(family, **values)).eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.1)

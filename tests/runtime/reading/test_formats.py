@@ -326,6 +326,11 @@ def test_class_labels_of_parquet_have_their_names(tmp_path: Path) -> None:
     rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "a.parquet")
     assert [row["label"] for row in read(tmp_path / "a.parquet")] == ["yes", "no", None]
+    features = datasets.Features({"tags": datasets.List(datasets.ClassLabel(names=["O", "B-PER"]))})
+    rows = {"tags": [[1, 0], [], None]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "c.parquet")
+    found = [row["tags"] for row in read(tmp_path / "c.parquet")]
+    assert found == [["B-PER", "O"], [], None]
     for described in (b"{", b"[]", b'{"info": {"features": {"label": 1}}}'):
         table = pyarrow.table({"label": [1]}).replace_schema_metadata({"huggingface": described})
         parquet.write_table(table, tmp_path / "b.parquet")

@@ -10,13 +10,18 @@ from typing import Any
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn
+from trbert_deploy.runtime.drop_in.question_answering import QuestionAnsweringDropIn
 from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
+from trbert_deploy.runtime.drop_in.token_classification import TokenClassificationDropIn
 from trbert_deploy.runtime.pipeline import load
 
 #: Name -> what is called as the pipeline of that name. One line for each.
 DROP_INS: dict[str, type[DropIn]] = {
     "text-classification": TextClassificationDropIn,
     "sentiment-analysis": TextClassificationDropIn,
+    "token-classification": TokenClassificationDropIn,
+    "ner": TokenClassificationDropIn,
+    "question-answering": QuestionAnsweringDropIn,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from trbert_deploy.errors import DataError, MissingDependencyError, first_line
 from trbert_deploy.runtime.reading.records import Record
@@ -53,8 +54,12 @@ def read_parquet(source: Source) -> Iterator[Record]:
         raise DataError(f"{source.name} is no intact Parquet file: {first_line(problem)}") from None
 
 
-def class_label(names: list[str], number: int | None) -> str | None:
-    """The name of a class by its number; another one, such as -1, stands for none."""
+def class_label(names: list[str], number: int | list[Any] | None) -> str | list[Any] | None:
+    """The name of a class by its number, or those of a list; another number, such as -1, stands for
+    none.
+    """
+    if isinstance(number, list):
+        return [class_label(names, each) for each in number]
     return None if number is None else dict(enumerate(names)).get(number)
 
 
@@ -64,9 +69,10 @@ def _class_labels(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
         return {}
     try:
         features = json.loads(metadata[_WRITTEN_BY])["info"]["features"]
+        single = {column: feature.get("feature", feature) for column, feature in features.items()}
         return {
             column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
+            for column, feature in single.items()
             if feature.get("_type") == "ClassLabel"
         }
     except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's
