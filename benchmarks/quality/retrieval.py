@@ -8,6 +8,8 @@ that is searched. BM25 (Lucene's, by bm25s) ranks it for every question. DIR com
 
     train.jsonl     each question with its own paragraph (label 1), and with ``--negatives`` others
                     that are drawn from the first ``--hard`` which BM25 finds (label 0)
+    sentences.jsonl the same with sentences for paragraphs, the last of the others any sentence: a
+                    new head learns on them first, at a third of the price
     test.jsonl      each question with the first ``--candidates`` that BM25 finds, in its order
     retrieval.json  how many there are, the questions whose own paragraph is not among the
                     candidates, and what BM25's own order comes to
@@ -18,6 +20,7 @@ A file that is there is not made again.
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,13 +40,15 @@ from trbert_deploy.tasks.text_ranking import TextRanking
 
 Pair = dict[str, Any]
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z0-9(])")
+
 
 @dataclass(frozen=True)
 class Collection:
     """Questions, and the paragraphs among which their answers are looked for.
 
     Attributes:
-        paragraphs: each once.
+        paragraphs: or sentences, each once.
         relevant: question -> places of the paragraphs that answer it.
     """
 
@@ -64,11 +69,14 @@ class Collection:
         return {"query": question, "passage": self.paragraphs[place], "label": label}
 
 
-def read_collection(path: Path) -> Collection:
+def read_collection(path: Path, sentences: bool = False) -> Collection:
     """Read a file of SQuAD's fields.
 
+    Args:
+        sentences: take a paragraph's sentences, and the one that the (first) answer begins in.
+
     Raises:
-        DataError: no question of it has an answer.
+        DataError: it has other fields, or no question of it has an answer.
     """
     places: dict[str, int] = {}
     relevant: dict[str, list[int]] = {}
@@ -78,25 +86,36 @@ def read_collection(path: Path) -> Collection:
         )
         if not (question and context and isinstance(answers, dict)):
             raise DataError(f"{record.name}: expected the fields question, context and answers")
-        place = places.setdefault(context, len(places))
-        if answers.get("text"):
-            own = relevant.setdefault(question, [])
-            own.extend([place] if place not in own else [])
+        starts = [0, *(end.end() for end in _SENTENCE_END.finditer(context) if sentences)]
+        for start, stop in zip(starts, [*starts[1:], len(context)], strict=True):
+            place = places.setdefault(context[start:stop].strip(), len(places))
+            if answers.get("text") and start <= answers["answer_start"][0] < stop:
+                own = relevant.setdefault(question, [])
+                own.extend([place] if place not in own else [])
     if not relevant:
         raise DataError(f"{path} has no question with an answer")
     return Collection(list(places), relevant)
 
 
-def training_pairs(collection: Collection, negatives: int, hard: int, seed: int) -> Iterator[Pair]:
-    """Each question with its own paragraphs, and with some that BM25 takes for them."""
+def training_pairs(
+    collection: Collection, negatives: int, hard: int, seed: int, others: int = 0
+) -> Iterator[Pair]:
+    """Each question with its own paragraphs, with some that BM25 takes for them, and with others.
+
+    Args:
+        negatives: how many of the first ``hard`` that BM25 finds.
+        others: how many of all.
+    """
     generator = random.Random(seed)
     questions = list(collection.relevant)
     # So many more that the question's own paragraphs can be left out
     most = hard + max(map(len, collection.relevant.values()))
     for question, found in zip(questions, collection.ranked(questions, most), strict=True):
         own = collection.relevant[question]
-        others = [place for place in found if place not in own][:hard]
-        for place in own + generator.sample(others, min(negatives, len(others))):
+        near = [place for place in found if place not in own][:hard]
+        drawn = generator.sample(near, min(negatives, len(near)))
+        anywhere = [generator.randrange(len(collection.paragraphs)) for _ in range(others)]
+        for place in own + drawn + anywhere:
             yield collection.pair(question, place)
 
 
@@ -156,6 +175,10 @@ def main(
         if not (output / "train.jsonl").exists():
             pairs = training_pairs(read_collection(train), negatives, hard, seed)
             write_json_lines(output / "train.jsonl", pairs)
+        if not (output / "sentences.jsonl").exists():
+            sentences = read_collection(train, sentences=True)
+            pairs = training_pairs(sentences, negatives - 1, hard, seed, others=1)
+            write_json_lines(output / "sentences.jsonl", pairs)
         if not (output / "retrieval.json").exists():
             collection = read_collection(test)
             questions = sampled(collection, queries, seed)

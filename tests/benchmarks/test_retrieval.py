@@ -29,7 +29,7 @@ def write_squad(path: Path) -> Path:
         {
             "question": f"Where does the {animal} sleep at night?",
             "context": f"The {animal} sleeps in place {number}, night after night.",
-            "answers": {"text": [f"place {number}"], "answer_start": [0]},
+            "answers": {"text": [f"place {number}"], "answer_start": [5]},
         }
         for number, animal in enumerate(ANIMALS)
     ]
@@ -69,6 +69,20 @@ def test_each_question_has_its_paragraphs_and_hard_others(squad: Path, tmp_path:
         assert len(own) == (2 if animal == ANIMALS[0] else 1) and len(others) == 2
         assert any(animal in passage for passage in own)
         assert not own & others
+
+
+def test_sentences_are_learned_as_paragraphs_are(squad: Path, tmp_path: Path) -> None:
+    context = "Nobody knew. The mole digs! It is (mostly) blind."
+    answers = {"text": ["The mole"], "answer_start": [context.index("The mole")]}
+    row = {"question": "Who digs?", "context": context, "answers": answers}
+    path = tmp_path / "mole.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    collection = retrieval.read_collection(path, sentences=True)
+    assert collection.paragraphs == ["Nobody knew.", "The mole digs!", "It is (mostly) blind."]
+    assert collection.relevant == {"Who digs?": [1]}
+    make(squad, tmp_path / "data", "--negatives", "3")
+    lines = (tmp_path / "data" / "sentences.jsonl").read_text().splitlines()
+    assert len(lines) == 8 * 4 + 1  # two paragraphs answer the first question
 
 
 def test_candidates_are_those_of_bm25_in_its_order(squad: Path, tmp_path: Path) -> None:

@@ -150,6 +150,27 @@ def test_a_new_head_needs_labelled_validation_texts(
         train(bare, tmp_path / "ckpt")
 
 
+def test_the_teacher_stage_alone_teaches_a_fine_tuned_model_further(
+    options: TrainOptions, workplace: Path, tmp_path: Path
+) -> None:
+    labelled = {name: str(workplace / f"{name}.jsonl") for name in ("train", "validation")}
+    further = replace(options, **labelled)
+    further = with_recipe(further, stages=("teacher",))
+    further = with_recipe(further, teacher={"epochs": 0.5, "learning_rate": 1e-6})
+    report = train(further, tmp_path / "ckpt")
+    assert report.measure == "accuracy"
+    before, after = (
+        load_checkpoint(path).model for path in (workplace / "teacher", tmp_path / "ckpt")
+    )
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, atol=1e-4, rtol=0.0, msg=name)  # its own head
+    assert not torch.equal(before.head.classifier.weight, after.head.classifier.weight)
+    # Without labels there is nothing to learn from
+    notes: list[str] = []
+    train(with_recipe(options, stages=("teacher",)), tmp_path / "same", note=notes.append)
+    assert any("no teacher stage" in note for note in notes)
+
+
 def test_a_row_without_target_is_taken_for_what_the_teacher_answers() -> None:
     model = tiny_model()
     generator = np.random.default_rng(0)

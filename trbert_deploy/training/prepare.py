@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Prepared:
 
     Attributes:
         checkpoint: the model that is trained, with its tokenizer.
-        fine_tuned: whether it knows the labels already.
+        fine_tuned: whether it knows the labels already, so that it needs no teacher stage.
         warm_start: the model to go on from once this one, the teacher, has given its answers.
         training: the rows, tokenized.
         validator: judges by the rows that are held out.
@@ -112,6 +112,8 @@ def prepare(
     model = pretrained.model
     if pretrained.note:
         note(pretrained.note)
+    if labelled and recipe.stages == ("teacher",):  # nothing else is asked for: it learns more
+        pretrained = replace(pretrained, fine_tuned=False)
     validation, by_labels = _judged(validation, pretrained, options.model, note)
     if reduction is None and recipe.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
