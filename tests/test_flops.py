@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from conftest import tiny_spec
 from hypothesis import given
@@ -69,3 +71,16 @@ def test_keeping_everything_costs_the_policies() -> None:
 def test_lengths_must_match_the_segments() -> None:
     with pytest.raises(ValueError, match="zip"):
         reduced_flops(SPEC, ReductionConfig.parse("1,2"), [64, 20])
+
+
+def test_a_head_that_answers_tokens_is_paid_for_each_of_them() -> None:
+    spec = tiny_spec(answers_tokens=True)
+    reduction = ReductionConfig.parse("1,2")
+    width, labels = spec.hidden_size, len(spec.labels)
+    plain = replace(spec, answers_tokens=False)
+    text = 2 * width**2 + 2 * width * labels
+    tokens = 2 * 30 * width * labels
+    assert dense_flops(spec, 30) - dense_flops(plain, 30) == tokens - text
+    lengths = [30, 20, 12]
+    both = (reduced_flops(each, reduction, lengths) for each in (spec, plain))
+    assert next(both) - next(both) == tokens - text + 2 * 18 * width**2

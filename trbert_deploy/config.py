@@ -46,6 +46,7 @@ class EncoderSpec:
         embedding_size: width of the embedding tables; H unless a projection follows.
         gated_ffn: the feed-forward network has a third matrix, whose product gates the first's.
         relative_keys: relative positions that every token's query, and key, is multiplied with.
+        answers_tokens: the head answers every token, those that are dropped behind a linear map.
         options: what the family alone reads (JSON values).
         head: what the head alone reads (JSON values).
         answers: what the task alone reads of how outputs are answers (JSON values): of a task that
@@ -72,6 +73,7 @@ class EncoderSpec:
     embedding_size: int = 0
     gated_ffn: bool = False
     relative_keys: int = 0
+    answers_tokens: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     head: Mapping[str, Any] = field(default_factory=dict)
     answers: Mapping[str, Any] = field(default_factory=dict)

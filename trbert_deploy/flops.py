@@ -2,9 +2,11 @@
 
 The count is the one of TR-BERT's paper: one layer over n tokens costs 8 n H^2 + 4 n^2 H for
 attention and 4 n H F for the feed-forward (6 n H F where it is gated), a policy 2 n (32 H + 32).
-Relative positions that meet every query and key (DeBERTa) cost 2 n R H for R of them. Embeddings,
-LayerNorm and activations are left out, on both sides of every comparison. Lengths are numbers, or
-arrays or tensors of one number per row; what comes back is of the same kind.
+Relative positions that meet every query and key (DeBERTa) cost 2 n R H for R of them. A head that
+answers tokens costs 2 n H C, and the map of those that are dropped 2 n H^2 (where the map is of
+their mean alone it is left out, once for a row). Embeddings, LayerNorm and activations are left
+out, on both sides of every comparison. Lengths are numbers, or arrays or tensors of one number per
+row; what comes back is of the same kind.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ REACHED = 0.95
 
 def dense_flops(encoder: EncoderSpec, length: Any) -> Any:
     """Operations of the dense model on one row of ``length`` tokens."""
-    return _steps(encoder, 0, encoder.num_steps, length) + _head(encoder)
+    return _steps(encoder, 0, encoder.num_steps, length) + _head(encoder, length)
 
 
 def reduced_flops(encoder: EncoderSpec, reduction: ReductionConfig, lengths: Sequence[Any]) -> Any:
@@ -30,7 +32,9 @@ def reduced_flops(encoder: EncoderSpec, reduction: ReductionConfig, lengths: Seq
     Args:
         lengths: tokens of the row in each segment: all, then the survivors of every cut.
     """
-    total = _head(encoder)
+    total = _head(encoder, lengths[0])
+    if encoder.answers_tokens:
+        total += 2 * (lengths[0] - lengths[-1]) * encoder.hidden_size**2
     for segment, length in zip(reduction.segments(encoder.num_layers), lengths, strict=True):
         total += _steps(encoder, segment.start, segment.stop, length)
         if segment.cut is not None:
@@ -59,6 +63,8 @@ def _steps(encoder: EncoderSpec, start: int, stop: int, length: Any) -> Any:
     return sum(feed_forward if step % 2 else attention for step in range(start, stop))
 
 
-def _head(encoder: EncoderSpec) -> float:
+def _head(encoder: EncoderSpec, length: Any) -> Any:
     width = encoder.hidden_size
+    if encoder.answers_tokens:
+        return 2 * length * width * len(encoder.labels)
     return 2 * width**2 + 2 * width * len(encoder.labels)

@@ -137,8 +137,8 @@ class Task(ABC):
         columns: names by which that of a target is known, besides the text's.
         activation: what makes scores of a text's logits (see ``activations``); empty where answers
             are no such scores.
-        overlap: where above 0, a text that is too long for the model is not cut, but read in windows
-            that share so many tokens.
+        overlap: where above 0, a text that is too long for the model is not cut, but read in
+            windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
     """

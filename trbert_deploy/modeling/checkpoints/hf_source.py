@@ -29,7 +29,7 @@ from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.registry import TASKS
+from trbert_deploy.tasks.registry import TASKS, task_of
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
     MULTI_LABEL,
@@ -148,7 +148,8 @@ class HfSource:
         try:
             own = () if self.modules is not None else self.labels
             spec = self.family.spec(self.config, task, own if head is None else head.labels)
-            return replace(spec, answers=answers)
+            spec = replace(spec, answers=answers)
+            return replace(spec, answers_tokens=task_of(spec).answers_tokens)
         except (CheckpointError, ConfigError) as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as problem:
