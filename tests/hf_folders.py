@@ -1,4 +1,4 @@
-"""Folders of transformers' classifiers with random weights."""
+"""Folders of transformers' and sentence-transformers' models with random weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertPreTrainedModel
+
+from trbert_deploy.files import write_json
+from trbert_deploy.modeling.checkpoints.sentence_transformers import modules_files
 
 BERT = {
     "vocab_size": 256,
@@ -20,19 +23,38 @@ BERT = {
 
 
 def classifier_folder(
-    path: Path, tokenizer_dir: Path, labels: tuple[str, ...], **entries: Any
+    path: Path,
+    tokenizer_dir: Path,
+    labels: tuple[str, ...],
+    kind: type[BertPreTrainedModel] = BertForSequenceClassification,
+    **entries: Any,
 ) -> Path:
     """A BERT whose answers lie far apart.
 
     Args:
+        kind: of its head.
         entries: of config.json.
     """
     names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(**BERT, **names, **entries)).eval()
+    model = kind(BertConfig(**BERT, **names, **entries)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(16.0 if parameter.ndim > 1 else 1.0)
     model.save_pretrained(path)
     shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
+    return path
+
+
+def sentence_folder(path: Path, tokenizer_dir: Path, **answers: Any) -> Path:
+    """A BERT as sentence-transformers reads it.
+
+    Args:
+        answers: as ``EncoderSpec.answers``.
+    """
+    classifier_folder(path, tokenizer_dir, ("LABEL_0",), BertModel)
+    made = modules_files({"pooling": "mean", "normalize": True, **answers}, 32, 64)
+    for name, content in made.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        write_json(path / name, content)
     return path

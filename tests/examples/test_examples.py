@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import LABELS, make_texts
-from hf_folders import classifier_folder
+from hf_folders import classifier_folder, sentence_folder
+from transformers import BertForQuestionAnswering, BertForTokenClassification
 
 from trbert_deploy import load
 from trbert_deploy.exporters.export import export_bundle
@@ -96,3 +97,35 @@ def test_mistakes_are_one_line(
         run(name, tiny_bundle, *arguments)
     assert str(caught.value).startswith("error: ")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_documents_are_searched(tmp_path: Path, tokenizer_dir: Path, texts: Path, run: Run) -> None:
+    folder = sentence_folder(tmp_path / "folder", tokenizer_dir)
+    export_bundle(folder, tmp_path / "bundle")
+    found, _ = run("search_documents.py", tmp_path / "bundle", texts, TEXTS[3], "--top", 2)
+    assert len(found) == 2 and found[0] == ["1.000", TEXTS[3]]
+
+
+def test_a_long_contract_is_tagged(tmp_path: Path, tokenizer_dir: Path, run: Run) -> None:
+    labels = ("O", "B-PLACE", "I-PLACE")
+    folder = tmp_path / "folder"
+    classifier_folder(folder, tokenizer_dir, labels, BertForTokenClassification)
+    export_bundle(folder, tmp_path / "bundle")
+    text = "\n".join(TEXTS * 6)
+    (tmp_path / "contract.txt").write_text(text)
+    found, counts = run("tag_contract.py", tmp_path / "bundle", tmp_path / "contract.txt")
+    (answer,) = load(tmp_path / "bundle")([text])
+    assert answer.num_tokens > 128  # the model takes 64
+    assert [row[:3] for row in found] == [
+        [each.entity_group, str(each.start), str(each.end)] for each in answer.entities
+    ]
+    assert counts == [f"PLACE: {len(found)}"]
+
+
+def test_questions_are_answered(tmp_path: Path, tokenizer_dir: Path, texts: Path, run: Run) -> None:
+    folder = tmp_path / "folder"
+    classifier_folder(folder, tokenizer_dir, ("LABEL_0", "LABEL_1"), BertForQuestionAnswering)
+    export_bundle(folder, tmp_path / "bundle")
+    found, _ = run("answer_questions.py", tmp_path / "bundle", texts, "who returns", "who is sold")
+    assert [row[2] for row in found] == ["who returns", "who is sold"]
+    assert all(row[1] in " ".join(texts.read_text().split()) for row in found)
