@@ -170,7 +170,7 @@ class FeatureExtraction(Task):
 
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """1 less the cosine."""
-        return 1.0 - _cosine(teacher[EMBEDDING], student[EMBEDDING])
+        return max(0.0, 1.0 - _cosine(teacher[EMBEDDING], student[EMBEDDING]))
 
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, EmbeddingPrediction)

@@ -18,6 +18,7 @@ from trbert_deploy.modeling.heads.registry import HEADS, register_head
 from trbert_deploy.modeling.heads.tokens import TokensHead
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.modeling.recorded_chain import RecordedChain
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.modeling.walk import choose_by_rule, dense_outputs, first_segment, later_segments
 from trbert_deploy.runtime.chain import Chain
@@ -161,6 +162,7 @@ def test_every_way_through_the_model_says_the_same(kind: str, cuts: str) -> None
         Chain(TorchBackend(model), model.reduction, 4, outputs=outputs_of(model)),
         Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, outputs=outputs_of(model)),
         DeviceChain(model),
+        RecordedChain(model),
     ):
         results = chain.run([row.tokens for row in rows])
         found = {index: next(iter(r.outputs.values())) for index, r in enumerate(results)}

@@ -145,7 +145,8 @@ class RoundedBackend:
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return MaskedGraph(self._bundle.manifest.graph(name), lambda masked: session)
+        graph = self._bundle.manifest.graph(name)
+        return (MaskedGraph if graph.takes_mask else OnnxGraph)(graph, lambda masked: session)
 
 
 class MaskedGraph(OnnxGraph):
