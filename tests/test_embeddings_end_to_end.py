@@ -106,7 +106,7 @@ def test_bad_calls_are_refused_in_one_line(tmp_path: Path, tokenizer_dir: Path) 
         pipeline.encode(["a film", " "])
     with pytest.raises(DataError, match="text 1 is of type int"):
         pipeline.encode([3])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="does not rank texts"):
+    with pytest.raises(ConfigError, match="does not score pairs: expected a reranker"):
         pipeline.rank("a film", ["a", "b"])
 
 

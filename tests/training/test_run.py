@@ -643,7 +643,7 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, "has version 2: this release goes on with runs of version 3; train into"),
+        ({"version": 2}, "has version 2: this release goes on with runs of version 4; train into"),
         ({"options": {"model": "m"}}, "is damaged: the options of a run has the fields"),
         ({"options": {"model": "m", "train": "t", "recipe": {"seed": "x"}}}, "is damaged: seed is"),
         ({"options": 3}, "is damaged: the options of a run has the fields int"),
@@ -653,7 +653,7 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 def test_a_record_that_cannot_be_gone_on_with_is_refused(
     options: TrainOptions, tmp_path: Path, damage: dict[str, Any], message: str
 ) -> None:
-    record = {"version": 3, "options": options.to_json(), "stages": {}, "points": [], **damage}
+    record = {"version": 4, "options": options.to_json(), "stages": {}, "points": [], **damage}
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=message):
         train(options, tmp_path, resume=True)
