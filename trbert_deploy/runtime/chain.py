@@ -31,7 +31,7 @@ from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.select import select
-from trbert_deploy.tasks.task import Output, rows_of_outputs
+from trbert_deploy.tasks.task import Output, hear_dropped, rows_of_outputs
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Chain:
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
         self.outputs = tuple(outputs)
-        self._hears_dropped = any(output.of_all_tokens for output in outputs)
+        self._hears_dropped = hear_dropped(outputs)
 
     def open(self) -> None:
         """Open the graphs that rows will pass now, not when the first of them does."""

@@ -57,6 +57,11 @@ class Output:
         return self.per != "row"
 
 
+def hear_dropped(outputs: Sequence[Output]) -> bool:
+    """Whether dropped tokens take part in any of some outputs."""
+    return any(output.of_all_tokens for output in outputs)
+
+
 @dataclass(frozen=True)
 class Example:
     """A record as a model takes it.
@@ -166,7 +171,7 @@ class Task(ABC):
     @property
     def hears_dropped(self) -> bool:
         """Whether dropped tokens take part in the outputs."""
-        return any(output.of_all_tokens for output in self.outputs)
+        return hear_dropped(self.outputs)
 
     @classmethod
     @abstractmethod

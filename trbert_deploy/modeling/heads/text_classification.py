@@ -23,15 +23,12 @@ class TextClassificationHead(SequenceHead):
     ) -> Tensor:
         """Cross-entropy of the labels, or knowledge distillation with a little of it.
 
-        Distillation (Hinton et al. 2015) is the KL divergence from the teacher's probabilities,
-        both softened by ``TEMPERATURE``, times its square to keep the size of the gradient.
+        Distillation is ``softened_divergence`` from the teacher.
         """
         logits = outputs[LOGITS]
         if teacher is None:
             return _label_loss(logits, target)
-        wanted = softmax(teacher[LOGITS] / TEMPERATURE, -1)
-        difference = wanted.clamp_min(1e-12).log() - log_softmax(logits / TEMPERATURE, -1)
-        divergence = (wanted * difference).sum(-1) * TEMPERATURE**2
+        divergence = softened_divergence(logits, teacher[LOGITS])
         return (
             divergence
             if target is None
@@ -57,6 +54,17 @@ class TextClassificationHead(SequenceHead):
 
     def has_target(self, target: Tensor) -> Tensor:
         return target >= 0
+
+
+def softened_divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """How far probabilities are from a teacher's, by logits [..., C] each: [...].
+
+    Distillation (Hinton et al. 2015): the KL divergence, both softened by ``TEMPERATURE``, times
+    its square to keep the size of the gradient.
+    """
+    wanted = softmax(teacher / TEMPERATURE, -1)
+    difference = wanted.clamp_min(1e-12).log() - log_softmax(logits / TEMPERATURE, -1)
+    return (wanted * difference).sum(-1) * TEMPERATURE**2
 
 
 def _label_loss(logits: Tensor, target: Tensor | None) -> Tensor:

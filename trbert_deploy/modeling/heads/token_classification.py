@@ -6,12 +6,12 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, one_hot, softmax
+from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.sequence import LABEL_WEIGHT
-from trbert_deploy.modeling.heads.text_classification import TEMPERATURE
+from trbert_deploy.modeling.heads.text_classification import softened_divergence
 from trbert_deploy.modeling.heads.token_logits import TokenLogitsHead, counted, mean_of
 from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.tasks.text_classification import LOGITS
@@ -38,9 +38,7 @@ class TokenClassificationHead(TokenLogitsHead):
         if teacher is None:
             assert target is not None  # a loss without labels needs a teacher
             return _label_loss(logits, target)
-        wanted = softmax(teacher[LOGITS] / TEMPERATURE, -1)
-        difference = wanted.clamp_min(1e-12).log() - log_softmax(logits / TEMPERATURE, -1)
-        divergence = (wanted * difference).sum(-1) * TEMPERATURE**2
+        divergence = softened_divergence(logits, teacher[LOGITS])
         distilled = mean_of(divergence, counted(target, teacher))
         return (
             distilled if target is None else distilled + LABEL_WEIGHT * _label_loss(logits, target)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout, largest_of_rows
-from trbert_deploy.tasks.task import Output
+from trbert_deploy.tasks.task import Output, hear_dropped
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TokensHead(Head):
     @property
     def hears_dropped(self) -> bool:
         """Whether dropped tokens take part."""
-        return any(output.of_all_tokens for output in self.outputs)
+        return hear_dropped(self.outputs)
 
     @abstractmethod
     def each(self, hidden: Tensor) -> dict[str, Tensor]:
