@@ -48,7 +48,8 @@ class EncoderSpec:
         relative_keys: relative positions that every token's query, and key, is multiplied with.
         answers_tokens: the head answers every token, those that are dropped behind a linear map.
         options: what the family alone reads (JSON values).
-        head: what the head alone reads (JSON values).
+        head: what the head alone reads (JSON values); ``logits`` of them, where there are not as
+            many as labels.
         answers: what the task alone reads of how outputs are answers (JSON values): of a task that
             has several kinds of them, ``problem`` names the kind, as config.json does.
 
@@ -98,6 +99,11 @@ class EncoderSpec:
     def problem(self) -> str:
         """The kind of answers; empty for the task's first."""
         return str(self.answers.get("problem", ""))
+
+    @property
+    def num_logits(self) -> int:
+        """Values that the head gives for a text, or for a token."""
+        return int(self.head.get("logits", len(self.labels)))
 
     def with_positions(self, max_positions: int) -> EncoderSpec:
         """The same encoder with another number of positions."""

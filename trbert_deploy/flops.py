@@ -66,5 +66,5 @@ def _steps(encoder: EncoderSpec, start: int, stop: int, length: Any) -> Any:
 def _head(encoder: EncoderSpec, length: Any) -> Any:
     width = encoder.hidden_size
     if encoder.answers_tokens:
-        return 2 * length * width * len(encoder.labels)
-    return 2 * width**2 + 2 * width * len(encoder.labels)
+        return 2 * length * width * encoder.num_logits
+    return 2 * width**2 + 2 * width * encoder.num_logits

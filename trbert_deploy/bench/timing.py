@@ -20,6 +20,7 @@ from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.runtime.samples import asking
 from trbert_deploy.runtime.token_state import TokenRow
 
 #: Different rows that the rounds of a point take turns with, at most.
@@ -196,6 +197,7 @@ def run_bench(
     points: list[BenchPoint] = []
     for length in lengths:
         rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
+        rows = asking(rows, pipeline.task.outputs)
         for batch in batches:
             step = f"{description['backend']}, {length} tokens, batch {batch}"
             before = len(points) * _PROGRESS_PER_POINT

@@ -29,6 +29,7 @@ TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
 ENGINES = "engines"
 DENSE = "dense"
+HEAD = "head"  # of tokens that are asked for, which alone it answers
 
 #: Variants of a graph (exporters/onnx/variants.py): with a padding mask; for rows of one length;
 #: the same with the operators of ONNX Runtime.
@@ -86,7 +87,7 @@ class GraphDescription:
     """One ONNX graph of a bundle.
 
     Attributes:
-        name: ``segment_0`` ..., ``dropped_0`` ... or ``dense``.
+        name: ``segment_0`` ..., ``dense``, and ``dropped_0`` ... or ``head``.
         inputs, outputs: tensor names with their dtypes and symbolic shapes, in order, of the masked
             variant; those without a mask lack that input.
         variants: those that are there; the masked one always is.
@@ -120,15 +121,15 @@ class GraphDescription:
     def answers(self) -> tuple[str, ...]:
         """Names of the outputs that somebody reads: behind the head not the states."""
         names = tuple(tensor.name for tensor in self.outputs)
-        return names if KEEP_LOGIT in names else tuple(n for n in names if n != HIDDEN_OUT)
+        return names if KEEP_LOGIT in names else tuple(n for n in names if n != HIDDEN_OUT) or names
 
     @property
     def file(self) -> str:
         """The file of the masked variant."""
         return self.file_of(MASKED)
 
-    def require_sense_of_dropped(self) -> None:
-        """Refuse another graph than of states to what their tokens say.
+    def require_sense_of_tokens(self) -> None:
+        """Refuse another graph than of states to what their tokens say, each for itself.
 
         Raises:
             ConfigError: it is.
@@ -140,8 +141,11 @@ class GraphDescription:
                 f"expected {HIDDEN} and what a head says"
             )
 
-    def require_sense(self, ends_in_cut: bool, is_first: bool) -> None:
+    def require_sense(self, ends_in: frozenset[str] | None, is_first: bool) -> None:
         """Refuse tensors and variants that a chain could not run.
+
+        Args:
+            ends_in: what it gives besides states; None for what its head says.
 
         Raises:
             ConfigError: names that it does not know, or does not find.
@@ -156,12 +160,12 @@ class GraphDescription:
         if (
             len({*outputs}) != len(outputs)
             or HIDDEN_OUT not in outputs
-            or not answers
-            or ends_in_cut != (answers == {KEEP_LOGIT})
+            or (answers in (set(), {KEEP_LOGIT}) if ends_in is None else answers != ends_in)
         ):
-            what = KEEP_LOGIT if ends_in_cut else "what its head says"
+            what = ["what its head says"] if ends_in is None else sorted(ends_in)
             raise ConfigError(
-                f"{self.name} gives {', '.join(outputs)}: expected {HIDDEN_OUT} and {what}"
+                f"{self.name} gives {', '.join(outputs)}: expected "
+                f"{' and '.join([HIDDEN_OUT, *what])}"
             )
         if MASKED not in self.variants or len({*self.variants} & _KNOWN) != len(self.variants):
             raise ConfigError(
@@ -290,16 +294,18 @@ class Manifest:
                 raise ConfigError(f"a file is called {reprlib.repr(name)}: expected a plain name")
         segments = self.reduction.segments(self.encoder.num_layers)
         received = [graph.name for graph in self.graphs]
-        cuts = {segment_name(segment.index): not segment.is_last for segment in segments}
+        last = frozenset[str]() if HEAD in received else None
+        names = [segment_name(segment.index) for segment in segments]
+        ends = {name: frozenset([KEEP_LOGIT]) for name in names[:-1]} | {names[-1]: last}
         dropped = [dropped_name(segment.index) for segment in segments[:-1]]
-        expected = {**(cuts if len(cuts) > 1 else {}), DENSE: False}
-        if received not in (list(expected), [*expected, *dropped]):
+        expected = {**(ends if len(ends) > 1 else {}), DENSE: last}
+        if received not in (list(expected), [*expected, *dropped], [*expected, HEAD]):
             raise ConfigError(
                 f"the graphs are {', '.join(received)}: expected {', '.join(expected)}"
             )
         for graph in self.graphs:
-            if graph.name in dropped:
-                graph.require_sense_of_dropped()
+            if graph.name in (HEAD, *dropped):
+                graph.require_sense_of_tokens()
             else:
                 graph.require_sense(expected[graph.name], graph.name in (segment_name(0), DENSE))
 

@@ -169,7 +169,7 @@ def export_bundle(
         bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
-        rows_of = row_maker(tokenizer_of(bundle), model.spec.vocab_size, texts)
+        rows_of = row_maker(tokenizer_of(bundle), model.spec, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         progress("check graphs", len(graphs), steps)

@@ -28,7 +28,7 @@ from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, wa
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import rows_of_outputs
+from trbert_deploy.tasks.task import asked_counts, rows_of_outputs
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -152,7 +152,8 @@ class DeviceChain:
                 for layout in layouts
             ]
             lengths = [len(rows[index]) for index in window]
-            by_row = rows_of_outputs(self._outputs, answers, lengths)
+            asked = asked_counts(self._outputs, (rows[index].input_ids for index in window))
+            by_row = rows_of_outputs(self._outputs, answers, lengths, asked)
             for place, (index, answer) in enumerate(zip(window, by_row, strict=True)):
                 results[int(index)] = RowResult(answer, tuple(cut[place] for cut in kept))
         return [results[index] for index in range(len(rows))]

@@ -35,6 +35,7 @@ class ReducedModel(nn.Module):
         self.family = FAMILIES[spec.family]
         self.encoder = self.family.build(spec)
         self.head = build_head(spec)
+        self.head.share(self.encoder.embeddings)
         self.policies = nn.ModuleList()
         self.projections = nn.ModuleList()
         self.set_reduction(reduction)
@@ -84,7 +85,7 @@ class ReducedModel(nn.Module):
         return policy
 
     def tokens_head(self) -> TokensHead:
-        """The head, if dropped tokens take part in its outputs."""
+        """The head, if its outputs are of tokens."""
         assert isinstance(self.head, TokensHead)
         return self.head
 
@@ -96,6 +97,11 @@ class ReducedModel(nn.Module):
     def hears_dropped(self) -> bool:
         """Whether dropped tokens take part in the outputs."""
         return isinstance(self.head, TokensHead) and self.head.hears_dropped
+
+    @property
+    def asked_token(self) -> int | None:
+        """The token that all outputs are of, where they are of one alone."""
+        return self.head.asked_token if isinstance(self.head, TokensHead) else None
 
     def extend_positions(self, max_positions: int) -> None:
         """Lengthen a learned position table by tiling it (Beltagy et al. 2020, Longformer, 5).

@@ -118,7 +118,8 @@ class RecordedChain(DeviceChain):
     def _replayed(
         self, batch: PackedRows, sizes: Sizes, compute: Callable[[PackedRows], Computed]
     ) -> Computed:
-        if self.model.hears_dropped:  # of whose number no recording knows
+        if self.model.hears_dropped or self.model.asked_token is not None:
+            # Of how many tokens they are no recording knows.
             return compute(batch)
         recording = self._recordings.get(sizes)
         if recording is not None:

@@ -16,7 +16,8 @@ class SegmentModule(nn.Module):
 
     Attributes:
         inputs: names of its per-token inputs.
-        outputs: names of what it returns, in order.
+        answers: whether it ends with the head; where that answers some tokens alone, it is a graph
+            of its own (``HeadModule``).
     """
 
     def __init__(self, model: ReducedModel, segment: Segment) -> None:
@@ -24,17 +25,20 @@ class SegmentModule(nn.Module):
         self.model = model
         self.segment = segment
         self.inputs = model.inputs_of(segment)
+        self.answers = segment.is_last and model.asked_token is None
 
     def finish(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
         """Run the segment's layers, then the policy, or the head.
 
         Returns:
-            hidden [B, S, H], and keep_logit [B, S] float32 or, at the end, the head's outputs.
+            hidden [B, S, H], and keep_logit [B, S] float32 or, if it answers, the head's outputs.
         """
         segment = self.segment
         hidden = self.model.encoder.run_steps(hidden, layout, segment.start, segment.stop)
-        if segment.cut is None:
+        if self.answers:
             return (hidden, *self.model.head(hidden, layout).values())
+        if segment.cut is None:
+            return (hidden,)
         return hidden, self.model.keep_logit(segment.index, hidden)
 
 
@@ -92,6 +96,23 @@ class DroppedModule(nn.Module):
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """hidden [B, S, H] -> each output's values of every token: [B, S, X]."""
         return tuple(self.model.each_dropped(self.cut, hidden).values())
+
+
+class HeadModule(nn.Module):
+    """What some tokens say, from their last states.
+
+    Attributes:
+        inputs: names of its per-token inputs.
+    """
+
+    def __init__(self, model: ReducedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = (HIDDEN,)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """hidden [B, S, H] -> each output's values of every token: [B, S, X]."""
+        return tuple(self.model.tokens_head().each(hidden).values())
 
 
 def segment_module(model: ReducedModel, segment: Segment) -> SegmentModule:

@@ -9,6 +9,7 @@ from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
+    HEAD,
     HIDDEN,
     HIDDEN_OUT,
     KEEP_LOGIT,
@@ -23,6 +24,7 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.primitive_cache import bound_primitive_cache
 from trbert_deploy.modeling.segments import (
     DroppedModule,
+    HeadModule,
     SegmentModule,
     dense_module,
     segment_module,
@@ -45,13 +47,13 @@ class TorchGraph:
         tensors = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
         hidden, *scores = self._module(**tensors)
         outputs = dict(zip(self._answers, (value.numpy() for value in scores), strict=True))
-        return outputs if self._module.segment.is_last else {HIDDEN_OUT: hidden.numpy(), **outputs}
+        return outputs if self._module.answers else {HIDDEN_OUT: hidden.numpy(), **outputs}
 
 
-class TorchDropped:
-    """As ``TorchGraph``, of what dropped tokens say."""
+class TorchTokens:
+    """As ``TorchGraph``, of what tokens say, each for itself."""
 
-    def __init__(self, module: DroppedModule, answers: tuple[str, ...]) -> None:
+    def __init__(self, module: DroppedModule | HeadModule, answers: tuple[str, ...]) -> None:
         self._module = module
         self._answers = answers
         self.inputs = module.inputs
@@ -82,14 +84,17 @@ class TorchBackend:
             "threads": str(torch.get_num_threads()),
         }
 
-    def _open(self, name: str) -> TorchGraph | TorchDropped:
+    def _open(self, name: str) -> TorchGraph | TorchTokens:
         if name in self._dropped:
-            return TorchDropped(DroppedModule(self._model, self._dropped[name]), self._outputs)
+            return TorchTokens(DroppedModule(self._model, self._dropped[name]), self._outputs)
+        if name == HEAD:
+            return TorchTokens(HeadModule(self._model), self._outputs)
         if name == DENSE:
-            return TorchGraph(dense_module(self._model), self._outputs)
-        segment = self._segments[name]
-        answers = self._outputs if segment.is_last else (KEEP_LOGIT,)
-        return TorchGraph(segment_module(self._model, segment), answers)
+            module = dense_module(self._model)
+        else:
+            module = segment_module(self._model, self._segments[name])
+        at_end = self._outputs if module.answers else ()
+        return TorchGraph(module, at_end if module.segment.is_last else (KEEP_LOGIT,))
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:

@@ -50,6 +50,8 @@ class TokenState:
         token: [T] int64, which token of the batch each one is.
         protected: [T] bool, those that must survive every cut.
         whole: how the batch lay before a token was dropped.
+        asked: which of the batch's tokens the model answers, bool; None where it does not answer
+            some alone.
     """
 
     hidden: Tensor
@@ -57,6 +59,7 @@ class TokenState:
     token: Tensor
     protected: Tensor
     whole: RowsLayout
+    asked: Tensor | None = None
 
     def compact(self, keep: Tensor) -> TokenState:
         """The survivors of one or several choices, in order.
@@ -67,7 +70,7 @@ class TokenState:
         (hidden, token, protected), layout = self.layout.compact(
             keep, (self.hidden, self.token, self.protected)
         )
-        return TokenState(hidden, layout, token, protected, self.whole)
+        return TokenState(hidden, layout, token, protected, self.whole, self.asked)
 
     def run(
         self, model: ReducedModel, start: int, stop: int, layout: Layout | None = None
@@ -94,6 +97,11 @@ class TokenState:
             dropped: the batch's other tokens.
             weight: [T] float32, how much of each of these is left; None for all of it.
         """
+        if self.asked is not None:  # they are protected: all of them are left
+            which = self.asked[self.token]
+            (states,), asked = self.layout.compact(which[None], (self.hidden,))
+            values = model.tokens_head().each(states)
+            return {name: asked.pad(each) for name, each in values.items()}
         if not model.hears_dropped:
             return model.head(self.hidden, layout or self.layout)
         head = model.tokens_head()
@@ -128,7 +136,8 @@ def begin(model: ReducedModel, batch: TokenBatch) -> TokenState:
     """The embeddings of a batch."""
     hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.layout)
     token = torch.arange(len(hidden), device=hidden.device)
-    return TokenState(hidden, batch.layout, token, batch.protected, batch.layout)
+    asked = None if model.asked_token is None else batch.input_ids == model.asked_token
+    return TokenState(hidden, batch.layout, token, batch.protected, batch.layout, asked)
 
 
 def first_segment(model: ReducedModel, batch: TokenBatch) -> TokenState:

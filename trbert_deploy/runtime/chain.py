@@ -18,8 +18,10 @@ from trbert_deploy.batching import group_by_length, split_by_tokens
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
+    HEAD,
     HIDDEN,
     HIDDEN_OUT,
+    INPUT_IDS,
     dropped_name,
     segment_name,
 )
@@ -31,7 +33,7 @@ from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.select import select
-from trbert_deploy.tasks.task import Output, hear_dropped, rows_of_outputs
+from trbert_deploy.tasks.task import Output, asked_token, hear_dropped, rows_of_outputs
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Chain:
         self.scorer: Scorer = scorer or PolicyScorer()
         self.outputs = tuple(outputs)
         self._hears_dropped = hear_dropped(outputs)
+        self._asked_token = asked_token(outputs)
 
     def open(self) -> None:
         """Open the graphs that rows will pass now, not when the first of them does."""
@@ -113,6 +116,8 @@ class Chain:
         self.backend.graph(_last_graph(self.segments))
         if self.dense_below:
             self.backend.graph(DENSE)
+        if self._asked_token is not None:
+            self.backend.graph(HEAD)
 
     def at(self, point: OperatingPoint) -> Chain:
         """The same chain at another operating point, on the same graphs.
@@ -192,7 +197,10 @@ class Chain:
             last = _last_graph(segments)
             for batch in self._batches(waiting):
                 outputs = self._call(last, batch, timing)
-                answers = rows_of_outputs(self.outputs, outputs, list(map(len, batch)))
+                if self._asked_token is None:
+                    answers = rows_of_outputs(self.outputs, outputs, list(map(len, batch)))
+                else:
+                    answers = self._ask(batch, outputs[HIDDEN_OUT], timing)
                 for row, answer in zip(batch, answers, strict=True):
                     if row.said:
                         answer = gathered(self.outputs, [*row.said, Said(row.positions, answer)])
@@ -268,6 +276,23 @@ class Chain:
         for place, (row, positions) in enumerate(leaving):
             own = {name: each[place, : len(states[place])] for name, each in values.items()}
             row.said.append(said(self.outputs, positions, own))
+
+    def _ask(
+        self, batch: Sequence[TokenState], hidden: NDArray[np.float32], timing: Timing
+    ) -> list[dict[str, NDArray[np.float32]]]:
+        """What those tokens of a batch say that are asked for, row by row.
+
+        Args:
+            hidden: [B, S, H] float32, last states.
+        """
+        states = [
+            row_hidden[: len(row)][row.column(INPUT_IDS) == self._asked_token]
+            for row, row_hidden in zip(batch, hidden, strict=True)
+        ]
+        counts = [len(each) for each in states]
+        asked = _stack(states) if max(counts) else hidden[:, :1]  # no graph takes no token
+        values = self._run_graph(HEAD, {HIDDEN: asked}, timing)
+        return rows_of_outputs(self.outputs, values, list(map(len, batch)), counts)
 
     def _call(self, name: str, batch: Sequence[TokenState], timing: Timing) -> Tensors:
         assert not isinstance(self.backend, RowsBackend)  # which runs no single graph

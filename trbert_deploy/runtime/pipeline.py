@@ -294,7 +294,11 @@ class Pipeline:
 
         Raises:
             FileFormatError: the tokenizer gives tokens that the model does not have.
+            DataError: a text that does not ask what the task answers.
         """
+        for place, encoding in enumerate(encodings):
+            name = names[place] if names else f"text {place + 1}"
+            self.task.require_question(encoding, name)
         rows = self.tokenizer.rows(encodings, self.task.protected, names)
         tokens, types = self.encoder.vocab_size, self.encoder.token_types
         for row in rows:  # what a graph reads behind the end of a table depends on the backend

@@ -7,30 +7,53 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.config import EncoderSpec
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Output, asked_token
 
 #: (length, count) -> that many rows of exactly that length.
 RowMaker = Callable[[int, int], Sequence[TokenRow]]
 
 
-def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -> RowMaker:
-    """Makes rows of sample texts, or of random tokens where there are none."""
+def row_maker(tokenizer: TextTokenizer, encoder: EncoderSpec, texts: Sequence[str]) -> RowMaker:
+    """Makes rows of sample texts, or of random tokens where there are none.
+
+    Args:
+        encoder: shape of the model, whose task may ask for a token: there is one in every row.
+    """
+    outputs = task_of(encoder).outputs
     if texts:
-        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+        return lambda length, count: asking(tokenizer.rows_of_length(texts, length, count), outputs)
     rng = np.random.default_rng(0)
 
     def random_rows(length: int, count: int) -> list[TokenRow]:
-        ids = rng.integers(0, vocab_size, (count, length))
-        return [TokenRow(row, np.zeros_like(row)) for row in ids]
+        ids = rng.integers(0, encoder.vocab_size, (count, length))
+        return asking([TokenRow(row, np.zeros_like(row)) for row in ids], outputs)
 
     return random_rows
 
 
+def asking(rows: Sequence[TokenRow], outputs: Sequence[Output]) -> list[TokenRow]:
+    """Rows of tokens that nobody encoded, in which what the outputs are of is there, and protected.
+
+    Where outputs are of one token alone, a row that has none gets one in its middle.
+    """
+    token = asked_token(outputs)
+    return list(rows) if token is None else [_asking(row, token) for row in rows]
+
+
+def _asking(row: TokenRow, token: int) -> TokenRow:
+    ids = row.input_ids.copy()
+    if token not in ids:
+        ids[len(ids) // 2] = token
+    return TokenRow(ids, row.token_type_ids, row.protected | (ids == token))
+
+
 def bundle_rows(bundle: Bundle) -> RowMaker:
     """Makes rows of the bundle's sample texts, or of random tokens where it has none."""
-    vocabulary = bundle.manifest.encoder.vocab_size
-    return row_maker(tokenizer_of(bundle), vocabulary, bundle.samples())
+    return row_maker(tokenizer_of(bundle), bundle.manifest.encoder, bundle.samples())
 
 
 def are_random(bundle: Bundle) -> bool:

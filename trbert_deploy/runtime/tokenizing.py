@@ -128,18 +128,7 @@ class TextTokenizer:
     @property
     def spelling(self) -> Spelling:
         """How it writes words."""
-        model, decoder = self._tokenizer.model, self._tokenizer.decoder
-        named = (getattr(model, "unk_token", None), *_UNKNOWN_TOKENS)
-        unknown = (self._tokenizer.token_to_id(token) for token in named if token)
-        return Spelling(
-            getattr(model, "continuing_subword_prefix", None) or "",
-            next((each for each in unknown if each is not None), None),
-            {
-                token_id: token.content
-                for token_id, token in self._tokenizer.get_added_tokens_decoder().items()
-            },
-            " ".join if decoder is None else decoder.decode,
-        )
+        return spelling_of(self._tokenizer)
 
     def encode(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[Encoding]:
         """The tokenizer's own encodings, with token strings and offsets in the text.
@@ -284,6 +273,25 @@ class TextTokenizer:
                 stacklevel=3,
             )
         self.truncated += 1
+
+
+def spelling_of(tokenizer: Tokenizer) -> Spelling:
+    """How a tokenizer writes words."""
+    model, decoder = tokenizer.model, tokenizer.decoder
+    named = (getattr(model, "unk_token", None), *_UNKNOWN_TOKENS)
+    unknown = (tokenizer.token_to_id(token) for token in named if token)
+    return Spelling(
+        getattr(model, "continuing_subword_prefix", None) or "",
+        next((each for each in unknown if each is not None), None),
+        {
+            token_id: token.content
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        },
+        " ".join if decoder is None else decoder.decode,
+        ids=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
+        id_of=tokenizer.token_to_id,
+        decoded=lambda ids, skip: tokenizer.decode(ids, skip_special_tokens=skip),
+    )
 
 
 def require_texts(texts: object, *, counted: bool = True) -> None:

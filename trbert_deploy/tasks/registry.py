@@ -5,6 +5,7 @@ from __future__ import annotations
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.fill_mask import FillMask
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.regression import Regression
@@ -30,6 +31,7 @@ for known in (
     FeatureExtraction,
     TokenClassification,
     QuestionAnswering,
+    FillMask,
 ):
     register_task(known)
 

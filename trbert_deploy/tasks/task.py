@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -46,15 +46,35 @@ class Output:
         per: what it is of. ``row`` [B, ...], of what survives of it; ``token`` [B, S, ...], of each
             of its tokens; ``mean`` and ``max`` [B, X], over values of all of its tokens. Tokens
             that are dropped take part in the last three, by what they were when they left.
+            ``asked`` [B, A, ...], of those of its tokens alone that are ``token``, in their order,
+            which the task protects.
+        token: id of the tokens that are asked for.
     """
 
     name: str
-    per: Literal["row", "token", "mean", "max"]
+    per: Literal["row", "token", "mean", "max", "asked"]
+    token: int | None = None
 
     @property
     def of_all_tokens(self) -> bool:
         """Whether dropped tokens take part."""
-        return self.per != "row"
+        return self.per in ("token", "mean", "max")
+
+
+def asked_token(outputs: Sequence[Output]) -> int | None:
+    """The token that all of some outputs are of; None where they are of something else."""
+    tokens = {output.token for output in outputs}
+    return tokens.pop() if len(tokens) == 1 else None
+
+
+def asked_counts(outputs: Sequence[Output], rows: Iterable[NDArray[np.int64]]) -> list[int]:
+    """How many tokens of each row some outputs are of, where they are of some alone.
+
+    Args:
+        rows: ids [S] of each.
+    """
+    token = asked_token(outputs)
+    return [] if token is None else [int((ids == token).sum()) for ids in rows]
 
 
 def hear_dropped(outputs: Sequence[Output]) -> bool:
@@ -163,9 +183,27 @@ class Task(ABC):
     def of(cls, spec: EncoderSpec) -> Self:
         """The task of a model of this shape."""
 
+    @classmethod
+    def settled(cls, spec: EncoderSpec, spelling: Callable[[], Spelling]) -> EncoderSpec:
+        """The shape of a model of this task, with what the task must know of its tokenizer.
+
+        Args:
+            spec: as its configuration has it.
+            spelling: reads the tokenizer.
+
+        Raises:
+            ConfigError: the tokenizer is not for this task.
+        """
+        return spec
+
     @property
     def answers_tokens(self) -> bool:
         """Whether it is tokens that are answered, so that targets are theirs."""
+        return any(output.per in ("token", "asked") for output in self.outputs)
+
+    @property
+    def answers_every_token(self) -> bool:
+        """Whether it is all tokens that are answered."""
         return any(output.per == "token" for output in self.outputs)
 
     @property
@@ -208,6 +246,14 @@ class Task(ABC):
             DataError: there are some.
         """
 
+    def leaves_open(self, head: NewHead) -> bool:
+        """Whether a model's own head learns first what some data asks, though it answers already.
+
+        Args:
+            head: for the data.
+        """
+        return False
+
     def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Self:
         """The same task answering in another way; what is None stays as it is.
 
@@ -240,6 +286,18 @@ class Task(ABC):
             encoding: of the text, as the tokenizers library gives it.
         """
         return first_token(len(encoding.ids))
+
+    def require_question(self, encoding: Any, name: str) -> None:
+        """Refuse a text that does not ask what the task answers.
+
+        Args:
+            encoding: of the text, as it is read.
+            name: what errors call it.
+
+        Raises:
+            DataError: it does not.
+        """
+        return  # by default every text does
 
     @abstractmethod
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> Prediction:
@@ -358,7 +416,10 @@ def shuffled_units(examples: Sequence[Example], seed: int) -> list[list[int]]:
 
 
 def rows_of_outputs(
-    outputs: Sequence[Output], values: Mapping[str, NDArray[np.float32]], lengths: Sequence[int]
+    outputs: Sequence[Output],
+    values: Mapping[str, NDArray[np.float32]],
+    lengths: Sequence[int],
+    asked: Sequence[int] = (),
 ) -> list[dict[str, NDArray[np.float32]]]:
     """The outputs of a batch row by row, without what lies behind a row's tokens.
 
@@ -366,14 +427,16 @@ def rows_of_outputs(
         outputs: what they are of.
         values: [B, ...] each.
         lengths: tokens of each row: [B].
+        asked: those of them that are asked for: [B], where outputs are of these.
     """
-    of_tokens = {output.name for output in outputs if output.per == "token"}
+    counts = {"token": lengths, "asked": asked}
+    behind = {output.name: counts[output.per] for output in outputs if output.per in counts}
     return [
         {
-            name: each[row, :length] if name in of_tokens else each[row]
+            name: each[row, : behind[name][row]] if name in behind else each[row]
             for name, each in values.items()
         }
-        for row, length in enumerate(lengths)
+        for row in range(len(lengths))
     ]
 
 

@@ -126,6 +126,8 @@ def tokenize(
         part = examples[start : start + TOKENIZED_AT_A_TIME]
         names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
         encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
+        for encoding, name in zip(encodings, names, strict=True):
+            task.require_question(encoding, name)
         targets = _targets(part, encodings, task)
         tokens = tokenizer.rows(encodings, task.protected, names)
         for row, target in zip(tokens, targets, strict=True):

@@ -108,7 +108,7 @@ def prepare(
     reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
     torch.manual_seed(recipe.seed)
     progress("load model", 0, None)
-    pretrained = load_pretrained(options.model, head, reduction)
+    pretrained = load_pretrained(options.model, head, reduction, task_kind.name)
     model = pretrained.model
     if pretrained.note:
         note(pretrained.note)
@@ -126,6 +126,7 @@ def prepare(
     task = task_of(model.spec)
     path = tokenizer_dir / TOKENIZER_FILE
     tokenizer = TextTokenizer(path, max_length, recipe.truncate, task.overlap)
+    task = task.spelled(tokenizer.spelling)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         rows = [tokenize(part, tokenizer, task, progress) for part in (training, validation)]

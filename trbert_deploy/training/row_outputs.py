@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.packed import PackedLayout
-from trbert_deploy.tasks.task import Task, rows_of_outputs
+from trbert_deploy.tasks.task import Task, asked_counts, rows_of_outputs
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
 
@@ -25,7 +26,10 @@ _LENGTHS = ".lengths"
 def row_answers(task: Task, outputs: Outputs, batch: PackedBatch) -> list[RowAnswer]:
     """What a model says of the rows of a batch: outputs [B, ...] each."""
     arrays = {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
-    found = rows_of_outputs(task.outputs, arrays, batch.layout.lengths.tolist())
+    lengths = batch.layout.lengths
+    rows = np.split(batch.input_ids.cpu().numpy(), np.cumsum(lengths)[:-1])
+    asked = asked_counts(task.outputs, rows)
+    found = rows_of_outputs(task.outputs, arrays, lengths.tolist(), asked)
     return list(zip(batch.rows.tolist(), found, strict=True))
 
 
@@ -57,7 +61,8 @@ class RowOutputs(Sequence[Mapping[str, NDArray[np.float32]]]):
     def of_batch(
         self, task: Task, rows: NDArray[np.int64], layout: PackedLayout
     ) -> dict[str, Tensor]:
-        """Outputs [B, ...] on some rows, of tokens [B, S, ...] with zeros behind a row's.
+        """Outputs [B, ...] on some rows, of tokens [B, S, ...] with zeros behind a row's, as of
+        those that are asked for.
 
         Args:
             layout: of the rows, whose device they come to.
@@ -67,6 +72,9 @@ class RowOutputs(Sequence[Mapping[str, NDArray[np.float32]]]):
             values = [self.rows[row][output.name] for row in rows]
             if output.per == "token":
                 found[output.name] = layout.pad(torch.from_numpy(np.concatenate(values)).to(device))
+            elif output.per == "asked":
+                each = [torch.from_numpy(value) for value in values]
+                found[output.name] = pad_sequence(each, batch_first=True).to(device)
             else:
                 found[output.name] = torch.from_numpy(np.stack(values)).to(device)
         return found

@@ -19,6 +19,7 @@ from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     DEQUANTIZED,
+    HEAD,
     HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
@@ -41,6 +42,7 @@ from trbert_deploy.exporters.onnx.weights import SharedWeights
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import (
     DroppedModule,
+    HeadModule,
     SegmentModule,
     dense_module,
     segment_module,
@@ -52,12 +54,14 @@ OPSET = 23
 TRACED_BATCH = 2
 TRACED_LENGTH = 24
 
+Module = SegmentModule | DroppedModule | HeadModule
+
 
 def export_graphs(
     model: ReducedModel, directory: Path, int8: bool = False
 ) -> Iterator[GraphDescription]:
     """Write the file of weights, one graph per segment, the dense model, and what dropped tokens
-    say where they take part in the answer, in all their variants.
+    say where they take part in the answer, or those that are asked for, in all their variants.
 
     Args:
         model: in eval mode, float32.
@@ -71,7 +75,7 @@ def export_graphs(
         ParityError: the exporter fixed a dimension that must stay dynamic, or wrote attention in
             another way than expected.
     """
-    modules: dict[str, SegmentModule | DroppedModule] = {
+    modules: dict[str, Module] = {
         segment_name(segment.index): segment_module(model, segment) for segment in model.segments
     }
     if len(modules) == 1:  # without a cut the only segment is the dense model itself
@@ -80,6 +84,8 @@ def export_graphs(
     if model.hears_dropped:
         for segment in model.segments[:-1]:
             modules[dropped_name(segment.index)] = DroppedModule(model, segment.index)
+    if model.asked_token is not None:
+        modules[HEAD] = HeadModule(model)
     weights = SharedWeights(model)
     protos = {}
     descriptions = {}
@@ -106,7 +112,7 @@ def export_graphs(
             onnx.save(written, directory / descriptions[name].file_of(variant))
 
 
-def _export(module: SegmentModule | DroppedModule, model: ReducedModel) -> onnx.ModelProto:
+def _export(module: Module, model: ReducedModel) -> onnx.ModelProto:
     """Trace one module into an ONNX model that still carries its weights."""
     batch = torch.export.Dim("B", min=1, max=65536)
     length = torch.export.Dim("S", min=1, max=model.spec.max_positions)
@@ -114,7 +120,8 @@ def _export(module: SegmentModule | DroppedModule, model: ReducedModel) -> onnx.
     answers = [output.name for output in task_of(model.spec).outputs]
     outputs = answers
     if isinstance(module, SegmentModule):
-        outputs = [HIDDEN_OUT, *(answers if module.segment.is_last else [KEEP_LOGIT])]
+        at_end = answers if module.answers else []
+        outputs = [HIDDEN_OUT, *(at_end if module.segment.is_last else [KEEP_LOGIT])]
     # A bias that wants a gradient would be traced with other strides than it runs with.
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
@@ -136,9 +143,7 @@ def _export(module: SegmentModule | DroppedModule, model: ReducedModel) -> onnx.
     return proto
 
 
-def _example_inputs(
-    module: SegmentModule | DroppedModule, model: ReducedModel
-) -> dict[str, Tensor]:
+def _example_inputs(module: Module, model: ReducedModel) -> dict[str, Tensor]:
     """What a module is traced with: by name, in the order of the graph's inputs."""
     shape = (TRACED_BATCH, min(TRACED_LENGTH, model.spec.max_positions))
     mask = torch.ones(shape, dtype=torch.bool)

@@ -24,12 +24,13 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
 )
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tensors import read_tensors
-from trbert_deploy.modeling.families.architectures import ARCHITECTURES, BARE
-from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.checkpoints.tokenizer import spelling_of_source
+from trbert_deploy.modeling.families.architectures import ARCHITECTURES, BARE, PRETRAINED
+from trbert_deploy.modeling.families.family import Family, require_tied
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.registry import TASKS, task_of
+from trbert_deploy.tasks.registry import TASKS, task_kind, task_of
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
     MULTI_LABEL,
@@ -41,7 +42,8 @@ from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "
-    "text ranking by one logit, token classification, question answering, and sentence embeddings"
+    "text ranking by one logit, token classification, question answering, masked words, and "
+    "sentence embeddings"
 )
 
 
@@ -81,6 +83,11 @@ class HfSource:
     def is_bare(self) -> bool:
         """Whether there is no head that answers anything."""
         return self.head in BARE or self.head not in ARCHITECTURES.values()
+
+    @property
+    def takes_new_head(self) -> bool:
+        """Whether it is an encoder for whatever a new head is trained for."""
+        return self.is_bare or self.head in PRETRAINED
 
     @property
     def answers_anything(self) -> bool:
@@ -148,8 +155,11 @@ class HfSource:
         try:
             own = () if self.modules is not None else self.labels
             spec = self.family.spec(self.config, task, own if head is None else head.labels)
-            spec = replace(spec, answers=answers)
-            return replace(spec, answers_tokens=task_of(spec).answers_tokens)
+            require_tied(self.config, task)
+            options = self.family.head_options.get(task, {})
+            spec = replace(spec, answers=answers, head={**spec.head, **options})
+            spec = task_kind(spec).settled(spec, lambda: spelling_of_source(self.model))
+            return replace(spec, answers_tokens=task_of(spec).answers_every_token)
         except (CheckpointError, ConfigError) as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
         except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as problem:

@@ -52,9 +52,9 @@ def task_for(where: str, name: str | None) -> type[Task]:
     source = read_whole(where, open_source)
     own = task_named(source.task)
     if name is None:  # of an encoder with embeddings alone, labels may make a classifier
-        return TextClassification if source.is_bare else own
+        return TextClassification if source.takes_new_head else own
     wanted = task_named(name)
-    if source.is_bare or wanted is own:
+    if source.takes_new_head or wanted is own:
         return wanted
     raise ConfigError(
         f"{where} has a head for {own.name}: expected that task, or an encoder without a head, "
@@ -63,7 +63,10 @@ def task_for(where: str, name: str | None) -> type[Task]:
 
 
 def load_pretrained(
-    where: str, head: NewHead | None, reduction: ReductionConfig | None
+    where: str,
+    head: NewHead | None,
+    reduction: ReductionConfig | None,
+    task: str | None = None,
 ) -> Pretrained:
     """Load an encoder, with its head if it has one that is computed here.
 
@@ -72,38 +75,53 @@ def load_pretrained(
         head: for the training data, whose labels one that is there must know; None to take the
             one that is there.
         reduction: the cuts, or None for the default places.
+        task: that is wanted, where there is no head for training data; None for the model's own.
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
         DataError: the source is fine-tuned for other labels, or there are none for a new head.
         ConfigError: a cut out of range.
     """
-    return read_whole(where, lambda settled: _load(settled, head, reduction))
+    return read_whole(where, lambda settled: _load(settled, head, reduction, task))
 
 
-def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -> Pretrained:
+def _load(
+    where: str, head: NewHead | None, reduction: ReductionConfig | None, task: str | None
+) -> Pretrained:
     source = open_source(where)
-    if head is None and not source.answers_anything:
+    own = head.task == source.task if head is not None else task in (None, source.task)
+    if head is None and not (source.answers_anything and own):
+        advice = "" if own else f"; --task {source.task} takes the one it has"
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
-            "texts, or a fine-tuned model, whose answers can be learned"
+            f"texts, or a fine-tuned model, whose answers can be learned{advice}"
         )
-    if source.is_bare and head is not None:
+    if head is not None and (source.is_bare or (source.takes_new_head and not own)):
         return _with_new_head(source, head, reduction)
     source.require_answers()
     if head is not None:
-        task_of(source.spec()).require_names(head.found, where)
+        answering = task_of(source.spec())
+        answering.require_names(head.found, where)
+        if answering.leaves_open(head):
+            note = f"{where} has {source.told_head}: it is trained for {head.told}"
+            model = load_with_head(source, reduction, head)
+            return Pretrained(model, False, source.entries, note, source.max_length)
     model = load_with_head(source, reduction)
     return Pretrained(model, True, source.entries, max_length=source.max_length)
 
 
-def load_with_head(source: HfSource, reduction: ReductionConfig | None) -> ReducedModel:
+def load_with_head(
+    source: HfSource, reduction: ReductionConfig | None, head: NewHead | None = None
+) -> ReducedModel:
     """The model of a source whose answers are computed here, with new policies.
+
+    Args:
+        head: what is wanted of its own head, where that leaves something open.
 
     Raises:
         CheckpointError, ConfigError: as ``load_pretrained``.
     """
-    model = _new_model(source.spec(), reduction)
+    model = _new_model(source.spec(head), reduction)
     load_parameters(model, source.tensors(model.spec), source.where, fresh=OWN)
     return model.eval()
 

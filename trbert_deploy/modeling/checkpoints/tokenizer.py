@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import (
 )
 from trbert_deploy.modeling.checkpoints.tokenizer_loading import load_tokenizer
 from trbert_deploy.modeling.checkpoints.unigram_scores import save_exactly
+from trbert_deploy.runtime.tokenizing import spelling_of
+from trbert_deploy.tasks.spelling import Spelling
 
 _NO_FIXED_LENGTH = 512  # a truncation has to name a length; whoever reads the file sets another
 
@@ -52,6 +55,20 @@ def tokenizer_directory(model: str, scratch: Path) -> Path:
         return source
     _convert(tokenizer, model, source, scratch)
     return scratch
+
+
+def spelling_of_source(model: str) -> Spelling:
+    """How the tokenizer of ``model`` writes words, and masks them.
+
+    Args:
+        model: a directory or a hub name.
+
+    Raises:
+        CheckpointError: as ``tokenizer_directory``.
+    """
+    source = Path(settled(model)) if Path(model).is_dir() else _download(model)
+    tokenizer = load_tokenizer(source, model)
+    return replace(spelling_of(tokenizer.backend_tokenizer), mask=tokenizer.mask_token_id)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.fill_mask import FillMask
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
@@ -14,10 +15,13 @@ ARCHITECTURES = {
     TextRanking.name: "ForSequenceClassification",
     TokenClassification.name: "ForTokenClassification",
     QuestionAnswering.name: "ForQuestionAnswering",
+    FillMask.name: "ForMaskedLM",
     FeatureExtraction.name: "Model",
 }
 #: Names without a head that answers anything.
-BARE = ("", "Model", "ForMaskedLM", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")
+BARE = ("", "Model", "ForPreTraining", "ForNextSentencePrediction", "LMHeadModel")
+#: Names of models that were pretrained, and answer that: for other tasks they get a new head.
+PRETRAINED = ("ForMaskedLM",)
 
 
 def architecture_of(task: str) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.blocks.activations import require_activation
-from trbert_deploy.modeling.families.family import Family, require
+from trbert_deploy.modeling.families.family import BERT_MASKS, TOKEN_HEADS, Family, require
+from trbert_deploy.tasks.fill_mask import FillMask
 
 
 class Bert(Family):
@@ -17,6 +18,7 @@ class Bert(Family):
     class_prefix = "Bert"
     prefix = "bert."
     head = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
+    token_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         return bert_spec(self.name, config, task, labels)

@@ -15,11 +15,23 @@ from trbert_deploy.modeling.blocks.embeddings import Embeddings
 from trbert_deploy.modeling.blocks.encoder import Encoder, EncoderLayer
 from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.families.bert import bert_config, bert_spec
-from trbert_deploy.modeling.families.family import BERT_LAYER, Family, require
+from trbert_deploy.modeling.families.family import (
+    BERT_LAYER,
+    BERT_MASKS,
+    TOKEN_HEADS,
+    Family,
+    require,
+)
 from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
+from trbert_deploy.tasks.fill_mask import FillMask
 
 #: What adds to a score: the query with the relative position, and the key with it.
 C2P, P2C = "c2p", "p2c"
+#: Modules of the head for masked words as DeBERTa's authors have it: theirs here -> theirs there.
+AUTHORS_MASKS = {
+    "cls.predictions.transform": "lm_predictions.lm_head",
+    "cls.predictions": "lm_predictions.lm_head",
+}
 
 
 class DebertaV2(Family):
@@ -40,6 +52,7 @@ class DebertaV2(Family):
         "attention.relative_key": "attention.self.pos_key_proj",
     }
     head = {"pooler": "pooler.dense", "classifier": "classifier"}
+    token_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         width = config.hidden_size
@@ -88,6 +101,11 @@ class DebertaV2(Family):
             names["encoder.relative.table"] = f"{self.prefix}encoder.rel_embeddings"
         if spec.options["norm_rel_ebd"] == "layer_norm":
             names["encoder.relative.norm"] = f"{self.prefix}encoder.LayerNorm"
+        if not spec.options.get("legacy", True):
+            for ours, theirs in names.items():
+                for before, after in AUTHORS_MASKS.items():
+                    theirs = theirs.replace(before, after)
+                names[ours] = theirs
         return names
 
     def is_computed(self, name: str) -> bool:
@@ -260,6 +278,8 @@ def _options(config: Any) -> dict[str, Any]:
         "position_buckets": -1,
         "max_relative_positions": -1,
     }
+    if not getattr(config, "legacy", True):
+        options["legacy"] = False
     if not config.relative_attention:
         return options
     require(config, "norm_rel_ebd", ("none", "layer_norm"), default="none")

@@ -7,7 +7,8 @@ from typing import Any
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.blocks.activations import require_activation
-from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.family import TOKEN_HEADS, Family
+from trbert_deploy.tasks.fill_mask import FillMask
 
 
 class DistilBert(Family):
@@ -31,6 +32,14 @@ class DistilBert(Family):
     }
     layer_prefix = "transformer.layer."
     head = {"pooler": "pre_classifier", "classifier": "classifier"}
+    token_heads = {
+        **TOKEN_HEADS,
+        FillMask.name: {
+            "dense": "vocab_transform",
+            "norm": "vocab_layer_norm",
+            "decoder": "vocab_projector",
+        },
+    }
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         if getattr(config, "is_decoder", False):

@@ -1,4 +1,4 @@
-"""ELECTRA (Clark et al. 2020): the discriminator."""
+"""ELECTRA (Clark et al. 2020): the discriminator, and the generator, which fills masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.families.bert import bert_config, bert_spec
-from trbert_deploy.modeling.families.family import Family
+from trbert_deploy.modeling.families.family import TOKEN_HEADS, Family
+from trbert_deploy.tasks.fill_mask import FillMask
 
 
 class Electra(Family):
@@ -16,6 +17,15 @@ class Electra(Family):
     class_prefix = "Electra"
     prefix = "electra."
     head = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
+    head_options = {FillMask.name: {"decoder_activation": "gelu"}}
+    token_heads = {
+        **TOKEN_HEADS,
+        FillMask.name: {
+            "dense": "generator_predictions.dense",
+            "norm": "generator_predictions.LayerNorm",
+            "decoder": "generator_lm_head",
+        },
+    }
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         return bert_spec(

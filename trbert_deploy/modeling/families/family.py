@@ -16,6 +16,7 @@ from torch import Tensor
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.modeling.blocks.encoder import Encoder
+from trbert_deploy.tasks.fill_mask import FillMask
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.token_classification import TokenClassification
 
@@ -47,6 +48,19 @@ TOKEN_HEADS: Mapping[str, Mapping[str, str]] = {
     TokenClassification.name: {"classifier": "classifier"},
     QuestionAnswering.name: {"classifier": "qa_outputs"},
 }
+#: Those of the head for masked words, of the families that grew from BERT, and from RoBERTa.
+BERT_MASKS = {
+    "dense": "cls.predictions.transform.dense",
+    "norm": "cls.predictions.transform.LayerNorm",
+    "decoder": "cls.predictions",
+}
+ROBERTA_MASKS = {
+    "dense": "lm_head.dense",
+    "norm": "lm_head.layer_norm",
+    "decoder": "lm_head",
+}
+#: Tasks whose heads multiply with the embeddings' weights, unless a configuration says otherwise.
+TIED = (FillMask.name,)
 
 
 class Family(ABC):
@@ -61,7 +75,8 @@ class Family(ABC):
         embeddings: our modules of the embeddings -> theirs, behind ``embeddings_prefix``.
         layer: our modules of a layer -> theirs, behind ``layer_prefix``.
         head: our modules of the head for texts -> theirs.
-        token_heads: those of the tasks that answer tokens, by task.
+        head_options: entries of ``spec.head`` that a task's head has besides, by task.
+        token_heads: modules of the heads of tasks that answer tokens, by task.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -73,6 +88,7 @@ class Family(ABC):
     layer: ClassVar[Mapping[str, str]] = BERT_LAYER
     layer_prefix: ClassVar[str] = "encoder.layer."
     head: ClassVar[Mapping[str, str]]
+    head_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     token_heads: ClassVar[Mapping[str, Mapping[str, str]]] = TOKEN_HEADS
 
     @property
@@ -169,6 +185,16 @@ def with_rows(tensors: dict[str, Tensor], name: str, rows: int) -> None:
         table = tensors[name]
         tensors[name] = table.new_zeros(len(table) + rows, table.shape[1])
         tensors[name][rows:] = table
+
+
+def require_tied(config: Any, task: str) -> None:
+    """Refuse a head with weights of its own in the place of the embeddings'.
+
+    Raises:
+        CheckpointError: the task's head should have theirs.
+    """
+    if task in TIED:
+        require(config, "tie_word_embeddings", (True,), default=True)
 
 
 def require(config: Any, what: str, expected: Iterable[Any], default: Any = None) -> None:

@@ -17,6 +17,7 @@ from trbert_deploy.modeling.blocks.feed_forward import FeedForward
 from trbert_deploy.modeling.blocks.rotary import Rotary
 from trbert_deploy.modeling.families.family import TOKEN_HEADS, Family, State, require
 from trbert_deploy.modeling.layouts.layout import Layout, RowGroup, ScoreBias
+from trbert_deploy.tasks.fill_mask import FillMask
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 #: Their linear layers that are several of ours, one behind the other.
@@ -48,7 +49,10 @@ class ModernBert(Family):
         "feed_forward.norm": "mlp_norm",
     }
     head = {"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"}
-    token_heads = dict.fromkeys(TOKEN_HEADS, TOKEN_HEAD)
+    token_heads = {
+        **dict.fromkeys(TOKEN_HEADS, TOKEN_HEAD),
+        FillMask.name: {"dense": "head.dense", "norm": "head.norm", "decoder": "decoder"},
+    }
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         require(config, "classifier_pooling", POOLING)

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.families.bert import bert_config, bert_spec
-from trbert_deploy.modeling.families.family import Family, State, with_rows, without_rows
+from trbert_deploy.modeling.families.family import (
+    ROBERTA_MASKS,
+    TOKEN_HEADS,
+    Family,
+    State,
+    with_rows,
+    without_rows,
+)
+from trbert_deploy.tasks.fill_mask import FillMask
 
 #: Their position table, and ours.
 _THEIRS = "embeddings.position_embeddings.weight"
@@ -26,6 +34,8 @@ class Roberta(Family):
     class_prefix = "Roberta"
     prefix = "roberta."
     head = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
+    head_options = {FillMask.name: {"decoder_activation": "gelu"}}
+    token_heads = {**TOKEN_HEADS, FillMask.name: ROBERTA_MASKS}
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         return bert_spec(self.name, config, task, labels, config.pad_token_id + 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trbert_deploy.config import EncoderSpec
+from trbert_deploy.modeling.blocks.embeddings import Embeddings
 from trbert_deploy.modeling.layouts.layout import Layout
 
 #: Name -> values, float32: [B, ...] of rows, [B, S, ...] of their tokens (zero behind a row's).
@@ -31,6 +32,9 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def build(cls, spec: EncoderSpec) -> Self:
         """The head of a model of this shape."""
+
+    def share(self, embeddings: Embeddings) -> None:
+        """Take the weights that it has in common with an encoder's embeddings, if any."""
 
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.heads.feature_extraction import FeatureExtractionHead
+from trbert_deploy.modeling.heads.fill_mask import FillMaskHead
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
 from trbert_deploy.modeling.heads.question_answering import QuestionAnsweringHead
@@ -30,6 +31,7 @@ for known in (
     FeatureExtractionHead,
     TokenClassificationHead,
     QuestionAnsweringHead,
+    FillMaskHead,
 ):
     register_head(known)
 

@@ -1,4 +1,4 @@
-"""What all heads have whose outputs are of all tokens of a text, dropped ones included.
+"""What all heads have whose outputs are of tokens of a text, dropped ones included.
 
 A token answers where it leaves the encoder: behind the last layer, or at the cut that drops it.
 Early states lie in another space than last ones, so those of a dropped token go through a linear
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout, largest_of_rows
-from trbert_deploy.tasks.task import Output, hear_dropped
+from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Part:
 
 
 class TokensHead(Head):
-    """A head whose outputs are of all tokens, or gathered from them (``Output.of_all_tokens``).
+    """A head whose outputs are of all tokens, or gathered from them (``Output.of_all_tokens``), or
+    are of those alone that are asked for.
 
     Args:
         outputs: as the task has them.
@@ -57,6 +58,11 @@ class TokensHead(Head):
         """Whether dropped tokens take part."""
         return hear_dropped(self.outputs)
 
+    @property
+    def asked_token(self) -> int | None:
+        """The token that all outputs are of, where they are of one alone."""
+        return asked_token(self.outputs)
+
     @abstractmethod
     def each(self, hidden: Tensor) -> dict[str, Tensor]:
         """What each token says, for itself: states [..., H] -> values [..., X] by output."""
@@ -68,6 +74,7 @@ class TokensHead(Head):
             "mean": layout.mean,
             "max": layout.max,
         }
+        assert self.asked_token is None  # whose states alone are given to ``each``
         values = self.each(hidden)
         return {each.name: gather[each.per](values[each.name]) for each in self.outputs}
 

@@ -10,6 +10,7 @@ from typing import Any
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn
+from trbert_deploy.runtime.drop_in.fill_mask import FillMaskDropIn
 from trbert_deploy.runtime.drop_in.question_answering import QuestionAnsweringDropIn
 from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
 from trbert_deploy.runtime.drop_in.token_classification import TokenClassificationDropIn
@@ -22,6 +23,7 @@ DROP_INS: dict[str, type[DropIn]] = {
     "token-classification": TokenClassificationDropIn,
     "ner": TokenClassificationDropIn,
     "question-answering": QuestionAnsweringDropIn,
+    "fill-mask": FillMaskDropIn,
 }
 
 
