@@ -263,11 +263,11 @@ class FillMask(Task):
     def _checked(self, outputs: Outputs, encoding: Any) -> NDArray[np.float32]:
         require_numbers(outputs)
         logits = outputs[LOGITS]
-        masks = int(self.asked(encoding).sum())
-        if logits.ndim != 2 or len(logits) != masks or logits.shape[1] < 1:
+        masks, words = int(self.asked(encoding).sum()), len(self.words) or logits.shape[-1]
+        if logits.shape != (masks, words):
             raise OutputError(
-                f"the model's logits have the shape {list(logits.shape)}: expected {masks} rows, "
-                "one for each mask"
+                f"the model's logits have the shape {list(logits.shape)}: expected "
+                f"[{masks}, {words}], one for each mask and word"
             )
         return logits
 
