@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hf_folders import classifier_folder, sentence_folder
-from transformers import BertForQuestionAnswering, BertForTokenClassification
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
@@ -44,6 +44,7 @@ MODELS: dict[str, Callable[[Path, Path], Path]] = {
     "Questions about a context": partial(
         classifier_folder, labels=("LABEL_0", "LABEL_1"), kind=BertForQuestionAnswering
     ),
+    "Masked words": partial(classifier_folder, labels=("LABEL_0",), kind=BertForMaskedLM),
 }
 #: Besides, in sections that name it.
 TWO_LOGITS = partial(classifier_folder, labels=("LABEL_0", "LABEL_1"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import LABELS, make_texts
 from hf_folders import classifier_folder, sentence_folder
-from transformers import BertForQuestionAnswering, BertForTokenClassification
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
 
 from trbert_deploy import load
 from trbert_deploy.exporters.export import export_bundle
@@ -129,3 +129,21 @@ def test_questions_are_answered(tmp_path: Path, tokenizer_dir: Path, texts: Path
     found, _ = run("answer_questions.py", tmp_path / "bundle", texts, "who returns", "who is sold")
     assert [row[2] for row in found] == ["who returns", "who is sold"]
     assert all(row[1] in " ".join(texts.read_text().split()) for row in found)
+
+
+def test_a_word_is_chosen(tmp_path: Path, tokenizer_dir: Path, run: Run) -> None:
+    """On English texts, whose words the tokenizer of the tests knows."""
+    classifier_folder(tmp_path / "folder", tokenizer_dir, ("LABEL_0",), BertForMaskedLM)
+    export_bundle(tmp_path / "folder", tmp_path / "bundle")
+    (tmp_path / "phrases.txt").write_text("the [MASK] returns\n\nthe house of [MASK]\n")
+    arguments = ("choose_classifier_word.py", tmp_path / "bundle", tmp_path / "phrases.txt")
+    found, _ = run(*arguments, "--among", "film", "city")
+    assert [{best, others} for best, _, others, _ in found] == [{"film", "city"}] * 2
+    first, second = found
+    assert (first[3], second[3]) == (f"the {first[0]} returns", f"the house of {second[0]}")
+    anything, _ = run(*arguments)
+    answers = load(tmp_path / "bundle")(["the [MASK] returns", "the house of [MASK]"])
+    assert [row[0] for row in anything] == [each.fills[0][0].token_str for each in answers]
+    (tmp_path / "phrases.txt").write_text("the [MASK] of [MASK]\n")
+    with pytest.raises(SystemExit, match=r"^error: a phrase has several"):
+        run(*arguments)

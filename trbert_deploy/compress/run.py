@@ -204,6 +204,7 @@ class _Run:
     def _train_options(self, directory: Path) -> TrainOptions:
         return TrainOptions(
             model=self.options.model,
+            task=self.task.name,
             train=str(directory / TRAIN),
             validation=str(directory / VALIDATION),
             target_speedup=self.options.target_speedup,

@@ -18,20 +18,24 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.pipeline import load
 
-#: Tokenizer -> family.
-KINDS = {"bert, lower-cased": "bert", "roberta": "roberta", "xlm-roberta": "xlm-roberta"}
+#: Tokenizer -> family, and words that are one token to it.
+KINDS = {
+    "bert, lower-cased": ("bert", ["comment", "return"]),
+    "roberta": ("roberta", [" comment", " return"]),
+    "xlm-roberta": ("xlm-roberta", ["comment", "FFFFFFIFF"]),
+}
 WIDE: dict[str, Any] = {"vocab_size": 1500}
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path, list[str]]:
-    """A checkpoint of random weights, its dense bundle, and texts with its mask."""
+) -> tuple[Path, Path, list[str], list[str]]:
+    """A checkpoint of random weights, its dense bundle, texts with its mask, and words."""
     path = tmp_path_factory.mktemp("made")
     tokenizer = write_kind(request.param, path / "tokenizer")
     (tokenizer / "config.json").unlink()
-    family = KINDS[request.param]
+    family, words = KINDS[request.param]
     changes = WIDE | ({} if family == "bert" else {"pad_token_id": 1})
     folder = folder_of(path / "folder", tokenizer, family, AutoModelForMaskedLM, changes)
     export_bundle(folder, path / "bundle")
@@ -41,7 +45,7 @@ def made(
         f"She doesn't {mask} in {mask}; élan, naïve!",
         f"{mask} Film, 映画 und кино.",
     ]
-    return folder, path / "bundle", texts
+    return folder, path / "bundle", texts, words
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -56,8 +60,8 @@ def assert_same(ours: Any, theirs: Any) -> None:
     assert {**ours, "score": 0} == {**theirs, "score": 0}
 
 
-def test_answers_are_those_of_transformers(made: tuple[Path, Path, list[str]]) -> None:
-    folder, bundle, texts = made
+def test_answers_are_those_of_transformers(made: tuple[Path, Path, list[str], list[str]]) -> None:
+    folder, bundle, texts, words = made
     theirs = their_pipeline("fill-mask", str(folder))
     ours = trbert_deploy.pipeline("fill-mask", bundle, threads=1)
     for inputs in (texts[0], texts[1], texts, texts[:1]):
@@ -66,15 +70,12 @@ def test_answers_are_those_of_transformers(made: tuple[Path, Path, list[str]]) -
         assert json.loads(json.dumps(found)) == found
     assert_same(list(ours(iter(texts), top_k=2)), [theirs(text, top_k=2) for text in texts])
     assert_same(ours(texts, top_k=7), theirs(texts, top_k=7))
-    for targets in (
-        "comment",
-        ["comment"],
-        [ours.model.task.spelling.decoded([20], False), "return"],
-    ):
+    for targets in (words[0], words[:1], words):
         assert_same(ours(texts[0], targets=targets), theirs(texts[0], targets=targets))
         assert_same(ours(texts, targets=targets, top_k=1), theirs(texts, targets=targets, top_k=1))
     answers = load(bundle, threads=1)(texts)
-    assert_same([answer.to_json()["fills"] for answer in answers], theirs(texts))
+    told = json.loads(json.dumps([answer.to_json()["fills"] for answer in answers]))
+    assert_same(told, theirs(texts))
 
 
 @pytest.fixture(scope="module")
