@@ -236,7 +236,7 @@ class FillMask(Task):
             columns = columns[np.isin(tokens, among)]
         found = []
         for place, scores in zip(places.tolist(), softmax(logits), strict=True):
-            best = columns[np.argsort(-scores[columns], kind="stable")][:top_k]
+            best = columns[_largest(scores[columns], top_k)]
             found.append(
                 tuple(
                     self._fill(float(scores[each]), int(tokens[each]), ids, place, len(places) < 2)
@@ -363,6 +363,13 @@ class FillMask(Task):
 
 def _several(target: str | tuple[str, ...]) -> tuple[str, ...]:
     return (target,) if isinstance(target, str) else tuple(target)
+
+
+def _largest(values: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Places of the largest values, the largest first; words are too many to sort them all."""
+    count = min(count, len(values))
+    found = np.argpartition(-values, count - 1)[:count]
+    return found[np.argsort(-values[found], kind="stable")]
 
 
 def _mean(values: NDArray[Any], otherwise: float) -> float:
