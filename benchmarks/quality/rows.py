@@ -13,22 +13,25 @@ from runs import Run
 from setting import locked
 from students import (
     Student,
+    answer,
     by_attention,
     by_chance,
     by_policy,
-    evaluate,
     first_tokens,
     head_and_tail,
     lengths_of,
+    targets_of,
     thinner,
 )
 
 from trbert_deploy import console
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.warm_start import load_warm_start
 
@@ -46,13 +49,24 @@ ROWS = {
     "student-2": "two of the teacher's layers",
 }
 
+#: Rows that read a part of a text.
+PARTS = ("truncate", "head-tail")
 #: Rows whose threshold can be moved without training.
 THRESHOLDED = ("ours", "tr-bert")
 
 
 def train_row(run: Run) -> Student:
-    """The student of a row, trained as far as it is not yet."""
-    row = run.row
+    """The student of a row, trained as far as it is not yet.
+
+    Raises:
+        ConfigError: the row reads a part of a text, and the task answers all of its tokens.
+    """
+    row, task = run.row, run.setting.task
+    if row in PARTS and task.answers_tokens:
+        raise ConfigError(
+            f"row {row} reads a part of a text, and {task.name} answers every token: give other "
+            "rows"
+        )
     if row == "ours":
         return _with_policies(run, "policy", "joint", "hard")
     if row == "tr-bert":
@@ -64,7 +78,7 @@ def train_row(run: Run) -> Student:
         _set_ratio(run, model)
         seed = run.options.recipe.seed
         choose = by_attention(model) if row == "attention" else by_chance(model, seed)
-        return _harden(run, Student(model, choose=choose))
+        return _harden(run, Student(model, choose=choose), fitted=False)
     model.set_reduction(ReductionConfig())
     if row == "teacher":
         return Student(model)
@@ -84,6 +98,8 @@ def _with_policies(run: Run, *stages: str) -> Student:
     for name in stages:
         if run.load(name, model):
             continue
+        if name == "policy":
+            run.guide().project(model)
         if name == "policy" and options.warm_start is not None:
             model.take_over(load_warm_start(options.warm_start, model.spec, options.recipe.cuts))
             continue
@@ -123,24 +139,33 @@ def _set_ratio(run: Run, model: ReducedModel) -> None:
     model.set_reduction(with_ratio(model.spec, model.reduction, lengths, _speedup(run)))
 
 
-def _harden(run: Run, student: Student) -> Student:
-    """The hard stage: encoder and head learn the teacher's answers from what the student sees."""
+def _harden(run: Run, student: Student, fitted: bool = True) -> Student:
+    """The hard stage: encoder and head learn the teacher's answers from what the student sees.
+
+    Args:
+        fitted: dropped tokens that take part in answers have their maps already.
+    """
     setting, recipe, model = run.setting, run.options.recipe, student.model
     if run.load("hard", model):
         return student
     guide = run.guide()
+    if not fitted:
+        guide.project(model)
 
     def compute(batch: PackedBatch, done: float) -> Step:
         outputs, _ = student.forward(batch, training=True)
         loss = model.head.loss(outputs, batch.targets, guide.outputs_of(batch)).mean()
         right = model.head.correct(outputs, batch.targets).mean()
-        return Step(loss, {"accuracy": right.item()})
+        return Step(loss, {"right": right.item()})
 
     def validate(done: float) -> float:
-        rows = setting.validation_rows
-        return evaluate(student, setting.spec, rows, recipe.batch_tokens, setting.device).accuracy
+        task, rows = setting.task, setting.validation_rows
+        with autocast(setting.device):
+            outputs = answer(student, rows, recipe.batch_tokens, setting.device).outputs
+        return task.measured(task.statistics(outputs, targets_of(task, rows)))
 
-    body = [*model.encoder.parameters(), *model.head.parameters()]
+    parts = (model.encoder, model.head, model.projections)
+    body = [each for part in parts for each in part.parameters()]
     stage = Stage(compute, [{"params": body, "lr": recipe.hard.learning_rate}])
     run.train("hard", student, lambda: stage, lambda constraint: validate)
     return student

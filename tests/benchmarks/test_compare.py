@@ -33,6 +33,7 @@ from students import (
     received_attention,
     thinner,
 )
+from test_tokens_end_to_end import tagged
 from training.test_run import with_recipe
 
 from trbert_deploy.bench.baselines import count_for, with_ratio
@@ -118,8 +119,9 @@ def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
     validation = figures["validation"]
     wanted = 1.0 if row == "teacher" else STUDENTS.get(row, TARGET)
     assert validation["flops_speedup"] == pytest.approx(wanted, rel=0.05)
-    assert validation["correct"].count("1") / 32 == pytest.approx(validation["accuracy"])
-    assert 0.0 <= validation["dense_accuracy"] <= 1.0
+    assert np.mean(validation["statistics"]) == pytest.approx(validation["score"])
+    assert validation["metrics"]["accuracy"] == pytest.approx(validation["score"])
+    assert 0.0 <= validation["dense_score"] <= 1.0
     trained = {"teacher": set(), "tr-bert": {"policy", "joint"}}.get(row, {"hard"})
     borrowed = {"policy", "joint"} if row in ("ours", "fixed-ratio") else set()
     assert set(figures["training_seconds"]) == trained | borrowed
@@ -131,13 +133,46 @@ def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
     tested = finish(run, str(workplace / "test.jsonl"))
     assert set(steps) == {"evaluation"}  # with the weights that are there
     assert tested["validation"] == validation
-    assert (tested["test"]["rows"], len(tested["test"]["correct"])) == (40, 40)
+    assert (tested["test"]["rows"], len(tested["test"]["statistics"])) == (40, 40)
 
     monkeypatch.setattr(compare, "train_row", None)
     again = finish(run, str(workplace / "test.jsonl"))
     assert again == json.loads(json.dumps(tested))
     saved = json.loads((run.output / "results" / f"{run.name}.json").read_text())
     assert saved == again
+
+
+def test_rows_of_a_tagger_are_judged_by_entities(
+    run: Run, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    labels = ("B-BLAME", "B-PLACE", "B-PRAISE", "O")
+    teacher = tiny_model("1,2", task="token-classification", labels=labels)
+    save_checkpoint(Checkpoint(teacher, tokenizer_dir, 64), tmp_path / "teacher")
+    files = {}
+    for name, count, seed in (("train", 40, 0), ("validation", 24, 1)):
+        lines = [json.dumps(row) + "\n" for row in tagged(count, seed)]
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(lines))
+    setting = Setting(str(tmp_path / "teacher"), **files)
+    figures = {}
+    for row in ("teacher", "ours", "random", "student-2"):
+        figures[row] = finish(replace(run, row=row, setting=setting), test=None)
+        validation = figures[row]["validation"]
+        counts = np.array(validation["statistics"])
+        assert counts.shape == (24, 3)
+        right, found, true = counts.sum(0)
+        assert validation["score"] == pytest.approx(2 * right / (found + true))
+        assert validation["metrics"]["entity_f1"] == validation["score"]
+    # Dropped tokens answer, and random ones are not silent either: their maps were fitted.
+    fitted = load_file(run.output / "random-1.6-s0" / "hard" / "model.safetensors")
+    maps = [fitted[f"projections.{index}.weight"] for index in (0, 1)]
+    assert all((each - torch.eye(32)).abs().max() > 0.1 for each in maps)
+    (line,) = [line for line in tables.read_lines([run.output]) if line.name == "ours"]
+    change, (low, high) = line.difference("validation")
+    scores = [figures[row]["validation"]["score"] for row in ("ours", "teacher")]
+    assert change == pytest.approx(100 * (scores[0] - scores[1])) and low <= change <= high
+    with pytest.raises(ConfigError, match="token-classification answers every token: give other"):
+        train_row(replace(run, row="truncate", setting=setting))
 
 
 class Interrupted(Exception):
@@ -391,8 +426,10 @@ def test_the_commands_make_rows_a_table_and_a_picture(workplace: Path, tmp_path:
 
 def test_a_difference_counts_each_text_once() -> None:
     def run(correct: str, teacher: str, data: str) -> dict[str, object]:
-        split = {"correct": correct, "data": data}
-        return {"row": "ours", "test": split, "teacher": {"test": {"correct": teacher}}}
+        split = {"statistics": [[int(right)] for right in correct], "data": data}
+        teachers = {"test": {"statistics": [[int(right)] for right in teacher]}}
+        kind = {"task": "text-classification", "problem": ""}
+        return {"row": "ours", **kind, "test": split, "teacher": teachers}
 
     seeds = [run("1100", "1110", "a"), run("1111", "1110", "a"), run("01", "11", "b")]
     change, (low, high) = tables.Line("ours", seeds).difference("test")
