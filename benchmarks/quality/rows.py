@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from chunks import ChunkStudent, Pooling
 from runs import Run
 from setting import locked
 from students import (
@@ -35,7 +36,7 @@ from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.warm_start import load_warm_start
 
-#: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.
+#: Row -> what it is. Thin students and chunks save what they save; the others, --target-speedup.
 ROWS = {
     "teacher": "the dense model on whole texts, as it is",
     "ours": "this toolkit's stages: policy, joint, hard",
@@ -45,12 +46,14 @@ ROWS = {
     "random": "random tokens, one ratio for all texts and cuts",
     "attention": "the tokens that receive most attention (LTP), one ratio for all texts and cuts",
     "fixed-ratio": "our policies before their hard stage, one ratio for all texts and cuts",
+    "chunks-mean": "chunks of 512 tokens, each read alone, the mean of their states",
+    "chunks-max": "the same, the largest values of their states",
     "student-3": "three of the teacher's layers",
     "student-2": "two of the teacher's layers",
 }
 
-#: Rows that read a part of a text.
-PARTS = ("truncate", "head-tail")
+#: Rows that do not read a text as a whole, so that its tokens have no states to answer by.
+PARTS = ("truncate", "head-tail", "chunks-mean", "chunks-max")
 #: Rows whose threshold can be moved without training.
 THRESHOLDED = ("ours", "tr-bert")
 
@@ -59,13 +62,13 @@ def train_row(run: Run) -> Student:
     """The student of a row, trained as far as it is not yet.
 
     Raises:
-        ConfigError: the row reads a part of a text, and the task answers all of its tokens.
+        ConfigError: the row does not read whole texts, and the task answers all of their tokens.
     """
     row, task = run.row, run.setting.task
     if row in PARTS and task.answers_tokens:
         raise ConfigError(
-            f"row {row} reads a part of a text, and {task.name} answers every token: give other "
-            "rows"
+            f"row {row} does not read whole texts, and {task.name} answers every token: give "
+            "other rows"
         )
     if row == "ours":
         return _with_policies(run, "policy", "joint", "hard")
@@ -82,6 +85,9 @@ def train_row(run: Run) -> Student:
     model.set_reduction(ReductionConfig())
     if row == "teacher":
         return Student(model)
+    if row.startswith("chunks"):
+        pooling: Pooling = "max" if row == "chunks-max" else "mean"
+        return _harden(run, ChunkStudent(model, pooling=pooling))
     if row.startswith("student"):
         return _harden(run, Student(thinner(model, int(row[-1]))))
     count = count_for(model.spec, lengths_of(run.setting.validation_rows), _speedup(run))

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from rows import ROWS
+from runs import FIXED
 
 from trbert_deploy.commands.options import png_file
 from trbert_deploy.errors import DataError, TrbertError
@@ -40,6 +41,8 @@ STYLES = {
     "random": ("#7f7f7f", "x"),
     "attention": ("#009e73", "^"),
     "fixed-ratio": ("#cc79a7", "P"),
+    "chunks-mean": ("#f0e442", "h"),
+    "chunks-max": ("#f0e442", "H"),
     "student-3": ("#000000", "*"),
     "student-2": ("#000000", "*"),
 }
@@ -116,8 +119,7 @@ def read_lines(directories: Sequence[Path]) -> list[Line]:
         if teacher is None:
             raise DataError(f"{directory} has no figures of a teacher: run --row teacher there")
         for run in runs:
-            fixed = run["row"] == "teacher" or run["row"].startswith("student")
-            wanted = 0.0 if fixed else run["target_speedup"]
+            wanted = 0.0 if run["row"].startswith(FIXED) else run["target_speedup"]
             key = (run["row"], run["variant"], wanted)
             lines.setdefault(key, []).append({**run, "teacher": teacher})
     order = sorted(lines, key=lambda key: (list(ROWS).index(key[0]), *key[1:]))

@@ -15,6 +15,7 @@ import pytest
 import tables
 import times
 import torch
+from chunks import ChunkStudent, Pooling, chunk_places
 from click.testing import CliRunner
 from compare import finish
 from conftest import make_texts, tiny_model, tiny_spec
@@ -42,7 +43,7 @@ from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.received_attention import RecordingLayout
-from trbert_deploy.modeling.walk import TokenState
+from trbert_deploy.modeling.walk import TokenState, begin
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
@@ -53,6 +54,7 @@ from trbert_deploy.training.recipe import HardRecipe, JointRecipe, PolicyRecipe,
 TARGET = 1.6
 CPU = torch.device("cpu")
 STUDENTS = {"student-3": 4 / 3, "student-2": 2.0}  # of four layers
+STUDENTS |= {"chunks-mean": 1.0, "chunks-max": 1.0}  # of texts that are no longer than a chunk
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +270,41 @@ def test_thin_students_begin_as_evenly_spaced_layers_of_the_teacher() -> None:
                 torch.equal(a, b)
                 for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
             )
+
+
+@given(length=st.integers(1, 3000), size=st.integers(3, 600))
+def test_chunks_have_all_of_a_text_once(length: int, size: int) -> None:
+    chunks = chunk_places(length, size)
+    assert max(map(len, chunks)) <= size
+    body = [place for chunk in chunks for place in chunk[1:-1]]
+    if length > size:
+        assert body == list(range(1, length - 1))
+        assert all((chunk[0], chunk[-1]) == (0, length - 1) for chunk in chunks)
+        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+    else:
+        assert chunks == [list(range(length))]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_chunks_are_read_alone_and_their_states_pooled(pooling: Pooling) -> None:
+    model = tiny_model("none")
+    rows = [a_row(9, 1), a_row(20, 2), a_row(5, 3)]
+    (batch,) = load_batches(rows, [[0, 1, 2]], CPU)
+    student = ChunkStudent(model, size=8, pooling=pooling)
+    with torch.no_grad():
+        outputs, lengths = student.forward(batch)
+        assert sorted(lengths) == [[5], [5], [6], [8], [8], [8]]
+        for place, row in enumerate(batch.rows.tolist()):
+            chunks = chunk_places(len(rows[row]), 8)
+            parts = [replace(rows[row], tokens=rows[row].tokens.part(each)) for each in chunks]
+            states = []
+            for part in parts:
+                (alone,) = load_batches([part], [[0]], CPU)
+                states.append(begin(model, alone).run(model, 0, model.spec.num_steps).hidden[0])
+            pooled = torch.stack(states)
+            pooled = pooled.mean(0) if pooling == "mean" else pooled.amax(0)
+            expected = model.head(pooled[None], alone.layout)["logits"][0]
+            torch.testing.assert_close(outputs["logits"][place], expected)
 
 
 def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
