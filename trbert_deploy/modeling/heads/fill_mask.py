@@ -74,7 +74,8 @@ class TiedDecoder(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., E] -> [..., C], or [..., V] of all words."""
         (embeddings,) = self._embeddings
-        weight = embeddings.token.weight
-        if not len(self.among):
-            return linear(hidden, weight, self.bias)
-        return linear(hidden, weight[self.among], self.bias[self.among])
+        weight, bias = embeddings.token.weight, self.bias
+        if len(self.among):
+            return linear(hidden, weight[self.among], bias[self.among])
+        # Of two dimensions, so that graphs use the table as it lies, and not a turned copy of it.
+        return linear(hidden.flatten(0, -2), weight, bias).unflatten(0, hidden.shape[:-1])

@@ -103,7 +103,10 @@ class _Call:
 
     @classmethod
     def of(cls, model: openvino.CompiledModel, answers: Sequence[str]) -> _Call:
-        outputs = {output.any_name: place for place, output in enumerate(model.outputs)}
+        # A tensor has several names where one is another's in a different shape.
+        outputs = {
+            name: place for place, output in enumerate(model.outputs) for name in output.names
+        }
         return cls(model.create_infer_request(), {name: outputs[name] for name in answers})
 
 
