@@ -94,7 +94,7 @@ def test_a_choice_is_trained_served_and_judged(tmp_path: Path, language_model: P
 
 @pytest.mark.slow
 def test_a_language_model_is_compressed_from_texts_alone(
-    tmp_path: Path, language_model: Path
+    tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [{"text": f"{row['text']} the [MASK] and the [MASK]."} for row in make_texts(60)]
     (tmp_path / "recipe.toml").write_text(
@@ -110,10 +110,12 @@ def test_a_language_model_is_compressed_from_texts_alone(
     run("export", str(tmp_path / "ckpt"), "--output", str(tmp_path / "bundle"))
     found = load(tmp_path / "bundle", threads=1)([row["text"] for row in texts[:3]])
     assert all(len(fills) == 2 and len(fills[0]) == 5 for fills in (each.fills for each in found))
-    done = CliRunner().invoke(
-        cli, ["compress", str(language_model), "--texts", data, "--output", str(tmp_path / "out")]
-    )
-    assert done.exit_code == 0, done.output  # which finds that it does not pay
+    # It stays the model as it came, whatever the time it takes.
+    monkeypatch.setattr("trbert_deploy.compress.probe.LEAST_GAIN", 1e9)
+    run(
+        "compress", str(language_model), "--texts", data, "--output", str(tmp_path / "out"),
+        "--work", str(tmp_path / "work"),
+    )  # fmt: skip
     assert load(tmp_path / "out", threads=1).task.name == "fill-mask"
     bare = write(tmp_path / "bare.jsonl", [{"text": row["text"]} for row in make_texts(60)])
     without = ["train", "--model", str(language_model), "--train", bare]
