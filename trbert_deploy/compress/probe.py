@@ -153,6 +153,6 @@ def _checkpoint(
         pretrained.model,
         tokenizer_directory(model, scratch),
         limit,
-        samples=tuple(text for text in texts if isinstance(text, str)),
+        samples=tuple(texts),
         hf_config=pretrained.hf_config,
     )

@@ -23,6 +23,7 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
     write_manifest,
 )
+from trbert_deploy.bundle.samples import write_samples
 from trbert_deploy.errors import BundleError
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
@@ -33,7 +34,7 @@ from trbert_deploy.exporters.checks.parity import (
     compare_graphs,
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
-from trbert_deploy.files import sha256, staged_directory, write_json_lines
+from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
@@ -154,7 +155,7 @@ def export_bundle(
             graphs.append(graph)
             progress("trace graphs", len(graphs), steps)
         if samples and texts:
-            write_json_lines(staging / SAMPLES, [{"text": text} for text in texts])
+            write_samples(staging / SAMPLES, texts)
         manifest = Manifest(
             encoder=model.spec,
             reduction=model.reduction,
@@ -169,7 +170,8 @@ def export_bundle(
         bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
-        rows_of = row_maker(tokenizer_of(bundle), model.spec.vocab_size, texts)
+        task = task_of(model.spec)
+        rows_of = row_maker(tokenizer_of(bundle), task, model.spec.vocab_size, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         progress("check graphs", len(graphs), steps)
@@ -185,7 +187,6 @@ def export_bundle(
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)
         progress("check chain", 2 * len(graphs), steps)
-        task = task_of(model.spec)
         chain_on = partial(
             Chain,
             reduction=model.reduction,

@@ -7,17 +7,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.samples import Sample
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Task
 
 #: (length, count) -> that many rows of exactly that length.
 RowMaker = Callable[[int, int], Sequence[TokenRow]]
 
 
-def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -> RowMaker:
+def row_maker(
+    tokenizer: TextTokenizer, task: Task, vocab_size: int, texts: Sequence[Sample]
+) -> RowMaker:
     """Makes rows of sample texts, or of random tokens where there are none."""
     if texts:
-        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+        return lambda length, count: tokenizer.rows_of_length(texts, length, count, task.protected)
     rng = np.random.default_rng(0)
 
     def random_rows(length: int, count: int) -> list[TokenRow]:
@@ -29,8 +34,9 @@ def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -
 
 def bundle_rows(bundle: Bundle) -> RowMaker:
     """Makes rows of the bundle's sample texts, or of random tokens where it has none."""
-    vocabulary = bundle.manifest.encoder.vocab_size
-    return row_maker(tokenizer_of(bundle), vocabulary, bundle.samples())
+    encoder = bundle.manifest.encoder
+    task = task_of(encoder)
+    return row_maker(tokenizer_of(bundle), task, encoder.vocab_size, bundle.samples())
 
 
 def are_random(bundle: Bundle) -> bool:

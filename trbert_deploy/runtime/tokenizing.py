@@ -24,11 +24,12 @@ from trbert_deploy.errors import (
     first_line,
 )
 from trbert_deploy.runtime.excerpts import Excerpt, Excerpts
+from trbert_deploy.runtime.joined_rows import joined_rows
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.windows import Window, windows_of
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.task import Text, first_of
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: What the token is called that stands for what cannot be written, where a model does not say.
@@ -230,13 +231,20 @@ class TextTokenizer:
             rows.append(TokenRow(ids, types, protected(encoding), windows))
         return rows
 
-    def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
-        """Rows of exactly ``length`` tokens of real text: texts joined or cut, never padded.
+    def rows_of_length(
+        self,
+        texts: Sequence[Text],
+        length: int,
+        count: int,
+        protected: Callable[[Encoding], NDArray[np.bool_]] = first_of,
+    ) -> list[TokenRow]:
+        """Rows of exactly ``length`` tokens of real text (see ``joined_rows``).
 
         Args:
-            texts: at least one; row r starts with text r, and goes on with those after it.
+            texts: at least one.
             length: tokens per row, special tokens included, from 1 to ``max_length``.
             count: rows.
+            protected: encoding -> which of its tokens must survive, [S]; the first one by default.
 
         Raises:
             ConfigError: a count under 1.
@@ -254,27 +262,7 @@ class TextTokenizer:
         # A text may be longer than a row: that is no truncation to warn of.
         names = [f"text {place + 1}" for place in range(len(texts))]
         encodings = [encoding for encoding, _ in self._encode(texts, names)]
-        masks = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
-        full = [place for place, special in enumerate(masks) if not special.all()]
-        if not full:
-            raise DataError("the texts have no token that the tokenizer knows how to keep")
-        # Ids and types of the tokens, [2, S] for each text.
-        found = [np.array([encodings[at].ids, encodings[at].type_ids], np.int64) for at in full]
-        before = int(np.argmin(masks[full[0]]))  # special tokens that open a row
-        after = int(np.argmin(masks[full[0]][::-1]))
-        opening, closing = found[0][:, :before], found[0][:, found[0].shape[1] - after :]
-        bodies = [row[:, before : row.shape[1] - after] for row in found]
-        rows = []
-        for start in range(count):
-            parts, size, place = [opening], before, start
-            while size < length - after:
-                parts.append(bodies[place % len(bodies)])
-                size += parts[-1].shape[1]
-                place += 1
-            tokens = np.concatenate(parts, axis=1)[:, : max(length - after, 1)]
-            ids, types = np.concatenate([tokens, closing], axis=1)[:, :length]
-            rows.append(TokenRow(ids, types))
-        return rows
+        return joined_rows(encodings, length, count, protected)
 
     def _count_truncated(self) -> None:
         if not self.truncated:

@@ -130,6 +130,11 @@ class NewHead:
     told: str = "the labels"
 
 
+def first_of(encoding: Any) -> NDArray[np.bool_]:
+    """The first token of an encoding: [S] bool."""
+    return first_token(len(encoding.ids))
+
+
 class Task(ABC):
     """What a model answers.
 
@@ -239,7 +244,7 @@ class Task(ABC):
         Args:
             encoding: of the text, as the tokenizers library gives it.
         """
-        return first_token(len(encoding.ids))
+        return first_of(encoding)
 
     @abstractmethod
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> Prediction:

@@ -19,7 +19,7 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.batches import stacked_targets
 from trbert_deploy.training.data import (
@@ -203,7 +203,7 @@ def fit_positions(
     return max_length
 
 
-def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
+def _sample_texts(validation: list[Example]) -> tuple[Text, ...]:
     """Texts for benchmarks, spread over the validation data."""
-    texts = [example.text for example in validation if isinstance(example.text, str)]
+    texts = [example.text for example in validation]
     return tuple(texts[:: max(1, len(texts) // NUM_SAMPLES)][:NUM_SAMPLES])
