@@ -8,6 +8,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import json_option, needs, round_to_option
+from trbert_deploy.tasks.pairs import TRUNCATIONS
 
 
 @click.command()
@@ -24,6 +25,12 @@ from trbert_deploy.commands.options import json_option, needs, round_to_option
 )
 @round_to_option
 @click.option(
+    "--truncation",
+    type=click.Choice(TRUNCATIONS),
+    metavar="NAME",
+    help=f"{', '.join(TRUNCATIONS)}: what of a pair is cut.",
+)
+@click.option(
     "--int8",
     is_flag=True,
     help="Add 8-bit weights, if they answer as float32.",
@@ -36,6 +43,7 @@ def export(
     output: Path,
     samples: bool,
     round_to: int | None,
+    truncation: str | None,
     int8: bool,
     force_int8: bool,
     json_path: Path | None,
@@ -52,6 +60,7 @@ def export(
             output,
             samples=samples,
             round_to=round_to,
+            truncation=truncation,
             int8=int8 or force_int8,
             int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,

@@ -222,6 +222,7 @@ class _Run:
                 self.work / PROBE,
                 max_length=self.options.max_length,
                 cuts=self.recipe.cuts,
+                answers=self.recipe.answers,
                 progress=progress,
             )
             seconds: dict[str, float] = {}
@@ -292,6 +293,7 @@ class _Run:
                 self._examples(TEST, TIMED_TEXTS),
                 self.output,
                 max_length=self.options.max_length,
+                answers=self.recipe.answers,
                 progress=progress,
             )
         return {}

@@ -46,7 +46,8 @@ from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import row_maker
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.pairs import TRUNCATION
+from trbert_deploy.tasks.registry import answering, task_of
 from trbert_deploy.version import __version__
 
 NUM_INT8_ROWS = 16
@@ -112,6 +113,7 @@ def export_bundle(
     samples: bool = True,
     threshold: float | None = None,
     round_to: int | None = None,
+    truncation: str | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
     progress: Progress = no_progress,
@@ -125,6 +127,8 @@ def export_bundle(
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         threshold: keep probability from which tokens survive; the checkpoint's rules where None.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
+        truncation: which text of a pair is cut, one of ``TRUNCATIONS``; as the checkpoint says
+            where None.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
         int8_limits: how far from float32 they may be.
@@ -132,6 +136,7 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
+        ConfigError: ``truncation`` is unknown, or the task takes no pairs.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
             from float32; ``output`` is untouched.
     """
@@ -142,6 +147,8 @@ def export_bundle(
     progress(f"read {checkpoint_path.name or checkpoint_path}", 0, None)
     checkpoint = load_checkpoint(checkpoint_path)
     model = checkpoint.model
+    if truncation is not None:
+        model.spec = answering(model.spec, {TRUNCATION: truncation})
     model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:

@@ -15,6 +15,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.pairs import PairRules
 from trbert_deploy.tasks.spelling import Spelling
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
@@ -151,6 +152,7 @@ class Task(ABC):
             windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
+        pair_rules: what is asked of the texts of pairs.
     """
 
     name: ClassVar[str]
@@ -162,6 +164,7 @@ class Task(ABC):
     overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
+    pair_rules: PairRules = PairRules()
 
     @classmethod
     @abstractmethod

@@ -20,6 +20,7 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     SentenceModules,
     is_sentence_transformers,
     read_cross_encoder_activation,
+    read_cross_encoder_truncation,
     read_modules,
 )
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
@@ -29,6 +30,7 @@ from trbert_deploy.modeling.families.family import Family
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.pairs import TRUNCATION
 from trbert_deploy.tasks.registry import TASKS, task_of
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
@@ -112,11 +114,14 @@ class HfSource:
         """How its outputs are answers, see ``EncoderSpec.answers``."""
         if self.modules is not None:
             return self.modules.answers
-        if self.task == TextRanking.name:
-            return {ACTIVATION: self._activation or SIGMOID}
         problem = self._problem if self.task == TextClassification.name else ""
         entries = TASKS[self.task, problem].entries
         known = {key: self.entries[key] for key in entries if self.entries.get(key) is not None}
+        if TRUNCATION in entries and Path(self.model).is_dir():
+            truncation = known.get(TRUNCATION) or read_cross_encoder_truncation(Path(self.model))
+            known |= {TRUNCATION: truncation} if truncation else {}
+        if self.task == TextRanking.name:
+            known[ACTIVATION] = self._activation or SIGMOID
         return {"problem": problem, **known} if problem else known
 
     @property

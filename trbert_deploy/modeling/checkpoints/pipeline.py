@@ -13,7 +13,7 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.torch_backend import TorchBackend, set_threads
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.tokenizing import tokenizer_for
 from trbert_deploy.tasks.registry import task_of
 
 
@@ -31,10 +31,8 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
     model = checkpoint.model
     with tempfile.TemporaryDirectory() as scratch:
         directory = tokenizer_directory(str(path), Path(scratch))
-        tokenizer = TextTokenizer(
-            directory / TOKENIZER_FILE,
-            checkpoint.max_length,
-            overlap=task_of(model.spec).overlap,
+        tokenizer = tokenizer_for(
+            directory / TOKENIZER_FILE, task_of(model.spec), checkpoint.max_length
         )
     set_threads(threads)
     chain = Chain(
