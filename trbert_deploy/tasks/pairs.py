@@ -1,10 +1,13 @@
-"""The two texts of a pair: which is cut where they are too long."""
+"""The two texts of a pair: which is cut where they are too long, and which loses no token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trbert_deploy.errors import ConfigError
 
@@ -14,8 +17,10 @@ LONGEST_FIRST, ONLY_FIRST, ONLY_SECOND = TRUNCATIONS = (
     "only_first",
     "only_second",
 )
+#: Which text survives every cut.
+PROTECTED = ("first", "second")
 #: Entries of config.json, and of ``EncoderSpec.answers``, of tasks that take pairs.
-TRUNCATION, *_ = PAIR_ENTRIES = ("truncation",)
+TRUNCATION, PROTECT = PAIR_ENTRIES = ("truncation", "protect")
 
 
 @dataclass(frozen=True)
@@ -24,20 +29,31 @@ class PairRules:
 
     Attributes:
         truncation: one of ``TRUNCATIONS``.
+        protect: one of ``PROTECTED``, or None.
 
     Raises:
         ConfigError: another one.
     """
 
     truncation: str = LONGEST_FIRST
+    protect: str | None = None
 
     def __post_init__(self) -> None:
         require_one_of(TRUNCATION, self.truncation, TRUNCATIONS)
+        if self.protect is not None:
+            require_one_of(PROTECT, self.protect, PROTECTED)
 
     @classmethod
     def of(cls, answers: Mapping[str, Any]) -> Self:
         """What ``EncoderSpec.answers`` says."""
         return cls(**{name: answers[name] for name in PAIR_ENTRIES if name in answers})
+
+    def protected(self, encoding: Any) -> NDArray[np.bool_]:
+        """Tokens that must survive every cut: [S]."""
+        if self.protect is None or encoding.n_sequences < 2:
+            return np.zeros(len(encoding.ids), np.bool_)
+        part = PROTECTED.index(self.protect)
+        return np.array([owner == part for owner in encoding.sequence_ids], np.bool_)
 
 
 def require_one_of(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -242,12 +242,13 @@ class Task(ABC):
         return text
 
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
-        """Tokens that must survive every cut: [S] bool. By default the first one alone.
+        """Tokens that must survive every cut: [S] bool. By default the first one, and those of a
+        text of a pair that ``pair_rules`` protect.
 
         Args:
             encoding: of the text, as the tokenizers library gives it.
         """
-        return first_of(encoding)
+        return first_of(encoding) | self.pair_rules.protected(encoding)
 
     @abstractmethod
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> Prediction:

@@ -17,6 +17,8 @@ from trbert_deploy.errors import ConfigError, first_line
 from trbert_deploy.files import write_text
 from trbert_deploy.tasks.pairs import (
     ONLY_SECOND,
+    PROTECT,
+    PROTECTED,
     TRUNCATION,
     TRUNCATIONS,
 )
@@ -57,6 +59,7 @@ _STAGES = Rule(
     lambda value: value and list(value) == [stage for stage in STAGES if stage in value],
 )
 _TRUNCATION = Rule(f"one of {', '.join(TRUNCATIONS)}", lambda value: value in TRUNCATIONS)
+_PROTECT = Rule(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED)
 _ESTIMATOR = Rule(f"one of {', '.join(ESTIMATORS)}", lambda value: value in ESTIMATORS)
 
 
@@ -150,6 +153,13 @@ class Recipe:
         "not be too long alone) [default: the model's, or else longest_first].",
         _TRUNCATION,
         example=ONLY_SECOND,
+    )
+    protect: str | None = _key(
+        None,
+        "The text of a pair of which no token is dropped: first (such as a query) or second "
+        "[default: the model's, or else none].",
+        _PROTECT,
+        example=PROTECTED[0],
     )
     batch_tokens: int = _key(8192, "Tokens of one optimizer step.", _POSITIVE)
     recombined: float = _key(
@@ -274,7 +284,8 @@ class Recipe:
     @property
     def answers(self) -> dict[str, Any]:
         """What it says of the texts of pairs, as ``EncoderSpec.answers``."""
-        return {} if self.truncation is None else {TRUNCATION: self.truncation}
+        said = {TRUNCATION: self.truncation, PROTECT: self.protect}
+        return {name: value for name, value in said.items() if value is not None}
 
     def changed(self, other: Recipe) -> list[str]:
         """The keys in which two recipes differ, as a person sees them."""
