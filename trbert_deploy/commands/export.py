@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import json_option, needs, round_to_option
+from trbert_deploy.commands.options import json_option, needs, round_to_option, task_option
 from trbert_deploy.tasks.pairs import TRUNCATIONS
 
 
@@ -23,6 +23,7 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
 @click.option(
     "--samples/--no-samples", default=True, help="Put sample texts for bench in (default)."
 )
+@task_option
 @round_to_option
 @click.option(
     "--truncation",
@@ -42,6 +43,7 @@ def export(
     checkpoint: Path,
     output: Path,
     samples: bool,
+    task: str | None,
     round_to: int | None,
     truncation: str | None,
     int8: bool,
@@ -59,6 +61,7 @@ def export(
             checkpoint,
             output,
             samples=samples,
+            task=task,
             round_to=round_to,
             truncation=truncation,
             int8=int8 or force_int8,

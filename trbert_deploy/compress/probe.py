@@ -66,6 +66,7 @@ def measure_payoff(
     max_length: int | None = None,
     cuts: str | None = None,
     answers: Mapping[str, Any] = {},
+    task: str | None = None,
     progress: Progress = no_progress,
 ) -> Payoff:
     """Export the model with untrained policies that keep so much, and time it on real texts.
@@ -75,6 +76,7 @@ def measure_payoff(
         target_speedup: FLOPs of the dense model over the chain's.
         directory: receives ``bundle``, whose dense graph is the model as it came.
         answers: as ``Recipe.answers``.
+        task: that the model is asked for, as ``load_pretrained`` takes it.
 
     Raises:
         CheckpointError, ParityError: the model cannot be exported.
@@ -85,7 +87,7 @@ def measure_payoff(
     names = [each.name for each in examples[:TIMED_TEXTS]]
     with tempfile.TemporaryDirectory() as scratch:
         reduction = None if cuts is None else ReductionConfig.parse(cuts)
-        checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction, answers)
+        checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction, answers, task)
         spec, reduction = checkpoint.model.spec, checkpoint.model.reduction
         path = checkpoint.tokenizer_dir / TOKENIZER_FILE
         tokenizer = tokenizer_for(path, task_of(spec), checkpoint.max_length)
@@ -125,6 +127,7 @@ def export_dense(
     *,
     max_length: int | None = None,
     answers: Mapping[str, Any] = {},
+    task: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
     """Export the model without any cut, whatever it was trained for.
@@ -140,6 +143,7 @@ def export_dense(
             max_length,
             ReductionConfig(),
             answers,
+            task,
         )
         save_checkpoint(checkpoint, Path(scratch) / "ckpt")
         export_bundle(Path(scratch) / "ckpt", output, progress=progress)
@@ -152,10 +156,11 @@ def _checkpoint(
     max_length: int | None,
     reduction: ReductionConfig | None,
     answers: Mapping[str, Any],
+    task: str | None,
 ) -> Checkpoint:
     """The model with new policies at the cuts, that know nothing yet."""
     torch.manual_seed(0)
-    pretrained = load_pretrained(model, None, reduction)
+    pretrained = load_pretrained(model, None, reduction, task)
     pretrained.model.spec = answering(pretrained.model.spec, answers)
     limit = fit_positions(pretrained.model, max_length)
     with torch.no_grad():

@@ -114,6 +114,7 @@ def export_bundle(
     threshold: float | None = None,
     round_to: int | None = None,
     truncation: str | None = None,
+    task: str | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
     progress: Progress = no_progress,
@@ -129,6 +130,7 @@ def export_bundle(
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
         truncation: which text of a pair is cut, one of ``TRUNCATIONS``; as the checkpoint says
             where None.
+        task: that the checkpoint is asked for, as ``load_checkpoint`` takes it.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
         int8_limits: how far from float32 they may be.
@@ -136,7 +138,8 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
-        ConfigError: ``truncation`` is unknown, or the task takes no pairs.
+        ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
+            head for another task.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
             from float32; ``output`` is untouched.
     """
@@ -145,7 +148,7 @@ def export_bundle(
             f"{output} exists and is not a bundle: choose another --output, or remove it"
         )
     progress(f"read {checkpoint_path.name or checkpoint_path}", 0, None)
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_checkpoint(checkpoint_path, task)
     model = checkpoint.model
     if truncation is not None:
         model.spec = answering(model.spec, {TRUNCATION: truncation})
@@ -177,8 +180,8 @@ def export_bundle(
         bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
-        task = task_of(model.spec)
-        rows_of = row_maker(tokenizer_of(bundle), task, model.spec.vocab_size, texts)
+        asked = task_of(model.spec)
+        rows_of = row_maker(tokenizer_of(bundle), asked, model.spec.vocab_size, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         progress("check graphs", len(graphs), steps)
@@ -198,11 +201,11 @@ def export_bundle(
             Chain,
             reduction=model.reduction,
             num_layers=model.spec.num_layers,
-            outputs=task.outputs,
+            outputs=asked.outputs,
         )
         ours = chain_on(candidate)
         chain = compare_chains(
-            task,
+            asked,
             chain_on(reference),
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
@@ -215,7 +218,7 @@ def export_bundle(
             for variant in (INT8, DEQUANTIZED):
                 eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
                 rounded[variant] = compare_chains(
-                    task,
+                    asked,
                     ours,
                     chain_on(eight),
                     rows,

@@ -108,7 +108,7 @@ def prepare(
     reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
     torch.manual_seed(recipe.seed)
     progress("load model", 0, None)
-    pretrained = load_pretrained(options.model, head, reduction)
+    pretrained = load_pretrained(options.model, head, reduction, options.task)
     model = pretrained.model
     model.spec = answering(model.spec, recipe.answers)
     if pretrained.note:

@@ -145,20 +145,24 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, task: str | None = None) -> Checkpoint:
     """Read a checkpoint directory: one that ``save_checkpoint`` wrote, or another fine-tuned one,
     which has no cuts.
+
+    Args:
+        task: that it is asked for, as ``HfSource.read_as`` takes it.
 
     Raises:
         StorageError: no such directory.
         CheckpointError: no checkpoint, an unsupported family or head, missing or damaged files.
+        ConfigError: a head for another task.
     """
     require_directory(path, "checkpoint", "trbert-deploy train")
-    return read_whole(str(path), lambda where: _load(Path(where)))
+    return read_whole(str(path), lambda where: _load(Path(where), task))
 
 
-def _load(path: Path) -> Checkpoint:
-    source = open_source(str(path))
+def _load(path: Path, task: str | None) -> Checkpoint:
+    source = open_source(str(path)).read_as(task)
     if not (path / REDUCTION_FILE).is_file():
         return _load_dense(source, path)
     described = read_json(path / REDUCTION_FILE, CheckpointError)

@@ -35,12 +35,15 @@ from trbert_deploy.tasks.registry import TASKS, task_of
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
     MULTI_LABEL,
+    ONE_NUMBER,
     REGRESSION,
     SINGLE_LABEL,
     TextClassification,
 )
 from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
+#: What makes logits of texts, one row for each.
+CLASSIFIER = {"head.classifier.weight", "head.classifier.bias"}
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "
     "text ranking by one logit, token classification, question answering, and sentence embeddings"
@@ -59,6 +62,8 @@ class HfSource:
         family: what reads it.
         head: of its architecture, such as ``ForSequenceClassification``; empty for a bare encoder.
         modules: what a folder of sentence-transformers puts around it.
+        by_difference: its two logits are read as one, the second less the first, of which a sigmoid
+            makes the second label's probability.
     """
 
     where: str
@@ -68,10 +73,37 @@ class HfSource:
     family: Family
     head: str
     modules: SentenceModules | None = None
+    by_difference: bool = False
+
+    def read_as(self, task: str | None) -> HfSource:
+        """The same source, asked for the answers of a task; of its own where None.
+
+        A classifier with two labels ranks texts, too.
+
+        Raises:
+            ConfigError: it has a head for another one.
+        """
+        if task in (None, self.task) or self.is_bare:
+            return self
+        if task == TextRanking.name and self._has_two_classes:
+            return replace(self, by_difference=True)
+        raise ConfigError(
+            f"{self.where} has a head for {self.task}: expected that task, or an encoder without a "
+            f"head, which gets a new one for {task}"
+        )
+
+    @property
+    def _has_two_classes(self) -> bool:
+        """Whether one of two labels is right, by softmax."""
+        kind = getattr(self.config, "problem_type", None)
+        classifies = self.task == TextClassification.name and kind in (None, SINGLE_LABEL)
+        return classifies and not self._problem and self.config.num_labels == 2
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
+        if self.by_difference:
+            return ONE_NUMBER
         return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
 
     @property
@@ -104,6 +136,8 @@ class HfSource:
             return FeatureExtraction.name
         if self.is_bare:
             return TextClassification.name
+        if self.by_difference:
+            return TextRanking.name
         task = next(task for task, name in ARCHITECTURES.items() if name == self.head)
         kind = getattr(self.config, "problem_type", None)
         one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
@@ -121,7 +155,8 @@ class HfSource:
             truncation = known.get(TRUNCATION) or read_cross_encoder_truncation(Path(self.model))
             known |= {TRUNCATION: truncation} if truncation else {}
         if self.task == TextRanking.name:
-            known[ACTIVATION] = self._activation or SIGMOID
+            own = SIGMOID if self.by_difference else self._activation
+            known[ACTIVATION] = own or SIGMOID
         return {"problem": problem, **known} if problem else known
 
     @property
@@ -172,9 +207,13 @@ class HfSource:
         """
         state = mend_names(read_tensors(self.model))
         try:
-            return self.family.load(state, spec)
+            tensors = self.family.load(state, spec)
         except CheckpointError as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
+        if self.by_difference:
+            for name in CLASSIFIER & tensors.keys():
+                tensors[name] = tensors[name][1:] - tensors[name][:1]
+        return tensors
 
     def require_answers(self) -> None:
         """Refuse a head that we do not compute, by name.

@@ -17,17 +17,19 @@ from trbert_deploy.runtime.tokenizing import tokenizer_for
 from trbert_deploy.tasks.registry import task_of
 
 
-def load_checkpoint_pipeline(path: Path, *, threads: int = 0) -> Pipeline:
+def load_checkpoint_pipeline(path: Path, *, threads: int = 0, task: str | None = None) -> Pipeline:
     """Open a checkpoint of ``trbert-deploy train``, or another fine-tuned one, which has no cuts.
 
     Args:
         path: the checkpoint directory.
         threads: threads of PyTorch; 0 lets it choose.
+        task: that it is asked for, as ``load_checkpoint`` takes it.
 
     Raises:
         StorageError, CheckpointError: the directory is missing, no checkpoint, or damaged.
+        ConfigError: a head for another task.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, task)
     model = checkpoint.model
     with tempfile.TemporaryDirectory() as scratch:
         directory = tokenizer_directory(str(path), Path(scratch))
