@@ -152,6 +152,7 @@ class Task(ABC):
             windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
+        options: names of what a user may choose of how it answers (see ``set_up``).
         pair_rules: what is asked of the texts of pairs.
     """
 
@@ -164,6 +165,7 @@ class Task(ABC):
     overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
     pair_rules: PairRules = PairRules()
 
     @classmethod
@@ -216,22 +218,31 @@ class Task(ABC):
             DataError: there are some.
         """
 
-    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Self:
+    def set_up(self, **options: Any) -> Self:
         """The same task answering in another way; what is None stays as it is.
 
         Args:
-            dimensions: values of an embedding that are kept, the first ones.
-            prompt: name of what is put before every text.
+            options: by the names in ``options``.
 
         Raises:
-            ConfigError: out of range, or a prompt or a task that there is not.
+            ConfigError: a value out of range, or an option that the task does not have.
         """
-        for name, given in (("dimensions", dimensions), ("prompt", prompt)):
-            if given is not None:
+        chosen = {name: value for name, value in options.items() if value is not None}
+        for name, value in chosen.items():
+            if name not in self.options:
                 raise ConfigError(
-                    f"{name} is for embeddings: expected none, as the model is for {self.name}"
+                    f"{name} is {value!r}, and the model is for {self.name}, which has no {name}: "
+                    "leave it out"
                 )
-        return self
+        return self.with_options(chosen) if chosen else self
+
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
+        """The same task with some of its ``options``.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        raise NotImplementedError  # only where there are options
 
     def spelled(self, spelling: Spelling) -> Self:
         """The same task, of a model whose tokenizer writes words so."""

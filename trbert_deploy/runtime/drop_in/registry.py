@@ -14,6 +14,7 @@ from trbert_deploy.runtime.drop_in.question_answering import QuestionAnsweringDr
 from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
 from trbert_deploy.runtime.drop_in.token_classification import TokenClassificationDropIn
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.tasks.registry import TASKS
 
 #: Name -> what is called as the pipeline of that name. One line for each.
 DROP_INS: dict[str, type[DropIn]] = {
@@ -43,7 +44,8 @@ def pipeline(task: str, model: str | Path | Bundle = "bundle", **options: Any) -
         raise ConfigError(f"unknown pipeline {task!r}: expected one of {', '.join(DROP_INS)}")
     drop_in = DROP_INS[task]
     own = {option.name for option in fields(drop_in.options_type)}
-    of_load = set(list(signature(load).parameters)[1:]) - own
+    answers = {name for kind in TASKS.values() for name in kind.options}  # a call has its own
+    of_load = set(list(signature(load).parameters)[1:]) - own - answers
     for name in options:
         if name not in own | of_load:
             raise ConfigError(
