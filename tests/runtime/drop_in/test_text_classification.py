@@ -238,6 +238,11 @@ def test_mistakes_are_one_line(both: Both, tiny_bundle: Path) -> None:
         (lambda: ours({"sentence": "a"}), DataError, "^text 1 is of type dict: expected a string,"),
         (lambda: ours(["a film", " "]), DataError, "^text 2 is empty: expected at least one word$"),
         (
+            lambda: trbert_deploy.pipeline("feature-extraction", tiny_bundle),
+            ConfigError,
+            r"^feature-extraction is no pipeline of a bundle: .*load\(BUNDLE\).encode\(texts\)$",
+        ),
+        (
             lambda: trbert_deploy.pipeline("text-generation", tiny_bundle),
             ConfigError,
             "^unknown pipeline 'text-generation': expected one of text-classification, ",

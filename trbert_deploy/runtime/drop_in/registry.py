@@ -26,6 +26,13 @@ DROP_INS: dict[str, type[DropIn]] = {
 }
 
 
+#: Pipelines that no bundle can stand in for -> what can be called instead.
+OTHERS = {
+    "feature-extraction": "it gives states of all tokens, and those that are dropped have none; "
+    "for embeddings of texts call trbert_deploy.load(BUNDLE).encode(texts)"
+}
+
+
 def pipeline(task: str, model: str | Path | Bundle = "bundle", **options: Any) -> DropIn:
     """Open a bundle as the transformers pipeline of a task.
 
@@ -36,10 +43,12 @@ def pipeline(task: str, model: str | Path | Bundle = "bundle", **options: Any) -
             what ``load`` takes.
 
     Raises:
-        ConfigError: an unknown task, a bundle for another one, or an option that is unknown or out
-            of range.
+        ConfigError: an unknown task, one that no bundle answers, a bundle for another one, or an
+            option that is unknown or out of range.
         TrbertError: as ``load``.
     """
+    if task in OTHERS:
+        raise ConfigError(f"{task} is no pipeline of a bundle: {OTHERS[task]}")
     if task not in DROP_INS:
         raise ConfigError(f"unknown pipeline {task!r}: expected one of {', '.join(DROP_INS)}")
     drop_in = DROP_INS[task]
