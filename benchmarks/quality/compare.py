@@ -25,12 +25,13 @@ import click
 from rows import ROWS, THRESHOLDED, train_row, training_seconds
 from runs import Run
 from setting import Setting, locked, set_up_torch, teacher_in
-from students import Student, evaluate
+from students import Student, answer, targets_of
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
+from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.options import TARGET_SPEEDUP, TrainOptions
 from trbert_deploy.training.recipe import Recipe
 
@@ -61,6 +62,8 @@ def finish(run: Run, test: str | None) -> dict[str, Any]:
         for split, data in missing.items():
             figures |= {
                 "row": run.row,
+                "task": run.setting.task.name,
+                "problem": run.setting.task.problem,
                 "variant": run.variant,
                 "target_speedup": run.options.target_speedup,
                 "seed": run.options.recipe.seed,
@@ -75,18 +78,23 @@ def finish(run: Run, test: str | None) -> dict[str, Any]:
 def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, Any]:
     """Figures of a student on a file of labelled texts."""
     setting, tokens = run.setting, run.options.recipe.batch_tokens
+    task = setting.task
     rows = setting.validation_rows if split == "validation" else setting.read(data)
-    outcome = evaluate(student, setting.spec, rows, tokens, setting.device, run.progress)
+    with autocast(setting.device):
+        answers = answer(student, rows, tokens, setting.device, run.progress)
+    targets = targets_of(task, rows)
+    statistics = task.statistics(answers.outputs, targets)
     figures = {
         "data": data,
         "rows": len(rows),
-        "accuracy": outcome.accuracy,
-        "flops_speedup": outcome.flops_speedup,
-        "correct": "".join("01"[right] for right in outcome.correct.tolist()),
+        "score": task.measured(statistics),
+        "metrics": task.metrics(answers.outputs, targets),
+        "flops_speedup": answers.speedup(setting.spec, rows),
+        "statistics": statistics.tolist(),
     }
     if split == "validation":  # dense on all test rows would take longer than the row itself
         validator = setting.validator(rows, tokens, run.progress)
-        figures["dense_accuracy"] = validator.dense(student.model).score
+        figures["dense_score"] = validator.dense(student.model).score
         if run.row in THRESHOLDED:
             points = validator.operating_points(student.model, OTHER_SPEEDUPS)
             figures["points"] = [point.to_json() for point in points]
@@ -169,7 +177,7 @@ def main(
             with console.progress(run.name) as progress:
                 figures = finish(replace(run, progress=progress), test)
             told = "  ".join(
-                f"{split} {figures[split]['accuracy']:.2%} ({figures[split]['flops_speedup']:.2f}x)"
+                f"{split} {figures[split]['score']:.2%} ({figures[split]['flops_speedup']:.2f}x)"
                 for split in ("validation", "test")
                 if split in figures
             )

@@ -9,83 +9,37 @@ the teacher and from the first checkpoint, with their 95 % intervals by paired b
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from setting import Setting, set_up_torch, teacher_in
-from students import Student, by_policy, lengths_of
+from students import Answers, Student, answer, by_policy, targets_of
 
 from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.files import write_json
-from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
-from trbert_deploy.progress import Progress
-from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Outputs, Task, mean_agreement
-from trbert_deploy.training.batches import load_batches, plan_batches
-from trbert_deploy.training.contexts import evaluating
+from trbert_deploy.tasks.task import Task, mean_agreement
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.row_outputs import row_answers
 
 BATCH_TOKENS = 16384
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a model answered.
-
-    Attributes:
-        outputs: of every row.
-        flops: operations of all rows.
-    """
-
-    outputs: list[Outputs]
-    flops: float
-
-
-def answer(
-    student: Student, rows: list[TrainingRow], device: torch.device, progress: Progress
-) -> Answers:
-    """Run a model on rows."""
-    model = student.model
-    task = task_of(model.spec)
-    plan = plan_batches(lengths_of(rows).tolist(), BATCH_TOKENS)
-    found: dict[int, Outputs] = {}
-    flops = 0.0
-    with evaluating(model):
-        for number, batch in enumerate(load_batches(rows, plan, device), start=1):
-            outputs, lengths = student.forward(batch)
-            found |= row_answers(task, outputs, batch)
-            columns = list(np.array(lengths).T)
-            flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
-            progress("answers", number, len(plan))
-    return Answers([found[row] for row in range(len(rows))], flops)
-
-
 def judged(
-    task: Task,
-    targets: NDArray[Any],
-    spec: EncoderSpec,
-    rows: list[TrainingRow],
-    runs: dict[str, Answers],
+    task: Task, spec: EncoderSpec, rows: list[TrainingRow], runs: dict[str, Answers]
 ) -> dict[str, dict[str, Any]]:
     """Figures of each run; the first one is the teacher."""
     teacher, *students = runs
+    targets = targets_of(task, rows)
     statistics = {name: task.statistics(run.outputs, targets) for name, run in runs.items()}
-    dense = float(dense_flops(spec, lengths_of(rows)).sum())
     figures: dict[str, dict[str, Any]] = {}
     for name, run in runs.items():
         figures[name] = {
-            task.measure: task.measured(statistics[name]),
-            "flops_speedup": dense / run.flops,
+            **task.metrics(run.outputs, targets),
+            "flops_speedup": run.speedup(spec, rows),
             "agreement": mean_agreement(task, runs[teacher].outputs, run.outputs),
         }
         for other in (teacher, students[0]):
@@ -123,9 +77,8 @@ def main(
         runs = {}
         for name, student in students.items():
             with console.progress(name) as progress:
-                runs[name] = answer(student, rows, setting.device, progress)
-        targets = np.array([row.target for row in rows])
-        figures = judged(setting.task, targets, setting.spec, rows, runs)
+                runs[name] = answer(student, rows, BATCH_TOKENS, setting.device, progress)
+        figures = judged(setting.task, setting.spec, rows, runs)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     for name, values in figures.items():

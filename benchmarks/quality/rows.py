@@ -9,30 +9,34 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from chunks import ChunkStudent, Pooling
 from runs import Run
 from setting import locked
 from students import (
     Student,
+    answer,
     by_attention,
     by_chance,
     by_policy,
-    evaluate,
     first_tokens,
     head_and_tail,
     lengths_of,
+    targets_of,
     thinner,
 )
 
 from trbert_deploy import console
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
+from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.warm_start import load_warm_start
 
-#: Row -> what it is. Thin students save what their layers save; the others, --target-speedup.
+#: Row -> what it is. Thin students and chunks save what they save; the others, --target-speedup.
 ROWS = {
     "teacher": "the dense model on whole texts, as it is",
     "ours": "this toolkit's stages: policy, joint, hard",
@@ -42,17 +46,30 @@ ROWS = {
     "random": "random tokens, one ratio for all texts and cuts",
     "attention": "the tokens that receive most attention (LTP), one ratio for all texts and cuts",
     "fixed-ratio": "our policies before their hard stage, one ratio for all texts and cuts",
+    "chunks-mean": "chunks of 512 tokens, each read alone, the mean of their states",
+    "chunks-max": "the same, the largest values of their states",
     "student-3": "three of the teacher's layers",
     "student-2": "two of the teacher's layers",
 }
 
+#: Rows that do not read a text as a whole, so that its tokens have no states to answer by.
+PARTS = ("truncate", "head-tail", "chunks-mean", "chunks-max")
 #: Rows whose threshold can be moved without training.
 THRESHOLDED = ("ours", "tr-bert")
 
 
 def train_row(run: Run) -> Student:
-    """The student of a row, trained as far as it is not yet."""
-    row = run.row
+    """The student of a row, trained as far as it is not yet.
+
+    Raises:
+        ConfigError: the row does not read whole texts, and the task answers all of their tokens.
+    """
+    row, task = run.row, run.setting.task
+    if row in PARTS and task.answers_tokens:
+        raise ConfigError(
+            f"row {row} does not read whole texts, and {task.name} answers every token: give "
+            "other rows"
+        )
     if row == "ours":
         return _with_policies(run, "policy", "joint", "hard")
     if row == "tr-bert":
@@ -64,10 +81,13 @@ def train_row(run: Run) -> Student:
         _set_ratio(run, model)
         seed = run.options.recipe.seed
         choose = by_attention(model) if row == "attention" else by_chance(model, seed)
-        return _harden(run, Student(model, choose=choose))
+        return _harden(run, Student(model, choose=choose), fitted=False)
     model.set_reduction(ReductionConfig())
     if row == "teacher":
         return Student(model)
+    if row.startswith("chunks"):
+        pooling: Pooling = "max" if row == "chunks-max" else "mean"
+        return _harden(run, ChunkStudent(model, pooling=pooling))
     if row.startswith("student"):
         return _harden(run, Student(thinner(model, int(row[-1]))))
     count = count_for(model.spec, lengths_of(run.setting.validation_rows), _speedup(run))
@@ -84,6 +104,8 @@ def _with_policies(run: Run, *stages: str) -> Student:
     for name in stages:
         if run.load(name, model):
             continue
+        if name == "policy":
+            run.guide().project(model)
         if name == "policy" and options.warm_start is not None:
             model.take_over(load_warm_start(options.warm_start, model.spec, options.recipe.cuts))
             continue
@@ -123,24 +145,33 @@ def _set_ratio(run: Run, model: ReducedModel) -> None:
     model.set_reduction(with_ratio(model.spec, model.reduction, lengths, _speedup(run)))
 
 
-def _harden(run: Run, student: Student) -> Student:
-    """The hard stage: encoder and head learn the teacher's answers from what the student sees."""
+def _harden(run: Run, student: Student, fitted: bool = True) -> Student:
+    """The hard stage: encoder and head learn the teacher's answers from what the student sees.
+
+    Args:
+        fitted: dropped tokens that take part in answers have their maps already.
+    """
     setting, recipe, model = run.setting, run.options.recipe, student.model
     if run.load("hard", model):
         return student
     guide = run.guide()
+    if not fitted:
+        guide.project(model)
 
     def compute(batch: PackedBatch, done: float) -> Step:
         outputs, _ = student.forward(batch, training=True)
         loss = model.head.loss(outputs, batch.targets, guide.outputs_of(batch)).mean()
         right = model.head.correct(outputs, batch.targets).mean()
-        return Step(loss, {"accuracy": right.item()})
+        return Step(loss, {"right": right.item()})
 
     def validate(done: float) -> float:
-        rows = setting.validation_rows
-        return evaluate(student, setting.spec, rows, recipe.batch_tokens, setting.device).accuracy
+        task, rows = setting.task, setting.validation_rows
+        with autocast(setting.device):
+            outputs = answer(student, rows, recipe.batch_tokens, setting.device).outputs
+        return task.measured(task.statistics(outputs, targets_of(task, rows)))
 
-    body = [*model.encoder.parameters(), *model.head.parameters()]
+    parts = (model.encoder, model.head, model.projections)
+    body = [each for part in parts for each in part.parameters()]
     stage = Stage(compute, [{"params": body, "lr": recipe.hard.learning_rate}])
     run.train("hard", student, lambda: stage, lambda constraint: validate)
     return student

@@ -34,6 +34,8 @@ from trbert_deploy.training.stages.stage import Stage
 
 OPTIONS_FILE = "options.json"
 SECONDS_FILE = "seconds.json"
+#: Rows of these names save what they save, whatever is asked for.
+FIXED = ("teacher", "student", "chunks")
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Run:
         if self.row == "teacher":
             return self.row
         name = f"{self.row}.{self.variant}" if self.variant else self.row
-        if not self.row.startswith("student"):  # whose layers decide what is saved
+        if not self.row.startswith(FIXED):
             name += f"-{self.options.wanted_speedup:g}"
         return f"{name}-s{self.options.recipe.seed}"
 

@@ -36,9 +36,12 @@ from trbert_deploy.modeling.walk import (
 )
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.selection.select import select
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Targets, Task
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
-from trbert_deploy.training.contexts import autocast, evaluating
+from trbert_deploy.training.contexts import evaluating
 from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
 
 #: (batch, whether it is a training step) -> what decides at the cuts.
 Choose = Callable[[PackedBatch, bool], Chooser]
@@ -70,46 +73,50 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A student on labelled rows.
+class Answers:
+    """What a student says of rows.
 
     Attributes:
-        correct: [N] bool.
-        flops_speedup: FLOPs of the teacher on whole rows over the student's.
+        outputs: of every row.
+        flops: operations of all rows.
     """
 
-    correct: NDArray[np.bool_]
-    flops_speedup: float
+    outputs: RowOutputs
+    flops: float
 
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
+    def speedup(self, teacher: EncoderSpec, rows: Sequence[TrainingRow]) -> float:
+        """FLOPs of the teacher on the whole rows over these."""
+        return float(dense_flops(teacher, lengths_of(rows)).sum()) / self.flops
 
 
-def evaluate(
+def answer(
     student: Student,
-    teacher: EncoderSpec,
     rows: Sequence[TrainingRow],
     batch_tokens: int,
     device: torch.device,
     progress: Progress = no_progress,
-) -> Outcome:
+) -> Answers:
     """Run a student on whole rows, of which it reads its own view."""
     model = student.model
+    task = task_of(model.spec)
     viewed = [student.view(row) for row in rows]
     plan = plan_batches([len(row) for row in viewed], batch_tokens)
-    correct = np.zeros(len(rows), bool)
+    found: list[RowAnswer] = []
     flops = 0.0
-    with evaluating(model), autocast(device):
+    with evaluating(model):
         for number, batch in enumerate(load_batches(viewed, plan, device), start=1):
             outputs, lengths = student.forward(batch)
-            right = model.head.correct(outputs, batch.targets)
-            correct[batch.rows] = (right == 1.0).cpu().numpy()
+            found += row_answers(task, outputs, batch)
             columns = list(np.array(lengths).T)
             flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
             progress("evaluation", number, len(plan))
-    dense = float(dense_flops(teacher, lengths_of(rows)).sum())
-    return Outcome(correct, dense / flops)
+    return Answers(RowOutputs.gathered(found), flops)
+
+
+def targets_of(task: Task, rows: Sequence[TrainingRow]) -> Targets:
+    """What is wanted of rows, as the task's measures take it."""
+    targets = [row.target for row in rows]
+    return targets if task.answers_tokens else np.stack(targets)
 
 
 def lengths_of(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:

@@ -23,12 +23,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from rows import ROWS
+from runs import FIXED
 
 from trbert_deploy.commands.options import png_file
 from trbert_deploy.errors import DataError, TrbertError
-from trbert_deploy.evaluation.metrics import bootstrap_interval
+from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.files import read_json
 from trbert_deploy.reports.plots.figure import write_figure
+from trbert_deploy.tasks.registry import TASKS
 
 #: Told apart with any colour vision (Okabe and Ito 2008), and by their markers.
 STYLES = {
@@ -39,6 +41,8 @@ STYLES = {
     "random": ("#7f7f7f", "x"),
     "attention": ("#009e73", "^"),
     "fixed-ratio": ("#cc79a7", "P"),
+    "chunks-mean": ("#f0e442", "h"),
+    "chunks-max": ("#f0e442", "H"),
     "student-3": ("#000000", "*"),
     "student-2": ("#000000", "*"),
 }
@@ -80,19 +84,25 @@ class Line:
     def difference(self, split: str) -> tuple[float, tuple[float, float]]:
         """Points over the teacher, and their 95 % interval by paired bootstrap over the texts.
 
-        Runs on the same texts (seeds) are averaged text by text, so that each text counts once.
+        Of several runs on the same texts (seeds) it is the mean, so that each text counts once.
         """
-        by_data: dict[str, list[NDArray[np.float64]]] = {}
+        by_data: dict[str, list[dict[str, Any]]] = {}
         for run in self.runs:
-            change = right(run[split]) - right(run["teacher"][split])
-            by_data.setdefault(run[split]["data"], []).append(change)
-        changes = 100.0 * np.concatenate([np.mean(seeds, axis=0) for seeds in by_data.values()])
-        return float(changes.mean()), bootstrap_interval(changes)
+            by_data.setdefault(run[split]["data"], []).append(run)
+        seeds = max(len(runs) for runs in by_data.values())
+        lines, teachers = [], []
+        for runs in by_data.values():
+            all_seeds = [runs[seed % len(runs)] for seed in range(seeds)]
+            lines.append(np.hstack([run[split]["statistics"] for run in all_seeds]))
+            teachers.append(np.hstack([run["teacher"][split]["statistics"] for run in all_seeds]))
+        measured = TASKS[self.runs[0]["task"], self.runs[0]["problem"]].measured
 
+        def mean(statistics: NDArray[np.float64]) -> float:
+            return float(np.mean([measured(part) for part in np.hsplit(statistics, seeds)]))
 
-def right(figures: dict[str, Any]) -> NDArray[np.float64]:
-    """1 for each text that was answered right, else 0: [N]."""
-    return np.array([letter == "1" for letter in figures["correct"]], np.float64)
+        change = paired_change(mean, np.concatenate(teachers), np.concatenate(lines))
+        low, high = change.interval
+        return 100.0 * change.value, (100.0 * low, 100.0 * high)
 
 
 def read_lines(directories: Sequence[Path]) -> list[Line]:
@@ -109,8 +119,7 @@ def read_lines(directories: Sequence[Path]) -> list[Line]:
         if teacher is None:
             raise DataError(f"{directory} has no figures of a teacher: run --row teacher there")
         for run in runs:
-            fixed = run["row"] == "teacher" or run["row"].startswith("student")
-            wanted = 0.0 if fixed else run["target_speedup"]
+            wanted = 0.0 if run["row"].startswith(FIXED) else run["target_speedup"]
             key = (run["row"], run["variant"], wanted)
             lines.setdefault(key, []).append({**run, "teacher": teacher})
     order = sorted(lines, key=lambda key: (list(ROWS).index(key[0]), *key[1:]))
@@ -134,10 +143,10 @@ def markdown(lines: Sequence[Line]) -> str:
         if timed:
             cells.append(f"{line.mean('time', 'speedup'):.2f}x" if line.has("time") else "-")
         for each in SPLITS:
-            accuracy = f"{line.mean(each, 'accuracy'):.2%}" if line.has(each) else "-"
+            score = f"{line.mean(each, 'score'):.2%}" if line.has(each) else "-"
             if line.has(each) and len(line.runs) > 1:
-                accuracy += f" ± {100 * line.spread(each, 'accuracy'):.2f}"
-            cells.append(accuracy)
+                score += f" ± {100 * line.spread(each, 'score'):.2f}"
+            cells.append(score)
         if line.row == "teacher":
             cells += ["-", "-"]
         else:
@@ -148,7 +157,7 @@ def markdown(lines: Sequence[Line]) -> str:
 
 
 def draw(lines: Sequence[Line]) -> Figure:
-    """Accuracy against what is saved: in FLOPs, and in time where it was measured.
+    """Quality against what is saved: in FLOPs, and in time where it was measured.
 
     Marks are trained rows; a thin line is what one of them comes to at other thresholds.
     """
@@ -170,7 +179,7 @@ def _draw_panel(
     axes: Axes, lines: Sequence[Line], split: str, saved: Callable[[Line], float]
 ) -> None:
     teacher = next(line for line in lines if line.row == "teacher")
-    level = teacher.mean(split, "accuracy")
+    level = teacher.mean(split, "score")
     axes.axhline(level, color=_TEACHER, linestyle="--", linewidth=1.2)
     names: dict[str, list[Line]] = {}
     for line in lines:
@@ -180,8 +189,8 @@ def _draw_panel(
     for name, points in names.items():
         color, marker = STYLES[points[0].row]
         points = sorted(points, key=saved)
-        heights = [point.mean(split, "accuracy") for point in points]
-        spreads = [point.spread(split, "accuracy") for point in points]
+        heights = [point.mean(split, "score") for point in points]
+        spreads = [point.spread(split, "score") for point in points]
         axes.errorbar(
             [saved(point) for point in points],
             heights,
@@ -209,7 +218,8 @@ def _draw_panel(
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylabel(f"{split} accuracy")
+    (measure,) = {next(iter(run[split]["metrics"])) for run in teacher.runs}
+    axes.set_ylabel(f"{split} {measure}")
 
 
 def _draw_thresholds(axes: Axes, lines: Sequence[Line]) -> None:
@@ -218,7 +228,7 @@ def _draw_thresholds(axes: Axes, lines: Sequence[Line]) -> None:
         for run in line.runs:
             if points := run["validation"].get("points"):
                 saved = [point["flops_speedup"] for point in points]
-                heights = [point["accuracy"] for point in points]
+                heights = [point["score"] for point in points]
                 color, _ = STYLES[line.row]
                 axes.plot(saved, heights, color=color, alpha=0.45, linewidth=1)
 
@@ -259,7 +269,7 @@ def _label(axes: Axes, labels: Sequence[tuple[str, str, float, float]]) -> None:
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=png_file,
-    help="Draw accuracy against what is saved.",
+    help="Draw quality against what is saved.",
 )
 def main(directories: tuple[Path, ...], plot: Path | None) -> None:
     """Print the table of the comparisons in DIRECTORIES, in Markdown."""

@@ -15,6 +15,7 @@ import pytest
 import tables
 import times
 import torch
+from chunks import ChunkStudent, Pooling, chunk_places
 from click.testing import CliRunner
 from compare import finish
 from conftest import make_texts, tiny_model, tiny_spec
@@ -33,6 +34,7 @@ from students import (
     received_attention,
     thinner,
 )
+from test_tokens_end_to_end import tagged
 from training.test_run import with_recipe
 
 from trbert_deploy.bench.baselines import count_for, with_ratio
@@ -41,7 +43,7 @@ from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.received_attention import RecordingLayout
-from trbert_deploy.modeling.walk import TokenState
+from trbert_deploy.modeling.walk import TokenState, begin
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
@@ -52,6 +54,7 @@ from trbert_deploy.training.recipe import HardRecipe, JointRecipe, PolicyRecipe,
 TARGET = 1.6
 CPU = torch.device("cpu")
 STUDENTS = {"student-3": 4 / 3, "student-2": 2.0}  # of four layers
+STUDENTS |= {"chunks-mean": 1.0, "chunks-max": 1.0}  # of texts that are no longer than a chunk
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +121,9 @@ def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
     validation = figures["validation"]
     wanted = 1.0 if row == "teacher" else STUDENTS.get(row, TARGET)
     assert validation["flops_speedup"] == pytest.approx(wanted, rel=0.05)
-    assert validation["correct"].count("1") / 32 == pytest.approx(validation["accuracy"])
-    assert 0.0 <= validation["dense_accuracy"] <= 1.0
+    assert np.mean(validation["statistics"]) == pytest.approx(validation["score"])
+    assert validation["metrics"]["accuracy"] == pytest.approx(validation["score"])
+    assert 0.0 <= validation["dense_score"] <= 1.0
     trained = {"teacher": set(), "tr-bert": {"policy", "joint"}}.get(row, {"hard"})
     borrowed = {"policy", "joint"} if row in ("ours", "fixed-ratio") else set()
     assert set(figures["training_seconds"]) == trained | borrowed
@@ -131,13 +135,46 @@ def test_a_row_is_trained_once_and_tested_when_that_is_allowed(
     tested = finish(run, str(workplace / "test.jsonl"))
     assert set(steps) == {"evaluation"}  # with the weights that are there
     assert tested["validation"] == validation
-    assert (tested["test"]["rows"], len(tested["test"]["correct"])) == (40, 40)
+    assert (tested["test"]["rows"], len(tested["test"]["statistics"])) == (40, 40)
 
     monkeypatch.setattr(compare, "train_row", None)
     again = finish(run, str(workplace / "test.jsonl"))
     assert again == json.loads(json.dumps(tested))
     saved = json.loads((run.output / "results" / f"{run.name}.json").read_text())
     assert saved == again
+
+
+def test_rows_of_a_tagger_are_judged_by_entities(
+    run: Run, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    labels = ("B-BLAME", "B-PLACE", "B-PRAISE", "O")
+    teacher = tiny_model("1,2", task="token-classification", labels=labels)
+    save_checkpoint(Checkpoint(teacher, tokenizer_dir, 64), tmp_path / "teacher")
+    files = {}
+    for name, count, seed in (("train", 40, 0), ("validation", 24, 1)):
+        lines = [json.dumps(row) + "\n" for row in tagged(count, seed)]
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        Path(files[name]).write_text("".join(lines))
+    setting = Setting(str(tmp_path / "teacher"), **files)
+    figures = {}
+    for row in ("teacher", "ours", "random", "student-2"):
+        figures[row] = finish(replace(run, row=row, setting=setting), test=None)
+        validation = figures[row]["validation"]
+        counts = np.array(validation["statistics"])
+        assert counts.shape == (24, 3)
+        right, found, true = counts.sum(0)
+        assert validation["score"] == pytest.approx(2 * right / (found + true))
+        assert validation["metrics"]["entity_f1"] == validation["score"]
+    # Dropped tokens answer, and random ones are not silent either: their maps were fitted.
+    fitted = load_file(run.output / "random-1.6-s0" / "hard" / "model.safetensors")
+    maps = [fitted[f"projections.{index}.weight"] for index in (0, 1)]
+    assert all((each - torch.eye(32)).abs().max() > 0.1 for each in maps)
+    (line,) = [line for line in tables.read_lines([run.output]) if line.name == "ours"]
+    change, (low, high) = line.difference("validation")
+    scores = [figures[row]["validation"]["score"] for row in ("ours", "teacher")]
+    assert change == pytest.approx(100 * (scores[0] - scores[1])) and low <= change <= high
+    with pytest.raises(ConfigError, match="token-classification answers every token: give other"):
+        train_row(replace(run, row="truncate", setting=setting))
 
 
 class Interrupted(Exception):
@@ -233,6 +270,41 @@ def test_thin_students_begin_as_evenly_spaced_layers_of_the_teacher() -> None:
                 torch.equal(a, b)
                 for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
             )
+
+
+@given(length=st.integers(1, 3000), size=st.integers(3, 600))
+def test_chunks_have_all_of_a_text_once(length: int, size: int) -> None:
+    chunks = chunk_places(length, size)
+    assert max(map(len, chunks)) <= size
+    body = [place for chunk in chunks for place in chunk[1:-1]]
+    if length > size:
+        assert body == list(range(1, length - 1))
+        assert all((chunk[0], chunk[-1]) == (0, length - 1) for chunk in chunks)
+        assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+    else:
+        assert chunks == [list(range(length))]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_chunks_are_read_alone_and_their_states_pooled(pooling: Pooling) -> None:
+    model = tiny_model("none")
+    rows = [a_row(9, 1), a_row(20, 2), a_row(5, 3)]
+    (batch,) = load_batches(rows, [[0, 1, 2]], CPU)
+    student = ChunkStudent(model, size=8, pooling=pooling)
+    with torch.no_grad():
+        outputs, lengths = student.forward(batch)
+        assert sorted(lengths) == [[5], [5], [6], [8], [8], [8]]
+        for place, row in enumerate(batch.rows.tolist()):
+            chunks = chunk_places(len(rows[row]), 8)
+            parts = [replace(rows[row], tokens=rows[row].tokens.part(each)) for each in chunks]
+            states = []
+            for part in parts:
+                (alone,) = load_batches([part], [[0]], CPU)
+                states.append(begin(model, alone).run(model, 0, model.spec.num_steps).hidden[0])
+            pooled = torch.stack(states)
+            pooled = pooled.mean(0) if pooling == "mean" else pooled.amax(0)
+            expected = model.head(pooled[None], alone.layout)["logits"][0]
+            torch.testing.assert_close(outputs["logits"][place], expected)
 
 
 def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
@@ -391,8 +463,10 @@ def test_the_commands_make_rows_a_table_and_a_picture(workplace: Path, tmp_path:
 
 def test_a_difference_counts_each_text_once() -> None:
     def run(correct: str, teacher: str, data: str) -> dict[str, object]:
-        split = {"correct": correct, "data": data}
-        return {"row": "ours", "test": split, "teacher": {"test": {"correct": teacher}}}
+        split = {"statistics": [[int(right)] for right in correct], "data": data}
+        teachers = {"test": {"statistics": [[int(right)] for right in teacher]}}
+        kind = {"task": "text-classification", "problem": ""}
+        return {"row": "ours", **kind, "test": split, "teacher": teachers}
 
     seeds = [run("1100", "1110", "a"), run("1111", "1110", "a"), run("01", "11", "b")]
     change, (low, high) = tables.Line("ours", seeds).difference("test")

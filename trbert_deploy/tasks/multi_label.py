@@ -162,7 +162,8 @@ class MultiLabelClassification(TextClassification):
         parts = (answers & truth, answers & ~truth, ~answers & truth)
         return np.stack(parts, axis=-1).reshape(len(answers), -1).astype(np.float64)
 
-    def measured(self, statistics: NDArray[np.float64]) -> float:
+    @classmethod
+    def measured(cls, statistics: NDArray[np.float64]) -> float:
         """F1, averaged over the labels that occur or are given."""
         counts = statistics.sum(axis=0).reshape(-1, 3)
         scores = [_f1(*row) for row in counts if row.any()]

@@ -104,7 +104,8 @@ class Regression(TextClassification):
         answers = np.stack([each[LOGITS] for each in outputs])
         return np.hstack([answers, targets]).astype(np.float64)
 
-    def measured(self, statistics: NDArray[np.float64]) -> float:
+    @classmethod
+    def measured(cls, statistics: NDArray[np.float64]) -> float:
         """Spearman's correlation, the mean of several numbers'."""
         answers, truth = np.split(statistics, 2, axis=1)
         ranks = [np.apply_along_axis(_ranks, 0, values) for values in (answers, truth)]

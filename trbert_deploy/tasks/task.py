@@ -346,7 +346,8 @@ class Task(ABC):
         Or each group of rows, where these are judged together, such as the passages of a query.
         """
 
-    def measured(self, statistics: NDArray[np.float64]) -> float:
+    @classmethod
+    def measured(cls, statistics: NDArray[np.float64]) -> float:
         """The first measure over rows, of which some may be there several times.
 
         Args:

@@ -238,7 +238,8 @@ class TokenClassification(LabelledTask):
             row[:] = shared(self._chunks(answered), self._chunks(true))
         return rows
 
-    def measured(self, statistics: NDArray[np.float64]) -> float:
+    @classmethod
+    def measured(cls, statistics: NDArray[np.float64]) -> float:
         return f1(statistics.sum(0))
 
     def _chunks(self, labels: NDArray[np.int64]) -> set[Chunk]:
