@@ -180,8 +180,7 @@ def export_bundle(
         bundle = Bundle.of(staging, manifest, verify=False)
         candidate = OnnxRuntimeBackend(bundle, BackendOptions())
         standard = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=UNMASKED)
-        asked = task_of(model.spec)
-        rows_of = row_maker(tokenizer_of(bundle), asked, model.spec.vocab_size, texts)
+        rows_of = row_maker(tokenizer_of(bundle), model.spec, texts)
         shapes = check_shapes(TRACED_LENGTH, checkpoint.max_length)
         parities = []
         progress("check graphs", len(graphs), steps)
@@ -197,6 +196,7 @@ def export_bundle(
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)
         progress("check chain", 2 * len(graphs), steps)
+        asked = task_of(model.spec)
         chain_on = partial(
             Chain,
             reduction=model.reduction,
