@@ -225,7 +225,7 @@ def test_parity_notices_another_model(tiny_checkpoint: Path) -> None:
     checkpoint = load_checkpoint(tiny_checkpoint)
     model, other = checkpoint.model, tiny_model(seed=3)
     rows_of = row_maker(
-        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), model.spec, checkpoint.samples
     )
     shapes = check_shapes(8, 64)
     sides = TorchBackend(model), TorchBackend(other)
@@ -243,7 +243,7 @@ def test_nan_fails_the_check(tiny_checkpoint: Path) -> None:
     with torch.no_grad():
         broken.encoder.layers[0].feed_forward.norm.bias[3] = np.nan
     rows_of = row_maker(
-        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), 256, checkpoint.samples
+        TextTokenizer(tiny_checkpoint / "tokenizer.json", 64), model.spec, checkpoint.samples
     )
     sides = TorchBackend(model), TorchBackend(broken)
     with pytest.raises(ParityError, match="differs from PyTorch by nan"):

@@ -21,6 +21,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Text
 
 #: Different rows that the rounds of a point take turns with, at most.
 MAX_ROWS = 64
@@ -175,7 +176,7 @@ def run_bench(
     pipeline: Pipeline,
     lengths: Sequence[int],
     batches: Sequence[int],
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     rounds: Rounds = Rounds(),
     progress: Progress = no_progress,
@@ -185,7 +186,7 @@ def run_bench(
     Args:
         lengths: tokens per row; texts are joined or cut to exactly that many.
         batches: rows per call.
-        texts: real texts, at least one.
+        texts: real texts, or pairs of them, at least one.
 
     Raises:
         LengthError: a length above what the bundle takes.
@@ -195,7 +196,9 @@ def run_bench(
     description = dict(pipeline.chain.backend.description)
     points: list[BenchPoint] = []
     for length in lengths:
-        rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
+        rows = pipeline.tokenizer.rows_of_length(
+            texts, length, min(len(texts), MAX_ROWS), pipeline.task.protected
+        )
         for batch in batches:
             step = f"{description['backend']}, {length} tokens, batch {batch}"
             before = len(points) * _PROGRESS_PER_POINT

@@ -7,21 +7,29 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.samples import Sample
+from trbert_deploy.config import EncoderSpec
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
+from trbert_deploy.tasks.registry import task_of
 
 #: (length, count) -> that many rows of exactly that length.
 RowMaker = Callable[[int, int], Sequence[TokenRow]]
 
 
-def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -> RowMaker:
-    """Makes rows of sample texts, or of random tokens where there are none."""
+def row_maker(tokenizer: TextTokenizer, encoder: EncoderSpec, texts: Sequence[Sample]) -> RowMaker:
+    """Makes rows of sample texts, or of random tokens where there are none.
+
+    Args:
+        encoder: shape of the model, whose task says what is protected in the texts.
+    """
     if texts:
-        return lambda length, count: tokenizer.rows_of_length(texts, length, count)
+        keep = task_of(encoder).protected
+        return lambda length, count: tokenizer.rows_of_length(texts, length, count, keep)
     rng = np.random.default_rng(0)
 
     def random_rows(length: int, count: int) -> list[TokenRow]:
-        ids = rng.integers(0, vocab_size, (count, length))
+        ids = rng.integers(0, encoder.vocab_size, (count, length))
         return [TokenRow(row, np.zeros_like(row)) for row in ids]
 
     return random_rows
@@ -29,8 +37,7 @@ def row_maker(tokenizer: TextTokenizer, vocab_size: int, texts: Sequence[str]) -
 
 def bundle_rows(bundle: Bundle) -> RowMaker:
     """Makes rows of the bundle's sample texts, or of random tokens where it has none."""
-    vocabulary = bundle.manifest.encoder.vocab_size
-    return row_maker(tokenizer_of(bundle), vocabulary, bundle.samples())
+    return row_maker(tokenizer_of(bundle), bundle.manifest.encoder, bundle.samples())
 
 
 def are_random(bundle: Bundle) -> bool:

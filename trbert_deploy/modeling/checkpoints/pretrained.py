@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import ConfigError, DataError
+from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
@@ -50,20 +50,18 @@ def task_for(where: str, name: str | None) -> type[Task]:
         ConfigError: an unknown task, or the model has a head for another one.
     """
     source = read_whole(where, open_source)
-    own = task_named(source.task)
     if name is None:  # of an encoder with embeddings alone, labels may make a classifier
-        return TextClassification if source.is_bare else own
+        return TextClassification if source.is_bare else task_named(source.task)
     wanted = task_named(name)
-    if source.is_bare or wanted is own:
-        return wanted
-    raise ConfigError(
-        f"{where} has a head for {own.name}: expected that task, or an encoder without a head, "
-        f"which gets a new one for {name}"
-    )
+    source.read_as(name)
+    return wanted
 
 
 def load_pretrained(
-    where: str, head: NewHead | None, reduction: ReductionConfig | None
+    where: str,
+    head: NewHead | None,
+    reduction: ReductionConfig | None,
+    task: str | None = None,
 ) -> Pretrained:
     """Load an encoder, with its head if it has one that is computed here.
 
@@ -72,17 +70,20 @@ def load_pretrained(
         head: for the training data, whose labels one that is there must know; None to take the
             one that is there.
         reduction: the cuts, or None for the default places.
+        task: that its own head is asked for, as ``HfSource.read_as`` takes it.
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
         DataError: the source is fine-tuned for other labels, or there are none for a new head.
-        ConfigError: a cut out of range.
+        ConfigError: a cut out of range, or a head for another task.
     """
-    return read_whole(where, lambda settled: _load(settled, head, reduction))
+    return read_whole(where, lambda settled: _load(settled, head, reduction, task))
 
 
-def _load(where: str, head: NewHead | None, reduction: ReductionConfig | None) -> Pretrained:
-    source = open_source(where)
+def _load(
+    where: str, head: NewHead | None, reduction: ReductionConfig | None, task: str | None
+) -> Pretrained:
+    source = open_source(where).read_as(task)
     if head is None and not source.answers_anything:
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
