@@ -113,7 +113,7 @@ def test_bad_calls_are_refused_in_one_line(tmp_path: Path, tokenizer_dir: Path) 
 def test_a_classifier_makes_no_embeddings(tiny_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="a model for text-classification makes no embeddings"):
         load(tiny_bundle, threads=1).encode(["a film"])
-    with pytest.raises(ConfigError, match="dimensions is for embeddings"):
+    with pytest.raises(ConfigError, match="dimensions is 4, and the model is for text-"):
         load(tiny_bundle, threads=1, dimensions=4)
 
 

@@ -14,8 +14,10 @@ from conftest import BAD, GOOD, make_texts
 from transformers import BertConfig, BertModel
 
 from trbert_deploy import load
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.runtime.samples import are_random
 
 KINDS = {"PRAISE": GOOD, "BLAME": BAD, "PLACE": ("city", "village", "house")}
 RECIPE = "batch_tokens = 512\nvalidations = 1\naveraged_runs = 1\n[teacher]\nepochs = 15.0\n"
@@ -88,6 +90,8 @@ def served(
         "--output", str(tmp_path / "ckpt"),
     )  # fmt: skip
     run("export", str(tmp_path / "ckpt"), "--output", str(tmp_path / "bundle"))
+    assert not are_random(Bundle.open(tmp_path / "bundle"))
+    run("bench", str(tmp_path / "bundle"), "--lengths", "48", "--rounds", "1")
     report = tmp_path / "report.json"
     run("evaluate", str(tmp_path / "bundle"), "--data", test, "--json", str(report))
     return load(tmp_path / "bundle", threads=1), json.loads(report.read_text())

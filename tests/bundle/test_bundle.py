@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
     require_length,
     write_manifest,
 )
+from trbert_deploy.bundle.samples import read_samples, write_samples
 from trbert_deploy.errors import BundleError, ConfigError, LengthError, StorageError
 from trbert_deploy.files import sha256
 
@@ -234,13 +235,33 @@ def test_without_samples_there_are_none(own_bundle: Path) -> None:
     assert Bundle.open(own_bundle).samples() == []
 
 
-@pytest.mark.parametrize("line", ['{"texts": "a"}', '{"text": 3}', "[]", "3" * 5000, "[" * 10**5])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"texts": "a"}',
+        '{"text": 3}',
+        '{"text": "a", "text_pair": 3}',
+        '{"text_pair": "a"}',
+        "[]",
+        "3" * 5000,
+        "[" * 10**5,
+    ],
+)
 def test_samples_are_texts(own_bundle: Path, line: str) -> None:
     samples = own_bundle / "samples.jsonl"
     samples.write_text(f"{samples.read_text()}{line}\n")
     rewrite(own_bundle, lambda data: data["files"].update({samples.name: sha256(samples)}))
     with pytest.raises(BundleError, match=r"samples\.jsonl"):
         Bundle.open(own_bundle).samples()
+
+
+def test_samples_may_be_pairs(tmp_path: Path) -> None:
+    texts = [("who returns", "the sailor"), "a film", ["what", "where"]]
+    write_samples(tmp_path / "samples.jsonl", texts)
+    found = read_samples(tmp_path / "samples.jsonl", BundleError)
+    assert found == [texts[0], texts[1], ("what", "where")]
+    (tmp_path / "samples.jsonl").write_text('{"text": "as earlier releases wrote it"}\n')
+    assert read_samples(tmp_path / "samples.jsonl", BundleError) == ["as earlier releases wrote it"]
 
 
 def content_of(bundle: Path) -> dict[str, Any]:

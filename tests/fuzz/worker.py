@@ -99,8 +99,8 @@ class Judge:
             and (case.kind != "samples")
         ):
             raise Wrong("opened with another manifest")
-        if not all(isinstance(text, str) for text in bundle.samples()):
-            raise Wrong("a sample text is no string")
+        if not all(isinstance(text, str | tuple) for text in bundle.samples()):
+            raise Wrong("a sample text is none")
         pipeline = load(path, case.backend, threads=1)
         answers = pipeline(TEXTS, return_kept=True)
         if case.may == ANY:

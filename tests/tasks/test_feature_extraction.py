@@ -63,9 +63,13 @@ def test_other_tasks_have_neither_dimensions_nor_prompts() -> None:
     task = TextClassification(("a", "b"))
     assert task.set_up() is task
     assert task.input_of(("a", "b")) == ("a", "b")
-    with pytest.raises(ConfigError, match="dimensions is for embeddings: expected none"):
+    with pytest.raises(
+        ConfigError, match="dimensions is 3, and the model is for text-classification, wh"
+    ):
         task.set_up(dimensions=3)
-    with pytest.raises(ConfigError, match="prompt is for embeddings: expected none"):
+    with pytest.raises(
+        ConfigError, match=r"prompt is .query., .*, which has no prompt: leave it out"
+    ):
         task.set_up(prompt="query")
 
 

@@ -156,7 +156,7 @@ def test_its_model_is_exported_and_served(
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
     texts = tuple(row["text"] for row in make_texts(8))
     made = Checkpoint(model, tokenizer_dir, 64, samples=texts)
-    monkeypatch.setattr("trbert_deploy.exporters.export.load_checkpoint", lambda path: made)
+    monkeypatch.setattr("trbert_deploy.exporters.export.load_checkpoint", lambda path, task: made)
     export_bundle(tmp_path, tmp_path / "bundle")
     reference = Chain(TorchBackend(model), model.reduction, 4)
     for backend in ("onnxruntime", "openvino"):

@@ -24,18 +24,23 @@ from training.test_run import options_for, with_recipe
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel
 
 from trbert_deploy import load
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
+from trbert_deploy.bench.timing import Rounds
+from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.compress.texts import TEST, TRAIN, VALIDATION, write_split
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.modeling.heads.registry import build_head
+from trbert_deploy.runtime.samples import are_random, sample_rows
 from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example, shuffled_units
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.training.data import split_validation
+from trbert_deploy.training.prepare import prepare
 from trbert_deploy.training.run import train
 
 #: Activation -> the module of PyTorch that it is in.
@@ -316,6 +321,35 @@ def test_what_cannot_be_learned_from_is_refused(
     with pytest.raises(error, match=message):
         train(options, tmp_path / "ckpt")
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_reranker_is_measured_on_pairs(
+    tmp_path: Path, tokenizer_dir: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trbert_deploy.training.prepare.NUM_SAMPLES", 4)
+    folder = folder_of(tmp_path / "folder", tokenizer_dir, "bert")
+    data = write_pairs(tmp_path / "pairs.jsonl", 40)
+    options = replace(options_for(tmp_path), model=str(folder), train=data, validation=data)
+    (tmp_path / "scratch").mkdir()
+    prepared = prepare(options, tmp_path / "scratch", torch.device("cpu"), lambda note: None)
+    samples = prepared.checkpoint.samples
+    assert len(samples) == 4 and all(sample[0].startswith("film ") for sample in samples)
+    save_checkpoint(prepared.checkpoint, tmp_path / "ckpt")
+    assert load_checkpoint(tmp_path / "ckpt").samples == samples
+    report = export_bundle(tmp_path / "ckpt", tmp_path / "bundle")
+    assert report.has_samples and not report.random_rows
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert tuple(bundle.samples()) == samples and not are_random(bundle)
+    for row in sample_rows(bundle, [16, 32], 2):
+        assert row.token_type_ids[0] == 0 and row.token_type_ids[-1] == 1
+    notes: list[str] = []
+    load(bundle, threads=1, latency_budget_ms=1e6, note=notes.append)
+    assert notes and not any("random" in note for note in notes)
+    measured = bench_bundle(
+        tmp_path / "bundle", BenchOptions(lengths=(16, 48), rounds=Rounds.exactly(1), threads=1)
+    )
+    assert [point.length for point in measured.backends[0].points] == [16, 48]
+    assert measured.notes == ()
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from trbert_deploy.runtime.reading.examples import Note, read_examples
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.task import Example, Text
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
@@ -208,7 +208,7 @@ def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(wanted))
 
 
-def _texts(data: Sequence[Example] | None, bundle: Bundle) -> list[str]:
+def _texts(data: Sequence[Example] | None, bundle: Bundle) -> list[Text]:
     """Real texts to measure on; for a dense model, whose time does not depend on them, any."""
     if data is None:
         texts = bundle.samples()
@@ -220,5 +220,4 @@ def _texts(data: Sequence[Example] | None, bundle: Bundle) -> list[str]:
                 "with --samples"
             )
         return texts
-    given = (example.text for example in data[:_MAX_TEXTS])
-    return [text if isinstance(text, str) else text[0] for text in given]
+    return [example.text for example in data[:_MAX_TEXTS]]

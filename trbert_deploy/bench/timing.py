@@ -22,6 +22,7 @@ from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.samples import asking
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Text
 
 #: Different rows that the rounds of a point take turns with, at most.
 MAX_ROWS = 64
@@ -176,7 +177,7 @@ def run_bench(
     pipeline: Pipeline,
     lengths: Sequence[int],
     batches: Sequence[int],
-    texts: Sequence[str],
+    texts: Sequence[Text],
     *,
     rounds: Rounds = Rounds(),
     progress: Progress = no_progress,
@@ -186,7 +187,7 @@ def run_bench(
     Args:
         lengths: tokens per row; texts are joined or cut to exactly that many.
         batches: rows per call.
-        texts: real texts, at least one.
+        texts: real texts, or pairs of them, at least one.
 
     Raises:
         LengthError: a length above what the bundle takes.
@@ -196,7 +197,9 @@ def run_bench(
     description = dict(pipeline.chain.backend.description)
     points: list[BenchPoint] = []
     for length in lengths:
-        rows = pipeline.tokenizer.rows_of_length(texts, length, min(len(texts), MAX_ROWS))
+        rows = pipeline.tokenizer.rows_of_length(
+            texts, length, min(len(texts), MAX_ROWS), pipeline.task.protected
+        )
         rows = asking(rows, pipeline.task.outputs)
         for batch in batches:
             step = f"{description['backend']}, {length} tokens, batch {batch}"

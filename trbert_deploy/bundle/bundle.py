@@ -7,7 +7,7 @@ bundle/
   dropped_0.onnx ...    what tokens say that a cut drops, where they take part in the answer
   dense.onnx ...        the same weights with no token removed
   tokenizer.json
-  samples.jsonl         a few texts for benchmarking (optional)
+  samples.jsonl         a few texts, or pairs, for benchmarking (optional)
   engines/              TensorRT engines, each set with a manifest of its own (optional)
 """
 
@@ -32,11 +32,11 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     Manifest,
 )
+from trbert_deploy.bundle.samples import Sample, read_samples
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.files import (
     read_directory,
     read_json,
-    read_json_lines,
     require_directory,
 )
 
@@ -173,7 +173,7 @@ class Bundle:
     def engines_path(self) -> Path:
         return self.path / ENGINES
 
-    def samples(self) -> list[str]:
+    def samples(self) -> list[Sample]:
         """Sample texts for benchmarking; none when exported with ``--no-samples``.
 
         Raises:
@@ -182,10 +182,7 @@ class Bundle:
         if SAMPLES not in self.manifest.files:
             return []
         with self.reading(SAMPLES) as path:
-            rows = read_json_lines(path, BundleError)
-        if not all(isinstance(row.get("text"), str) for row in rows):
-            raise BundleError(f'{path}: expected a string "text" in every line')
-        return [row["text"] for row in rows]
+            return read_samples(path, BundleError)
 
 
 def _identify(path: Path, known_digest: str | None = None) -> tuple[_Identity, str]:

@@ -10,7 +10,7 @@ import click
 from trbert_deploy import console
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
-from trbert_deploy.commands.options import column_options, json_option, needs
+from trbert_deploy.commands.options import column_options, json_option, needs, task_option
 from trbert_deploy.tasks.columns import ColumnNames
 
 
@@ -32,6 +32,7 @@ from trbert_deploy.tasks.columns import ColumnNames
     show_default=True,
     help="What lies between.",
 )
+@task_option
 @click.option(
     "--target-speedup",
     type=float,
@@ -76,6 +77,7 @@ def compress(
     texts: str,
     output: Path,
     work: Path,
+    task: str | None,
     target_speedup: float,
     min_agreement: float | None,
     max_drop: float | None,
@@ -100,7 +102,7 @@ def compress(
     from trbert_deploy.reports.html import write_html
 
     options = CompressOptions(
-        model, texts, target_speedup, min_agreement, max_drop, max_length, recipe, columns
+        model, texts, target_speedup, min_agreement, max_drop, max_length, recipe, columns, task
     )
 
     def write_page(bench: BenchReport, kept: list[KeptText], quality: QualityReport) -> None:

@@ -18,6 +18,7 @@ from trbert_deploy.commands.options import (
     operating_point_options,
     png_file,
     precision_option,
+    task_option,
     threads_option,
 )
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -45,6 +46,7 @@ from trbert_deploy.tasks.columns import ColumnNames
     type=click.Path(path_type=Path),
     help="Compare with this model [default: its own dense]",
 )
+@task_option
 @click.option(
     "--backend",
     type=backend_choice,
@@ -75,6 +77,7 @@ def evaluate(
     data: Path,
     columns: ColumnNames,
     teacher: Path | None,
+    task: str | None,
     backend: str | None,
     precision: str | None,
     engines: bool,
@@ -109,6 +112,7 @@ def evaluate(
             threads=threads,
             precision=precision,
             engines=engines,
+            task=task,
             point=point,
             note=console.notes.print,
             progress=progress,

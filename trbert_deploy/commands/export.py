@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import json_option, needs, round_to_option
+from trbert_deploy.commands.options import json_option, needs, round_to_option, task_option
+from trbert_deploy.tasks.pairs import TRUNCATIONS
 
 
 @click.command()
@@ -22,7 +23,14 @@ from trbert_deploy.commands.options import json_option, needs, round_to_option
 @click.option(
     "--samples/--no-samples", default=True, help="Put sample texts for bench in (default)."
 )
+@task_option
 @round_to_option
+@click.option(
+    "--truncation",
+    type=click.Choice(TRUNCATIONS),
+    metavar="NAME",
+    help=f"{', '.join(TRUNCATIONS)}: what of a pair is cut.",
+)
 @click.option(
     "--int8",
     is_flag=True,
@@ -35,7 +43,9 @@ def export(
     checkpoint: Path,
     output: Path,
     samples: bool,
+    task: str | None,
     round_to: int | None,
+    truncation: str | None,
     int8: bool,
     force_int8: bool,
     json_path: Path | None,
@@ -51,7 +61,9 @@ def export(
             checkpoint,
             output,
             samples=samples,
+            task=task,
             round_to=round_to,
+            truncation=truncation,
             int8=int8 or force_int8,
             int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,

@@ -230,6 +230,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+task_option = click.option(
+    "--task", metavar="NAME", help="text-ranking, of two logits [default: the model's]"
+)
 recipe_option = click.option(
     "--recipe",
     default=next(iter(RECIPES)),

@@ -25,6 +25,8 @@ from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
+from trbert_deploy.tasks.entities import AGGREGATIONS
+from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSWERS
 
 
 @click.command()
@@ -86,6 +88,25 @@ from trbert_deploy.tasks.columns import ColumnNames
     "--dimensions", type=Whole(1, MOST_TOKENS), metavar="N", help="Values of an embedding to keep."
 )
 @click.option("--prompt", metavar="NAME", help="The embedding model's prompt for these texts.")
+@click.option(
+    "--aggregation-strategy",
+    type=click.Choice(AGGREGATIONS),
+    metavar="NAME",
+    help="How tokens become entities.",
+)
+@click.option("--top-k", type=Whole(1, MOST_ANSWERS), metavar="N", help="Answers to a question.")
+@click.option(
+    "--max-answer-len",
+    type=Whole(1, MOST_ANSWER_TOKENS),
+    metavar="N",
+    help="Most tokens of an answer to a question.",
+)
+@click.option(
+    "--no-answer/--answer",
+    "handle_impossible_answer",
+    default=None,
+    help="Let a question have no answer, or not.",
+)
 @needs("export")
 def predict(
     bundle: Path,
@@ -106,6 +127,10 @@ def predict(
     truncate: bool,
     dimensions: int | None,
     prompt: str | None,
+    aggregation_strategy: str | None,
+    top_k: int | None,
+    max_answer_len: int | None,
+    handle_impossible_answer: bool | None,
 ) -> None:
     """Answer texts with BUNDLE: one JSON object a line, in the order of the texts."""
     from trbert_deploy.files import staged_file
@@ -129,6 +154,10 @@ def predict(
             max_batch_tokens=max_batch_tokens,
             dimensions=dimensions,
             prompt=prompt,
+            aggregation_strategy=aggregation_strategy,
+            top_k=top_k,
+            max_answer_len=max_answer_len,
+            handle_impossible_answer=handle_impossible_answer,
             note=console.notes.print,
             progress=progress,
             **asdict(point),

@@ -27,6 +27,7 @@ class CompressOptions:
         max_length: most tokens of a text; the model's positions where None.
         recipe: of training: a name or a file.
         names: columns that the user named.
+        task: what the model is asked for; its own where None.
 
     Raises:
         ConfigError: an option out of range, or two gates.
@@ -40,6 +41,7 @@ class CompressOptions:
     max_length: int | None = None
     recipe: str = "gates"
     names: ColumnNames = ColumnNames()
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if not self.target_speedup > 1:

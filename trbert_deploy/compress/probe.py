@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import load
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.tokenizing import tokenizer_for
+from trbert_deploy.tasks.registry import answering, task_of
 from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.prepare import fit_positions
 
@@ -64,6 +65,8 @@ def measure_payoff(
     *,
     max_length: int | None = None,
     cuts: str | None = None,
+    answers: Mapping[str, Any] = {},
+    task: str | None = None,
     progress: Progress = no_progress,
 ) -> Payoff:
     """Export the model with untrained policies that keep so much, and time it on real texts.
@@ -72,6 +75,8 @@ def measure_payoff(
         examples: to be timed on, up to ``TIMED_TEXTS`` of them.
         target_speedup: FLOPs of the dense model over the chain's.
         directory: receives ``bundle``, whose dense graph is the model as it came.
+        answers: as ``Recipe.answers``.
+        task: that the model is asked for, as ``load_pretrained`` takes it.
 
     Raises:
         CheckpointError, ParityError: the model cannot be exported.
@@ -82,9 +87,10 @@ def measure_payoff(
     names = [each.name for each in examples[:TIMED_TEXTS]]
     with tempfile.TemporaryDirectory() as scratch:
         reduction = None if cuts is None else ReductionConfig.parse(cuts)
-        checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction)
+        checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction, answers, task)
         spec, reduction = checkpoint.model.spec, checkpoint.model.reduction
-        tokenizer = TextTokenizer(checkpoint.tokenizer_dir / TOKENIZER_FILE, checkpoint.max_length)
+        path = checkpoint.tokenizer_dir / TOKENIZER_FILE
+        tokenizer = tokenizer_for(path, task_of(spec), checkpoint.max_length)
         lengths = np.array([len(each) for each in tokenizer.encode(texts, names)], np.int64)
         mean = float(lengths.mean())
         try:
@@ -120,6 +126,8 @@ def export_dense(
     output: Path,
     *,
     max_length: int | None = None,
+    answers: Mapping[str, Any] = {},
+    task: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
     """Export the model without any cut, whatever it was trained for.
@@ -129,7 +137,13 @@ def export_dense(
     """
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = _checkpoint(
-            model, [each.text for each in examples], Path(scratch), max_length, ReductionConfig()
+            model,
+            [each.text for each in examples],
+            Path(scratch),
+            max_length,
+            ReductionConfig(),
+            answers,
+            task,
         )
         save_checkpoint(checkpoint, Path(scratch) / "ckpt")
         export_bundle(Path(scratch) / "ckpt", output, progress=progress)
@@ -141,10 +155,13 @@ def _checkpoint(
     scratch: Path,
     max_length: int | None,
     reduction: ReductionConfig | None,
+    answers: Mapping[str, Any],
+    task: str | None,
 ) -> Checkpoint:
     """The model with new policies at the cuts, that know nothing yet."""
     torch.manual_seed(0)
-    pretrained = load_pretrained(model, None, reduction)
+    pretrained = load_pretrained(model, None, reduction, task)
+    pretrained.model.spec = answering(pretrained.model.spec, answers)
     limit = fit_positions(pretrained.model, max_length)
     with torch.no_grad():
         for policy in pretrained.model.policies:
@@ -153,6 +170,6 @@ def _checkpoint(
         pretrained.model,
         tokenizer_directory(model, scratch),
         limit,
-        samples=tuple(text for text in texts if isinstance(text, str)),
+        samples=tuple(texts),
         hf_config=pretrained.hf_config,
     )

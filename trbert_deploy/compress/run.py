@@ -105,7 +105,7 @@ def compress(
             f"{output} exists and is not a bundle: choose another --output, or remove it"
         )
     recipe = Recipe.found(options.recipe)
-    task = _task(options.model)
+    task = _task(options.model, options.task)
     with ExitStack() as stack:
         require_room(work)
         followed(work).mkdir(parents=True, exist_ok=True)
@@ -125,13 +125,17 @@ def compress(
         return record.step("summary", run.all)
 
 
-def _task(model: str) -> Task:
+def _task(model: str, asked: str | None) -> Task:
     """What the model answers.
+
+    Args:
+        asked: the task that it is asked for, as ``HfSource.read_as`` takes it.
 
     Raises:
         CheckpointError: it answers nothing that is computed here.
+        ConfigError: it has a head for another task.
     """
-    source = open_source(model)
+    source = open_source(model).read_as(asked)
     source.require_answers()
     return task_of(source.spec())
 
@@ -223,6 +227,8 @@ class _Run:
                 self.work / PROBE,
                 max_length=self.options.max_length,
                 cuts=self.recipe.cuts,
+                answers=self.recipe.answers,
+                task=self.options.task,
                 progress=progress,
             )
             seconds: dict[str, float] = {}
@@ -293,6 +299,8 @@ class _Run:
                 self._examples(TEST, TIMED_TEXTS),
                 self.output,
                 max_length=self.options.max_length,
+                answers=self.recipe.answers,
+                task=self.options.task,
                 progress=progress,
             )
         return {}

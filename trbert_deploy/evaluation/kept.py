@@ -86,10 +86,9 @@ def trace_texts(
     progress("trace", 0, len(texts))
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
-        encodings = pipeline.tokenizer.encode(
-            [example.text for example in part], [example.name for example in part]
-        )
-        results = pipeline.run(pipeline.rows(encodings))
+        names = [example.name for example in part]
+        encodings = pipeline.tokenizer.encode([example.text for example in part], names)
+        results = pipeline.run(pipeline.rows(encodings, names))
         for example, encoding, result in zip(part, encodings, results, strict=True):
             task = pipeline.task
             answer = task.summary(task.decode(result.outputs, encoding, example.text))

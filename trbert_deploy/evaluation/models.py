@@ -24,6 +24,7 @@ def open_models(
     threads: int = 0,
     precision: str | None = None,
     engines: bool = True,
+    task: str | None = None,
     point: OperatingPoint = OperatingPoint(),
     note: Callable[[str], None] = lambda message: None,
     progress: Progress = no_progress,
@@ -38,13 +39,14 @@ def open_models(
         threads: threads of one graph; 0 lets the backend choose.
         precision: one that the backend can be asked for (``PRECISIONS``); None is its own choice.
         engines: allow the bundles' engines to run.
+        task: that the models are asked for; their own where None.
         point: operating point to run at, instead of the model's own.
         note: told what a person should know.
         progress: told while files are read, and while something is measured.
 
     Raises:
         ConfigError: another backend for a checkpoint, a precision that the backend lacks, or a
-            budget that is no multiple of what a cut rounds to.
+            budget that is no multiple of what a cut rounds to, or a model for another task.
         StorageError, BundleError, CheckpointError: no model there, or a damaged one.
         MissingDependencyError, DeviceError, EngineError: the backend cannot run here.
     """
@@ -56,14 +58,14 @@ def open_models(
         )
     backend = backend or ("torch" if checkpoints else DEFAULT_BACKEND)
     require_precision(backend, precision)
-    pipeline = _open(path, backend, threads, precision, engines, note, progress)
+    pipeline = _open(path, backend, threads, precision, engines, task, note, progress)
     if backend == AUTO:  # the teacher runs on what was chosen for the model
         chosen = pipeline.chain.backend.description
         backend, precision = chosen["backend"], chosen["precision"]
     pipeline = pipeline.at(point, note, progress)
     if teacher is None:
         return pipeline, None
-    return pipeline, _open(teacher, backend, threads, precision, engines, note, progress)
+    return pipeline, _open(teacher, backend, threads, precision, engines, task, note, progress)
 
 
 def _open(
@@ -72,11 +74,12 @@ def _open(
     threads: int,
     precision: str | None,
     engines: bool,
+    task: str | None,
     note: Callable[[str], None],
     progress: Progress,
 ) -> Pipeline:
     if not _is_checkpoint(path):
-        return load(
+        found = load(
             path,
             backend,
             threads=threads,
@@ -85,10 +88,16 @@ def _open(
             note=note,
             progress=progress,
         )
+        if task not in (None, found.task.name):
+            raise ConfigError(
+                f"{path} is a bundle for {found.task.name}: for {task} export its checkpoint with "
+                f"--task {task}"
+            )
+        return found
     from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 
     progress(f"read {path.name or path}", 0, None)
-    return load_checkpoint_pipeline(path, threads=threads)
+    return load_checkpoint_pipeline(path, threads=threads, task=task)
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -22,6 +22,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import (
     AGREEMENT,
     DIVERGENCE,
@@ -34,6 +35,8 @@ from trbert_deploy.tasks.task import (
 )
 
 BATCH_SIZE = 8
+#: Texts whose encodings are held at a time.
+TOKENIZED_AT_A_TIME = 2000
 
 
 class DataWarning(UserWarning):
@@ -215,7 +218,8 @@ def compare_runs(
         DataError: as ``evaluate_quality``.
     """
     require_whole("batch_size", batch_size, 1, MOST_TEXTS)
-    targets = true_targets(runs[0].pipeline, texts, teacher)
+    targets, rows = _tokenized_targets(runs[0].pipeline, texts, teacher)
+    tokenized = {} if rows is None else {runs[0].pipeline.tokenizer: rows}
     if targets is not None and len(texts) > 1 and _are_same(targets):
         label = runs[0].pipeline.task.told_target(texts[0].target)
         warnings.warn(
@@ -228,7 +232,7 @@ def compare_runs(
     progress("evaluate", 0, len(texts))
     for run in (dense, runs[0]):  # the first call of a graph loads it
         run.pipeline.run(tokenize(run.pipeline, texts[:1]), dense=run.dense)
-    run_in_turns([dense, *runs], texts, progress, batch_size)
+    run_in_turns([dense, *runs], texts, progress, batch_size, tokenized)
     return [_compare(dense, run, targets, teacher) for run in runs]
 
 
@@ -237,24 +241,33 @@ def run_in_turns(
     texts: Sequence[Example],
     progress: Progress = no_progress,
     batch_size: int = BATCH_SIZE,
+    tokenized: Mapping[TextTokenizer, Sequence[TokenRow]] = {},
 ) -> None:
     """Let all models answer all texts, batch by batch.
 
     In turns, so that what slows the machine meets all of them; and each batch begins with
     another one, since a later one finds warmer caches.
 
+    Args:
+        tokenized: the texts as rows of those tokenizers that were asked before.
+
     Raises:
         ConfigError: a batch size under 1.
     """
     require_whole("batch_size", batch_size, 1, MOST_TEXTS)
     for turn, start in enumerate(range(0, len(texts), batch_size)):
-        part = texts[start : start + batch_size]
+        part = slice(start, start + batch_size)
         tokenizing = {run.pipeline.tokenizer: run.pipeline for run in runs}
-        rows = {tokenizer: tokenize(each, part) for tokenizer, each in tokenizing.items()}
+        rows = {
+            tokenizer: tokenized[tokenizer][part]
+            if tokenizer in tokenized
+            else tokenize(pipeline, texts[part])
+            for tokenizer, pipeline in tokenizing.items()
+        }
         first = turn % len(runs)
         for run in (*runs[first:], *runs[:first]):
             run.answer(rows[run.pipeline.tokenizer])
-        progress("evaluate", start + len(part), len(texts))
+        progress("evaluate", min(part.stop, len(texts)), len(texts))
 
 
 def tokenize(pipeline: Pipeline, texts: Sequence[Example]) -> list[TokenRow]:
@@ -321,18 +334,36 @@ def true_targets(
     Raises:
         DataError: as ``evaluate_quality``.
     """
+    return _tokenized_targets(pipeline, texts, teacher)[0]
+
+
+def _tokenized_targets(
+    pipeline: Pipeline, texts: Sequence[Example], teacher: Pipeline | None
+) -> tuple[Targets | None, list[TokenRow] | None]:
+    """The targets as ``true_targets`` gives them, and the rows of the texts where targets are of
+    their tokens.
+    """
     if not texts:
         raise DataError("no texts to evaluate: expected at least one")
     if teacher is not None:
         teacher.task.require_like(pipeline.task, f"the teacher {teacher.path}")
     labelled = [example for example in texts if example.target is not None]
     if not labelled:
-        return None
-    task, encodings = pipeline.task, []
-    if task.answers_tokens:
-        encodings = pipeline.tokenizer.encode([example.text for example in labelled])
-    targets = task.targets(labelled, encodings)
-    return targets if len(labelled) == len(texts) else None
+        return None, None
+    task = pipeline.task
+    if not task.answers_tokens:
+        targets = task.targets(labelled)
+        return targets if len(labelled) == len(texts) else None, None
+    rows: list[TokenRow] = []
+    found: list[Any] = []
+    for start in range(0, len(texts), TOKENIZED_AT_A_TIME):  # encodings are large
+        part = texts[start : start + TOKENIZED_AT_A_TIME]
+        names = [each.name for each in part]
+        encodings = pipeline.tokenizer.encode(pipeline.inputs_of([e.text for e in part]), names)
+        rows += pipeline.rows(encodings, names)
+        pairs = [p for p in zip(part, encodings, strict=True) if p[0].target is not None]
+        found += task.targets([each for each, _ in pairs], [encoding for _, encoding in pairs])
+    return found if len(found) == len(texts) else None, rows
 
 
 def _are_same(targets: Targets) -> bool:

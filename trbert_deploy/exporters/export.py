@@ -23,6 +23,7 @@ from trbert_deploy.bundle.manifest import (
     Manifest,
     write_manifest,
 )
+from trbert_deploy.bundle.samples import write_samples
 from trbert_deploy.errors import BundleError
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
@@ -33,7 +34,7 @@ from trbert_deploy.exporters.checks.parity import (
     compare_graphs,
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
-from trbert_deploy.files import sha256, staged_directory, write_json_lines
+from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
@@ -45,7 +46,8 @@ from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import row_maker
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.pairs import TRUNCATION
+from trbert_deploy.tasks.registry import answering, task_of
 from trbert_deploy.version import __version__
 
 NUM_INT8_ROWS = 16
@@ -111,6 +113,8 @@ def export_bundle(
     samples: bool = True,
     threshold: float | None = None,
     round_to: int | None = None,
+    truncation: str | None = None,
+    task: str | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
     progress: Progress = no_progress,
@@ -124,6 +128,9 @@ def export_bundle(
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         threshold: keep probability from which tokens survive; the checkpoint's rules where None.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
+        truncation: which text of a pair is cut, one of ``TRUNCATIONS``; as the checkpoint says
+            where None.
+        task: that the checkpoint is asked for, as ``load_checkpoint`` takes it.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
         int8_limits: how far from float32 they may be.
@@ -131,6 +138,8 @@ def export_bundle(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
+        ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
+            head for another task.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
             from float32; ``output`` is untouched.
     """
@@ -139,8 +148,10 @@ def export_bundle(
             f"{output} exists and is not a bundle: choose another --output, or remove it"
         )
     progress(f"read {checkpoint_path.name or checkpoint_path}", 0, None)
-    checkpoint = load_checkpoint(checkpoint_path)
+    checkpoint = load_checkpoint(checkpoint_path, task)
     model = checkpoint.model
+    if truncation is not None:
+        model.spec = answering(model.spec, {TRUNCATION: truncation})
     model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
     texts = checkpoint.samples
     with staged_directory(output) as staging:
@@ -154,7 +165,7 @@ def export_bundle(
             graphs.append(graph)
             progress("trace graphs", len(graphs), steps)
         if samples and texts:
-            write_json_lines(staging / SAMPLES, [{"text": text} for text in texts])
+            write_samples(staging / SAMPLES, texts)
         manifest = Manifest(
             encoder=model.spec,
             reduction=model.reduction,
@@ -185,16 +196,16 @@ def export_bundle(
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)
         progress("check chain", 2 * len(graphs), steps)
-        task = task_of(model.spec)
+        asked = task_of(model.spec)
         chain_on = partial(
             Chain,
             reduction=model.reduction,
             num_layers=model.spec.num_layers,
-            outputs=task.outputs,
+            outputs=asked.outputs,
         )
         ours = chain_on(candidate)
         chain = compare_chains(
-            task,
+            asked,
             chain_on(reference),
             ours,
             [row for batch, length in shapes for row in rows_of(length, batch)],
@@ -207,7 +218,7 @@ def export_bundle(
             for variant in (INT8, DEQUANTIZED):
                 eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
                 rounded[variant] = compare_chains(
-                    task,
+                    asked,
                     ours,
                     chain_on(eight),
                     rows,

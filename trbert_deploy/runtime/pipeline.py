@@ -114,14 +114,14 @@ class Pipeline:
         other.chain = chain
         return other
 
-    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Pipeline:
+    def set_up(self, **options: Any) -> Pipeline:
         """The same model answering in another way (see ``Task.set_up``).
 
         Raises:
             ConfigError: out of range, or nothing that the task has.
         """
         other = copy(self)
-        other.task = self.task.set_up(dimensions=dimensions, prompt=prompt)
+        other.task = self.task.set_up(**options)
         return other
 
     def at_threshold(self, threshold: float) -> Pipeline:
@@ -400,6 +400,10 @@ def load(
     dense_below: int | Literal["auto"] | None = None,
     dimensions: int | None = None,
     prompt: str | None = None,
+    aggregation_strategy: str | None = None,
+    top_k: int | None = None,
+    max_answer_len: int | None = None,
+    handle_impossible_answer: bool | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     engines: bool = True,
     verify: bool = True,
@@ -438,6 +442,11 @@ def load(
             trained for it).
         prompt: of an embedding, the name of what is put before every text, one of the model's
             prompts; its default one where None.
+        aggregation_strategy: of tags, how tokens become entities: ``none``, ``simple``, ``first``,
+            ``average`` or ``max``; as the checkpoint says where None, as are the next three.
+        top_k: of questions, answers that are given.
+        max_answer_len: of questions, most tokens of an answer.
+        handle_impossible_answer: of questions, whether the answer may be that there is none.
         max_batch_tokens: tokens that are on their way at a time, which bounds the memory; a longer
             text goes alone.
         engines: allow a backend that runs the bundle's engines, and auto to try them. They are
@@ -479,7 +488,14 @@ def load(
             outputs=task_of(manifest.encoder).outputs,
         )
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
-        pipeline = pipeline.set_up(dimensions=dimensions, prompt=prompt)
+        pipeline = pipeline.set_up(
+            dimensions=dimensions,
+            prompt=prompt,
+            aggregation_strategy=aggregation_strategy,
+            top_k=top_k,
+            max_answer_len=max_answer_len,
+            handle_impossible_answer=handle_impossible_answer,
+        )
         pipeline = pipeline.at(wanted, note, progress)
         progress("open graphs", 0, None)
         pipeline.chain.open()

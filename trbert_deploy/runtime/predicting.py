@@ -8,7 +8,7 @@ from itertools import islice
 
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.tasks.task import Example, Prediction
+from trbert_deploy.tasks.task import Example, Prediction, Text
 
 
 def predict_lines(
@@ -40,7 +40,7 @@ def predict_lines(
     )
 
 
-def name_texts(texts: Iterable[str]) -> Iterator[Example]:
+def name_texts(texts: Iterable[Text]) -> Iterator[Example]:
     """Texts without names of their own, as ``text 1`` and so on."""
     return (Example(text, name=f"text {place}") for place, text in enumerate(texts, start=1))
 

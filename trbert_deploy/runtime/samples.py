@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.samples import Sample
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
@@ -17,20 +18,23 @@ from trbert_deploy.tasks.task import Output, asked_token
 RowMaker = Callable[[int, int], Sequence[TokenRow]]
 
 
-def row_maker(tokenizer: TextTokenizer, encoder: EncoderSpec, texts: Sequence[str]) -> RowMaker:
+def row_maker(tokenizer: TextTokenizer, encoder: EncoderSpec, texts: Sequence[Sample]) -> RowMaker:
     """Makes rows of sample texts, or of random tokens where there are none.
 
     Args:
-        encoder: shape of the model, whose task may ask for a token: there is one in every row.
+        encoder: shape of the model, whose task says what is protected in the texts, and may ask for
+            a token, of which there is one in every row.
     """
-    outputs = task_of(encoder).outputs
+    task = task_of(encoder)
     if texts:
-        return lambda length, count: asking(tokenizer.rows_of_length(texts, length, count), outputs)
+        return lambda length, count: asking(
+            tokenizer.rows_of_length(texts, length, count, task.protected), task.outputs
+        )
     rng = np.random.default_rng(0)
 
     def random_rows(length: int, count: int) -> list[TokenRow]:
         ids = rng.integers(0, encoder.vocab_size, (count, length))
-        return asking([TokenRow(row, np.zeros_like(row)) for row in ids], outputs)
+        return asking([TokenRow(row, np.zeros_like(row)) for row in ids], task.outputs)
 
     return random_rows
 

@@ -24,11 +24,14 @@ from trbert_deploy.errors import (
     first_line,
 )
 from trbert_deploy.runtime.excerpts import Excerpt, Excerpts
+from trbert_deploy.runtime.joined_rows import joined_rows
+from trbert_deploy.runtime.pair_truncation import PairTruncation
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.windows import Window, windows_of
+from trbert_deploy.tasks.pairs import LONGEST_FIRST
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.task import Task, Text, first_of
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: What the token is called that stands for what cannot be written, where a model does not say.
@@ -36,10 +39,29 @@ _UNKNOWN_TOKENS = ("[UNK]", "<unk>")
 _EXPECTED = "expected a string, or a pair of two strings"
 
 
-def tokenizer_of(
-    bundle: Bundle, max_length: int | None = None, truncate: bool = True
+def tokenizer_for(
+    path: Path, task: Task, max_length: int, truncate: bool = True, truncation: str | None = None
 ) -> TextTokenizer:
-    """A bundle's tokenizer; ``max_length`` is the bundle's own by default.
+    """A tokenizer.json, with texts cut, refused or read in windows as a task asks for.
+
+    Args:
+        path, max_length, truncate: as ``TextTokenizer`` takes them.
+        truncation: which text of a pair is cut; None for what the task says.
+
+    Raises:
+        FileFormatError, ConfigError: as ``TextTokenizer``.
+    """
+    truncation = truncation or task.pair_rules.truncation
+    return TextTokenizer(path, max_length, truncate, task.overlap, truncation)
+
+
+def tokenizer_of(
+    bundle: Bundle,
+    max_length: int | None = None,
+    truncate: bool = True,
+    truncation: str | None = None,
+) -> TextTokenizer:
+    """A bundle's tokenizer; ``max_length`` and ``truncation`` are the bundle's own by default.
 
     Raises:
         BundleError: the bundle was replaced since it was opened.
@@ -48,13 +70,12 @@ def tokenizer_of(
     """
     most = bundle.manifest.max_length
     limit = most if max_length is None else max_length
-    overlap = task_of(bundle.manifest.encoder).overlap
     if not 1 <= limit <= most:
         raise ConfigError(
             f"maximum length is {limit}: the bundle {bundle.path} takes 1 to {most} tokens"
         )
     with bundle.reading(TOKENIZER) as path:
-        return TextTokenizer(path, limit, truncate, overlap)
+        return tokenizer_for(path, task_of(bundle.manifest.encoder), limit, truncate, truncation)
 
 
 @contextmanager
@@ -84,6 +105,7 @@ class TextTokenizer:
         truncate: cut longer texts (``truncated`` counts them, and the first one warns);
             otherwise refuse them.
         overlap: instead, read longer texts in windows that share so many tokens; 0 for no windows.
+        truncation: which text of a pair is cut, one of ``TRUNCATIONS``.
 
     Attributes:
         encoded, truncated: texts so far, and those of them that were cut.
@@ -94,7 +116,12 @@ class TextTokenizer:
     """
 
     def __init__(
-        self, path: Path, max_length: int, truncate: bool = True, overlap: int = 0
+        self,
+        path: Path,
+        max_length: int,
+        truncate: bool = True,
+        overlap: int = 0,
+        truncation: str = LONGEST_FIRST,
     ) -> None:
         with _failing_in_one_line(f"{path} is not a readable tokenizer"):
             self._tokenizer = Tokenizer.from_file(str(path))
@@ -118,6 +145,9 @@ class TextTokenizer:
         truncate = truncate and not overlap
         if truncate:
             self._tokenizer.enable_truncation(max_length, direction=side)
+        self._one_sided: PairTruncation | None = None
+        if truncate and truncation != LONGEST_FIRST:
+            self._one_sided = PairTruncation(self._tokenizer, truncation, side, max_length)
         self._excerpts = Excerpts(self._tokenizer, side if truncate else "right", max_length)
         self.max_length = max_length
         self.truncate = truncate
@@ -162,17 +192,33 @@ class TextTokenizer:
     def _encode(self, texts: Sequence[Text], names: Sequence[str]) -> list[tuple[Encoding, bool]]:
         """Encodings, and whether each would have all tokens of its text if nothing were cut."""
         parts = [self._parts(text, name) for name, text in zip(names, texts, strict=True)]
-        inputs = [
-            pair[0].text if len(pair) == 1 else tuple(part.text for part in pair) for pair in parts
-        ]
         with _failing_in_one_line(
             f"the tokenizer cannot split {', '.join(names[:1])} or one behind it"
         ):
-            encodings: list[Encoding] = self._tokenizer.encode_batch(inputs)
+            encodings = self._encodings_of(parts, names)
         return [
             (self._excerpts.restored(encoding, pair), all(part.complete for part in pair))
             for encoding, pair in zip(encodings, parts, strict=True)
         ]
+
+    def _encodings_of(
+        self, parts: Sequence[tuple[Excerpt, ...]], names: Sequence[str]
+    ) -> list[Encoding]:
+        """Encodings of texts and pairs, cut to the maximum length."""
+        pairs = [place for place, pair in enumerate(parts) if len(pair) == 2]
+        if self._one_sided is None or not pairs:
+            inputs = [
+                pair[0].text if len(pair) == 1 else tuple(part.text for part in pair)
+                for pair in parts
+            ]
+            return list(self._tokenizer.encode_batch(inputs))
+        alone = [place for place, pair in enumerate(parts) if len(pair) == 1]
+        found = self._tokenizer.encode_batch([parts[place][0].text for place in alone])
+        found += self._one_sided.encode(
+            [parts[place] for place in pairs], [names[place] for place in pairs]
+        )
+        encodings = dict(zip((*alone, *pairs), found, strict=True))
+        return [encodings[place] for place in range(len(parts))]
 
     def _parts(self, text: Text, name: str) -> tuple[Excerpt, ...]:
         """What is encoded of a text, or of the two of a pair."""
@@ -219,13 +265,20 @@ class TextTokenizer:
             rows.append(TokenRow(ids, types, protected(encoding), windows))
         return rows
 
-    def rows_of_length(self, texts: Sequence[str], length: int, count: int) -> list[TokenRow]:
-        """Rows of exactly ``length`` tokens of real text: texts joined or cut, never padded.
+    def rows_of_length(
+        self,
+        texts: Sequence[Text],
+        length: int,
+        count: int,
+        protected: Callable[[Encoding], NDArray[np.bool_]] = first_of,
+    ) -> list[TokenRow]:
+        """Rows of exactly ``length`` tokens of real text (see ``joined_rows``).
 
         Args:
-            texts: at least one; row r starts with text r, and goes on with those after it.
+            texts: at least one.
             length: tokens per row, special tokens included, from 1 to ``max_length``.
             count: rows.
+            protected: encoding -> which of its tokens must survive, [S]; the first one by default.
 
         Raises:
             ConfigError: a count under 1.
@@ -243,27 +296,7 @@ class TextTokenizer:
         # A text may be longer than a row: that is no truncation to warn of.
         names = [f"text {place + 1}" for place in range(len(texts))]
         encodings = [encoding for encoding, _ in self._encode(texts, names)]
-        masks = [np.array(encoding.special_tokens_mask, dtype=bool) for encoding in encodings]
-        full = [place for place, special in enumerate(masks) if not special.all()]
-        if not full:
-            raise DataError("the texts have no token that the tokenizer knows how to keep")
-        # Ids and types of the tokens, [2, S] for each text.
-        found = [np.array([encodings[at].ids, encodings[at].type_ids], np.int64) for at in full]
-        before = int(np.argmin(masks[full[0]]))  # special tokens that open a row
-        after = int(np.argmin(masks[full[0]][::-1]))
-        opening, closing = found[0][:, :before], found[0][:, found[0].shape[1] - after :]
-        bodies = [row[:, before : row.shape[1] - after] for row in found]
-        rows = []
-        for start in range(count):
-            parts, size, place = [opening], before, start
-            while size < length - after:
-                parts.append(bodies[place % len(bodies)])
-                size += parts[-1].shape[1]
-                place += 1
-            tokens = np.concatenate(parts, axis=1)[:, : max(length - after, 1)]
-            ids, types = np.concatenate([tokens, closing], axis=1)[:, :length]
-            rows.append(TokenRow(ids, types))
-        return rows
+        return joined_rows(encodings, length, count, protected)
 
     def _count_truncated(self) -> None:
         if not self.truncated:

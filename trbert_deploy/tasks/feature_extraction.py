@@ -33,6 +33,8 @@ Pooling = Literal["first", "mean", "max"]
 #: 1, what is put before a text by the name of its use, and which of these names stands for texts
 #: of no named use.
 POOLING, NORMALIZE, PROMPTS, DEFAULT_PROMPT = "pooling", "normalize", "prompts", "default_prompt"
+#: Options: values of an embedding that are kept, and the name of what is put before every text.
+DIMENSIONS, PROMPT = "dimensions", "prompt"
 _SHOWN = 3
 
 
@@ -67,6 +69,7 @@ class FeatureExtraction(Task):
 
     name = "feature-extraction"
     measure = AGREEMENT
+    options = (DIMENSIONS, PROMPT)
 
     def __init__(
         self,
@@ -110,12 +113,13 @@ class FeatureExtraction(Task):
             raise ConfigError(f"the model has no prompt {name!r}: it has {known}")
         return self.prompts[name]
 
-    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Self:
-        if dimensions is not None:
-            require_whole("dimensions", dimensions, 1, self.width)
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
         changed = copy(self)
-        changed.dimensions = self.dimensions if dimensions is None else dimensions
-        changed.prompt = self.prompt if prompt is None else self.prompt_named(prompt)
+        if DIMENSIONS in chosen:
+            require_whole(DIMENSIONS, chosen[DIMENSIONS], 1, self.width)
+            changed.dimensions = chosen[DIMENSIONS]
+        if PROMPT in chosen:
+            changed.prompt = self.prompt_named(chosen[PROMPT])
         return changed
 
     def input_of(self, text: Text) -> Text:

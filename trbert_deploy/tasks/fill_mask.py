@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from trbert_deploy.errors import ConfigError, DataError, OutputError, few
 from trbert_deploy.tasks.activations import kl_divergence, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
 from trbert_deploy.tasks.labels import label_target, names_in
+from trbert_deploy.tasks.pairs import PAIR_ENTRIES
 from trbert_deploy.tasks.spelling import Spelling
 from trbert_deploy.tasks.task import (
     Example,
@@ -93,7 +95,8 @@ class FillMask(Task):
     name = "fill-mask"
     measure = "accuracy"
     columns = LABELS
-    entries = (TARGETS, TOP)
+    entries = (*PAIR_ENTRIES, TARGETS, TOP)
+    options = (TOP,)
 
     def __init__(
         self,
@@ -147,7 +150,15 @@ class FillMask(Task):
         return replace(spec, labels=(), answers=answers, head=head)
 
     def spelled(self, spelling: Spelling) -> Self:
-        return type(self)(self.mask, self.words, self.word_ids, self.top_k, self.pad, spelling)
+        other = copy(self)
+        other.spelling = spelling
+        return other
+
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
+        require_whole(TOP, chosen[TOP], 1, MOST_WORDS)
+        other = copy(self)
+        other.top_k = chosen[TOP]
+        return other
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:

@@ -14,6 +14,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import require_kind
 from trbert_deploy.tasks.activations import SIGMOID, sigmoid
 from trbert_deploy.tasks.labels import names_in, place_of
+from trbert_deploy.tasks.pairs import PAIR_ENTRIES
 from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
@@ -54,7 +55,7 @@ class MultiLabelClassification(TextClassification):
     problem = MULTI_LABEL
     measure = "macro_f1"
     activation = SIGMOID
-    entries = (THRESHOLDS,)
+    entries = (*PAIR_ENTRIES, THRESHOLDS)
 
     def __init__(self, labels: Sequence[str], thresholds: Mapping[str, float] = {}) -> None:
         super().__init__(labels)

@@ -37,7 +37,7 @@ from trbert_deploy.tasks.tokens import UNKNOWN
 OTHER, START, END, BOTH = range(4)
 #: Entries of config.json, and of ``EncoderSpec.answers``, as transformers' pipeline calls them.
 IMPOSSIBLE, LONGEST, TOP = "handle_impossible_answer", "max_answer_len", "top_k"
-_MOST_ANSWERS, _MOST_TOKENS = 1000, 10_000
+MOST_ANSWERS, MOST_ANSWER_TOKENS = 1000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +105,13 @@ class QuestionAnswering(Task):
     outputs = (Output(LOGITS, "token"),)
     measure = "f1"
     columns = ("answers", "answer", LABEL)
-    entries = (IMPOSSIBLE, LONGEST, TOP)
+    entries = options = (IMPOSSIBLE, LONGEST, TOP)
     overlap: ClassVar[int] = 128
 
     def __init__(self, impossible: bool = True, max_answer_len: int = 15, top_k: int = 1) -> None:
         require_kind(impossible, bool, IMPOSSIBLE)
-        require_whole(LONGEST, max_answer_len, 1, _MOST_TOKENS)
-        require_whole(TOP, top_k, 1, _MOST_ANSWERS)
+        require_whole(LONGEST, max_answer_len, 1, MOST_ANSWER_TOKENS)
+        require_whole(TOP, top_k, 1, MOST_ANSWERS)
         self.impossible = impossible
         self.max_answer_len = max_answer_len
         self.top_k = top_k
@@ -120,6 +120,13 @@ class QuestionAnswering(Task):
     def of(cls, spec: EncoderSpec) -> Self:
         known = spec.answers
         return cls(known.get(IMPOSSIBLE, True), known.get(LONGEST, 15), known.get(TOP, 1))
+
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
+        return type(self)(
+            chosen.get(IMPOSSIBLE, self.impossible),
+            chosen.get(LONGEST, self.max_answer_len),
+            chosen.get(TOP, self.top_k),
+        )
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.fill_mask import FillMask
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
+from trbert_deploy.tasks.pairs import PairRules
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.regression import Regression
 from trbert_deploy.tasks.task import Task
@@ -68,6 +73,26 @@ def task_of(spec: EncoderSpec) -> Task:
     """The task of a model of this shape.
 
     Raises:
-        ConfigError: it is unknown.
+        ConfigError: it is unknown, or does not take what the model says of its answers.
     """
-    return task_kind(spec).of(spec)
+    task = task_kind(spec).of(spec)
+    task.pair_rules = PairRules.of(spec.answers)
+    return task
+
+
+def answering(spec: EncoderSpec, entries: Mapping[str, Any]) -> EncoderSpec:
+    """The shape of a model that answers as further entries of ``EncoderSpec.answers`` say.
+
+    Raises:
+        ConfigError: an entry that its task does not have, or a value that it does not take.
+    """
+    known = task_kind(spec).entries
+    for name in entries:
+        if name not in known:
+            raise ConfigError(
+                f"{name} is {entries[name]!r}, and the model is for {spec.task}, which has no "
+                f"{name}: leave it out"
+            )
+    changed = replace(spec, answers={**spec.answers, **entries})
+    task_of(changed)
+    return changed

@@ -15,6 +15,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.pairs import PairRules
 from trbert_deploy.tasks.spelling import Spelling
 
 #: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
@@ -150,6 +151,11 @@ class NewHead:
     told: str = "the labels"
 
 
+def first_of(encoding: Any) -> NDArray[np.bool_]:
+    """The first token of an encoding: [S] bool."""
+    return first_token(len(encoding.ids))
+
+
 class Task(ABC):
     """What a model answers.
 
@@ -166,6 +172,8 @@ class Task(ABC):
             windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
+        options: names of what a user may choose of how it answers (see ``set_up``).
+        pair_rules: what is asked of the texts of pairs.
     """
 
     name: ClassVar[str]
@@ -177,6 +185,8 @@ class Task(ABC):
     overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()
+    pair_rules: PairRules = PairRules()
 
     @classmethod
     @abstractmethod
@@ -254,22 +264,31 @@ class Task(ABC):
         """
         return False
 
-    def set_up(self, *, dimensions: int | None = None, prompt: str | None = None) -> Self:
+    def set_up(self, **options: Any) -> Self:
         """The same task answering in another way; what is None stays as it is.
 
         Args:
-            dimensions: values of an embedding that are kept, the first ones.
-            prompt: name of what is put before every text.
+            options: by the names in ``options``.
 
         Raises:
-            ConfigError: out of range, or a prompt or a task that there is not.
+            ConfigError: a value out of range, or an option that the task does not have.
         """
-        for name, given in (("dimensions", dimensions), ("prompt", prompt)):
-            if given is not None:
+        chosen = {name: value for name, value in options.items() if value is not None}
+        for name, value in chosen.items():
+            if name not in self.options:
                 raise ConfigError(
-                    f"{name} is for embeddings: expected none, as the model is for {self.name}"
+                    f"{name} is {value!r}, and the model is for {self.name}, which has no {name}: "
+                    "leave it out"
                 )
-        return self
+        return self.with_options(chosen) if chosen else self
+
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
+        """The same task with some of its ``options``.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        raise NotImplementedError  # only where there are options
 
     def spelled(self, spelling: Spelling) -> Self:
         """The same task, of a model whose tokenizer writes words so."""
@@ -280,12 +299,13 @@ class Task(ABC):
         return text
 
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
-        """Tokens that must survive every cut: [S] bool. By default the first one alone.
+        """Tokens that must survive every cut: [S] bool. By default the first one, and those of a
+        text of a pair that ``pair_rules`` protect.
 
         Args:
             encoding: of the text, as the tokenizers library gives it.
         """
-        return first_token(len(encoding.ids))
+        return first_of(encoding) | self.pair_rules.protected(encoding)
 
     def require_question(self, encoding: Any, name: str) -> None:
         """Refuse a text that does not ask what the task answers.

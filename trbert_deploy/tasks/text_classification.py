@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from trbert_deploy.tasks.labels import (
     place_of,
     require_classes,
 )
+from trbert_deploy.tasks.pairs import PAIR_ENTRIES
 from trbert_deploy.tasks.task import (
     Example,
     NewHead,
@@ -65,6 +66,7 @@ class TextClassification(LabelledTask):
     measure = "accuracy"
     columns = LABELS
     activation = SOFTMAX
+    entries: ClassVar[tuple[str, ...]] = PAIR_ENTRIES
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:

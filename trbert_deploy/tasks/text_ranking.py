@@ -14,6 +14,7 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SIGMOID
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
 from trbert_deploy.tasks.labels import label_name, number_of
+from trbert_deploy.tasks.pairs import PAIR_ENTRIES
 from trbert_deploy.tasks.task import (
     Example,
     NewHead,
@@ -56,6 +57,7 @@ class TextRanking(Task):
     outputs = (Output(LOGITS, "row"),)
     measure = f"mrr_{DEPTH}"
     columns = LABELS
+    entries = PAIR_ENTRIES
 
     def __init__(self, activation: str = SIGMOID) -> None:
         if activation not in (SIGMOID, IDENTITY):

@@ -73,7 +73,7 @@ class TokenClassification(LabelledTask):
     measure = "entity_f1"
     columns = ("ner_tags", "tags", "labels", LABEL)
     texts = WORDS
-    entries = (AGGREGATION,)
+    entries = options = (AGGREGATION,)
     overlap: ClassVar[int] = 64
 
     def __init__(
@@ -94,6 +94,9 @@ class TokenClassification(LabelledTask):
 
     def spelled(self, spelling: Spelling) -> Self:
         return type(self)(self.labels, self.aggregation, spelling)
+
+    def with_options(self, chosen: Mapping[str, Any]) -> Self:
+        return type(self)(self.labels, chosen[AGGREGATION], self.spelling)
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:

@@ -17,9 +17,9 @@ from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.tokenizing import TextTokenizer
-from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.runtime.tokenizing import tokenizer_for
+from trbert_deploy.tasks.registry import answering, task_of
+from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.batches import stacked_targets
 from trbert_deploy.training.data import (
@@ -110,6 +110,7 @@ def prepare(
     progress("load model", 0, None)
     pretrained = load_pretrained(options.model, head, reduction, task_kind.name)
     model = pretrained.model
+    model.spec = answering(model.spec, recipe.answers)
     if pretrained.note:
         note(pretrained.note)
     if labelled and recipe.stages == ("teacher",):  # nothing else is asked for: it learns more
@@ -125,7 +126,7 @@ def prepare(
     tokenizer_dir = tokenizer_directory(options.model, scratch)
     task = task_of(model.spec)
     path = tokenizer_dir / TOKENIZER_FILE
-    tokenizer = TextTokenizer(path, max_length, recipe.truncate, task.overlap)
+    tokenizer = tokenizer_for(path, task, max_length, recipe.truncate)
     task = task.spelled(tokenizer.spelling)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -204,7 +205,7 @@ def fit_positions(
     return max_length
 
 
-def _sample_texts(validation: list[Example]) -> tuple[str, ...]:
+def _sample_texts(validation: list[Example]) -> tuple[Text, ...]:
     """Texts for benchmarks, spread over the validation data."""
-    texts = [example.text for example in validation if isinstance(example.text, str)]
+    texts = [example.text for example in validation]
     return tuple(texts[:: max(1, len(texts) // NUM_SAMPLES)][:NUM_SAMPLES])

@@ -15,6 +15,13 @@ from typing import Any, NamedTuple
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError, first_line
 from trbert_deploy.files import write_text
+from trbert_deploy.tasks.pairs import (
+    ONLY_SECOND,
+    PROTECT,
+    PROTECTED,
+    TRUNCATION,
+    TRUNCATIONS,
+)
 from trbert_deploy.training.toml_tables import keys_of, merged, to_toml
 
 STAGES = ("teacher", "guide", "policy", "joint", "hard")
@@ -51,6 +58,8 @@ _STAGES = Rule(
     f"some of {', '.join(STAGES)}, each once and in this order",
     lambda value: value and list(value) == [stage for stage in STAGES if stage in value],
 )
+_TRUNCATION = Rule(f"one of {', '.join(TRUNCATIONS)}", lambda value: value in TRUNCATIONS)
+_PROTECT = Rule(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED)
 _ESTIMATOR = Rule(f"one of {', '.join(ESTIMATORS)}", lambda value: value in ESTIMATORS)
 
 
@@ -138,6 +147,20 @@ class Recipe:
     )
     seed: int = _key(0, "Of data order, new weights, dropout and rollouts.", _NOT_NEGATIVE)
     truncate: bool = _key(True, "Cut texts longer than the maximum, or refuse them.")
+    truncation: str | None = _key(
+        None,
+        "Which text of a pair is cut: longest_first, only_first or only_second (a query may then "
+        "not be too long alone) [default: the model's, or else longest_first].",
+        _TRUNCATION,
+        example=ONLY_SECOND,
+    )
+    protect: str | None = _key(
+        None,
+        "The text of a pair of which no token is dropped: first (such as a query) or second "
+        "[default: the model's, or else none].",
+        _PROTECT,
+        example=PROTECTED[0],
+    )
     batch_tokens: int = _key(8192, "Tokens of one optimizer step.", _POSITIVE)
     recombined: float = _key(
         0.0,
@@ -257,6 +280,12 @@ class Recipe:
     def write(self, path: Path) -> None:
         """Write ``to_toml``, whole or not at all."""
         write_text(path, self.to_toml())
+
+    @property
+    def answers(self) -> dict[str, Any]:
+        """What it says of the texts of pairs, as ``EncoderSpec.answers``."""
+        said = {TRUNCATION: self.truncation, PROTECT: self.protect}
+        return {name: value for name, value in said.items() if value is not None}
 
     def changed(self, other: Recipe) -> list[str]:
         """The keys in which two recipes differ, as a person sees them."""

@@ -180,6 +180,13 @@ def test_texts_are_cut_as_a_call_says(both: Both, kind: str) -> None:
         with pytest.warns(UserWarning, match="are cut to that length"):
             found = ours([*TEXTS, LONG, long_pair], **options)
         assert_same(found, theirs([*TEXTS, LONG, long_pair], **options))
+    short, long = {"text": TEXTS[0], "text_pair": LONG}, {"text": LONG, "text_pair": TEXTS[0]}
+    for which, pair in (("only_first", long), ("only_second", short)):
+        with pytest.warns(UserWarning, match="are cut to that length"):
+            found = ours(pair, truncation=which, max_length=20)
+        assert_same(found, theirs(pair, truncation=which, max_length=20))
+    with pytest.raises(LengthError, match="the first text of text 1 has more than"):
+        ours(long, truncation="only_second", max_length=20)
     again = [ours(TEXTS, max_length=length) for length in (*range(30, 50), 40)]
     assert again == [again[0]] * 21 and len(ours._others) <= MOST_TOKENIZERS
     with pytest.raises(LengthError, match="text 2 has 122 tokens: the model takes at most 64"):
@@ -214,9 +221,9 @@ def test_mistakes_are_one_line(both: Both, tiny_bundle: Path) -> None:
             "^function_to_apply is 'tanh': expected one of sigmoid, softmax, none$",
         ),
         (
-            lambda: ours(TEXTS, truncation="only_first"),
+            lambda: ours(TEXTS, truncation="first"),
             ConfigError,
-            "^truncation is 'only_first': expected one of True, longest_first, False, do_not",
+            "^truncation is 'first': expected one of True, longest_first, only_first, only_s",
         ),
         (lambda: ours(TEXTS, max_length=65), ConfigError, "^maximum length is 65: the bundle"),
         (lambda: ours(TEXTS, batch_size=0), ConfigError, "^batch_size is 0"),
@@ -230,6 +237,11 @@ def test_mistakes_are_one_line(both: Both, tiny_bundle: Path) -> None:
         (lambda: ours(["a film", ["a", "b"]]), DataError, "^text 2 is of type list: expected a"),
         (lambda: ours({"sentence": "a"}), DataError, "^text 1 is of type dict: expected a string,"),
         (lambda: ours(["a film", " "]), DataError, "^text 2 is empty: expected at least one word$"),
+        (
+            lambda: trbert_deploy.pipeline("feature-extraction", tiny_bundle),
+            ConfigError,
+            r"^feature-extraction is no pipeline of a bundle: .*load\(BUNDLE\).encode\(texts\)$",
+        ),
         (
             lambda: trbert_deploy.pipeline("text-generation", tiny_bundle),
             ConfigError,

@@ -17,14 +17,13 @@ from typing import Any
 from torch import nn
 
 from trbert_deploy.bundle.manifest import SAMPLES
+from trbert_deploy.bundle.samples import Sample, read_samples, write_samples
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import (
     read_json,
-    read_json_lines,
     require_directory,
     write_json,
-    write_json_lines,
     write_text,
 )
 from trbert_deploy.journal import staged_files
@@ -61,7 +60,7 @@ class Checkpoint:
         tokenizer_dir: directory with the tokenizer's files.
         max_length: longest row of tokens that the model was made for, special tokens included.
         training: figures and options of the training that led here (JSON values).
-        samples: a few texts of the task, for benchmarks.
+        samples: a few texts of the task, or pairs of them, for benchmarks.
         hf_config: entries of config.json that do not follow from the model, kept as they came.
         recipe: the text of recipe.toml; None where nobody trained by one.
     """
@@ -70,7 +69,7 @@ class Checkpoint:
     tokenizer_dir: Path
     max_length: int
     training: dict[str, Any] = field(default_factory=dict)
-    samples: tuple[str, ...] = ()
+    samples: tuple[Sample, ...] = ()
     hf_config: dict[str, Any] = field(default_factory=dict)
     recipe: str | None = None
 
@@ -106,7 +105,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         for name, content in modules.items():
             (staging / name).parent.mkdir(exist_ok=True)
             write_json(staging / name, content)
-        write_json_lines(staging / SAMPLES, [{"text": text} for text in checkpoint.samples])
+        write_samples(staging / SAMPLES, checkpoint.samples)
 
 
 def _told_answers(spec: EncoderSpec, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,20 +145,24 @@ def _hf_config(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, task: str | None = None) -> Checkpoint:
     """Read a checkpoint directory: one that ``save_checkpoint`` wrote, or another fine-tuned one,
     which has no cuts.
+
+    Args:
+        task: that it is asked for, as ``HfSource.read_as`` takes it.
 
     Raises:
         StorageError: no such directory.
         CheckpointError: no checkpoint, an unsupported family or head, missing or damaged files.
+        ConfigError: a head for another task.
     """
     require_directory(path, "checkpoint", "trbert-deploy train")
-    return read_whole(str(path), lambda where: _load(Path(where)))
+    return read_whole(str(path), lambda where: _load(Path(where), task))
 
 
-def _load(path: Path) -> Checkpoint:
-    source = open_source(str(path))
+def _load(path: Path, task: str | None) -> Checkpoint:
+    source = open_source(str(path)).read_as(task)
     if not (path / REDUCTION_FILE).is_file():
         return _load_dense(source, path)
     described = read_json(path / REDUCTION_FILE, CheckpointError)
@@ -176,7 +179,7 @@ def _load(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path / REDUCTION_FILE} is damaged: {problem}") from None
     model = ReducedModel(source.spec(), reduction)
     load_parameters(model, source.tensors(model.spec), str(path))
-    samples = tuple(row["text"] for row in read_json_lines(path / SAMPLES, CheckpointError))
+    samples = tuple(read_samples(path / SAMPLES, CheckpointError))
     return Checkpoint(
         model.eval(), path, max_length, training, samples, source.entries, _recipe_in(path)
     )

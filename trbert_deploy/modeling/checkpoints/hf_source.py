@@ -20,6 +20,7 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     SentenceModules,
     is_sentence_transformers,
     read_cross_encoder_activation,
+    read_cross_encoder_truncation,
     read_modules,
 )
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
@@ -30,16 +31,20 @@ from trbert_deploy.modeling.families.family import Family, require_tied
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.pairs import TRUNCATION
 from trbert_deploy.tasks.registry import TASKS, task_kind, task_of
 from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import (
     MULTI_LABEL,
+    ONE_NUMBER,
     REGRESSION,
     SINGLE_LABEL,
     TextClassification,
 )
 from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
+#: What makes logits of texts, one row for each.
+CLASSIFIER = {"head.classifier.weight", "head.classifier.bias"}
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "
     "text ranking by one logit, token classification, question answering, masked words, and "
@@ -59,6 +64,8 @@ class HfSource:
         family: what reads it.
         head: of its architecture, such as ``ForSequenceClassification``; empty for a bare encoder.
         modules: what a folder of sentence-transformers puts around it.
+        by_difference: its two logits are read as one, the second less the first, of which a sigmoid
+            makes the second label's probability.
     """
 
     where: str
@@ -68,10 +75,39 @@ class HfSource:
     family: Family
     head: str
     modules: SentenceModules | None = None
+    by_difference: bool = False
+
+    def read_as(self, task: str | None) -> HfSource:
+        """The same source, asked for the answers of a task; of its own where None.
+
+        A classifier with two labels ranks texts, too, and what was pretrained is an encoder.
+
+        Raises:
+            ConfigError: it has a head for another one.
+        """
+        if task in (None, self.task) or self.is_bare:
+            return self
+        if task == TextRanking.name and self._has_two_classes:
+            return replace(self, by_difference=True)
+        if self.head in PRETRAINED:
+            return replace(self, head="")
+        raise ConfigError(
+            f"{self.where} has a head for {self.task}: expected that task, or an encoder without a "
+            f"head, which gets a new one for {task}"
+        )
+
+    @property
+    def _has_two_classes(self) -> bool:
+        """Whether one of two labels is right, by softmax."""
+        kind = getattr(self.config, "problem_type", None)
+        classifies = self.task == TextClassification.name and kind in (None, SINGLE_LABEL)
+        return classifies and not self._problem and self.config.num_labels == 2
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names in the order of the outputs."""
+        if self.by_difference:
+            return ONE_NUMBER
         return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
 
     @property
@@ -109,6 +145,8 @@ class HfSource:
             return FeatureExtraction.name
         if self.is_bare:
             return TextClassification.name
+        if self.by_difference:
+            return TextRanking.name
         task = next(task for task, name in ARCHITECTURES.items() if name == self.head)
         kind = getattr(self.config, "problem_type", None)
         one_score = self.config.num_labels == 1 and kind in (None, SINGLE_LABEL)
@@ -119,11 +157,15 @@ class HfSource:
         """How its outputs are answers, see ``EncoderSpec.answers``."""
         if self.modules is not None:
             return self.modules.answers
-        if self.task == TextRanking.name:
-            return {ACTIVATION: self._activation or SIGMOID}
         problem = self._problem if self.task == TextClassification.name else ""
         entries = TASKS[self.task, problem].entries
         known = {key: self.entries[key] for key in entries if self.entries.get(key) is not None}
+        if TRUNCATION in entries and Path(self.model).is_dir():
+            truncation = known.get(TRUNCATION) or read_cross_encoder_truncation(Path(self.model))
+            known |= {TRUNCATION: truncation} if truncation else {}
+        if self.task == TextRanking.name:
+            own = SIGMOID if self.by_difference else self._activation
+            known[ACTIVATION] = own or SIGMOID
         return {"problem": problem, **known} if problem else known
 
     @property
@@ -177,9 +219,13 @@ class HfSource:
         """
         state = mend_names(read_tensors(self.model))
         try:
-            return self.family.load(state, spec)
+            tensors = self.family.load(state, spec)
         except CheckpointError as problem:
             raise CheckpointError(f"{self.where}: {problem}") from None
+        if self.by_difference:
+            for name in CLASSIFIER & tensors.keys():
+                tensors[name] = tensors[name][1:] - tensors[name][:1]
+        return tensors
 
     def require_answers(self) -> None:
         """Refuse a head that we do not compute, by name.

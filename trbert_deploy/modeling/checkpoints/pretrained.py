@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import ConfigError, DataError
+from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
@@ -50,16 +50,11 @@ def task_for(where: str, name: str | None) -> type[Task]:
         ConfigError: an unknown task, or the model has a head for another one.
     """
     source = read_whole(where, open_source)
-    own = task_named(source.task)
     if name is None:  # of an encoder with embeddings alone, labels may make a classifier
-        return TextClassification if source.takes_new_head else own
+        return TextClassification if source.takes_new_head else task_named(source.task)
     wanted = task_named(name)
-    if source.takes_new_head or wanted is own:
-        return wanted
-    raise ConfigError(
-        f"{where} has a head for {own.name}: expected that task, or an encoder without a head, "
-        f"which gets a new one for {name}"
-    )
+    source.read_as(name)
+    return wanted
 
 
 def load_pretrained(
@@ -75,12 +70,13 @@ def load_pretrained(
         head: for the training data, whose labels one that is there must know; None to take the
             one that is there.
         reduction: the cuts, or None for the default places.
-        task: that is wanted, where there is no head for training data; None for the model's own.
+        task: that its own head is asked for, as ``HfSource.read_as`` takes it; None for that of
+            ``head``, or its own.
 
     Raises:
         CheckpointError: not loadable, an unsupported family, or a head that we do not compute.
         DataError: the source is fine-tuned for other labels, or there are none for a new head.
-        ConfigError: a cut out of range.
+        ConfigError: a cut out of range, or a head for another task.
     """
     return read_whole(where, lambda settled: _load(settled, head, reduction, task))
 
@@ -88,15 +84,16 @@ def load_pretrained(
 def _load(
     where: str, head: NewHead | None, reduction: ReductionConfig | None, task: str | None
 ) -> Pretrained:
-    source = open_source(where)
-    own = head.task == source.task if head is not None else task in (None, source.task)
-    if head is None and not (source.answers_anything and own):
-        advice = "" if own else f"; --task {source.task} takes the one it has"
+    given = open_source(where)
+    source = given.read_as(task if task is not None or head is None else head.task)
+    if head is None and not source.answers_anything:
+        takes = given.answers_anything and given.task != source.task
+        advice = f"; --task {given.task} takes the one it has" if takes else ""
         raise DataError(
             f"the texts have no labels, and {where} has {source.told_head}: expected labelled "
             f"texts, or a fine-tuned model, whose answers can be learned{advice}"
         )
-    if head is not None and (source.is_bare or (source.takes_new_head and not own)):
+    if head is not None and source.is_bare:
         return _with_new_head(source, head, reduction)
     source.require_answers()
     if head is not None:

@@ -29,6 +29,7 @@ from trbert_deploy.tasks.feature_extraction import (
     PROMPTS,
     Pooling,
 )
+from trbert_deploy.tasks.pairs import TRUNCATIONS
 
 MODULES_FILE = "modules.json"
 MODEL_FILE = "config_sentence_transformers.json"
@@ -236,6 +237,19 @@ def cross_encoder_activation(config: Mapping[str, Any]) -> str | None:
     if name and name.startswith("torch."):
         return name.rpartition(".")[2]
     return name or None
+
+
+def read_cross_encoder_truncation(path: Path) -> str | None:
+    """Which text of a pair a CrossEncoder's directory says is cut, since 5.4; None for its default.
+
+    Raises:
+        CheckpointError: its configuration is damaged.
+    """
+    file = path / LENGTH_FILE
+    found: Any = read_json(file, CheckpointError) if file.is_file() else {}
+    for key in ("processing_kwargs", "text", "truncation"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if found in TRUNCATIONS else None
 
 
 def read_cross_encoder_activation(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import tokenizer_of
+from trbert_deploy.tasks.pairs import TRUNCATIONS
 from trbert_deploy.tasks.task import Outputs, Text
 
 #: Texts of a list that are on their way at a time, where nothing is said. Of others it is one, as
@@ -25,7 +26,13 @@ LIST_BATCH = 32
 #: Tokenizers that are held for calls that ask for their own length; one can take many megabytes.
 MOST_TOKENIZERS = 8
 
-_TRUNCATION = {True: True, "longest_first": True, False: False, "do_not_truncate": False}
+#: What a call says -> whether texts are cut, and which one of a pair; what the bundle says if None.
+_TRUNCATION: dict[bool | str, tuple[bool, str | None]] = {
+    True: (True, None),
+    **{name: (True, name) for name in TRUNCATIONS},
+    False: (False, None),
+    "do_not_truncate": (False, None),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,8 @@ class Options:
 
     Attributes:
         batch_size: texts that are on their way at a time.
-        truncation: cut longer texts (True), or refuse them (False); cut them where None.
+        truncation: cut longer texts (True; the name of one of ``TRUNCATIONS`` says which text of a
+            pair), or refuse them (False); cut them where None.
         max_length: most tokens of a text; the bundle's maximum where None.
         padding, num_workers: taken so that calls need no change; rows are padded as the backend
             needs it, and no process is started.
@@ -169,9 +177,9 @@ class DropIn(ABC):
             return self.model
         model = self._others.get(key)
         if model is None:
-            truncate = True if options.truncation is None else _TRUNCATION[options.truncation]
+            cut, which = _TRUNCATION[True if options.truncation is None else options.truncation]
             model = copy(self.model)
-            model.tokenizer = tokenizer_of(model.require_bundle(), options.max_length, truncate)
+            model.tokenizer = tokenizer_of(model.require_bundle(), options.max_length, cut, which)
             if len(self._others) == MOST_TOKENIZERS:
                 self._others.clear()
             self._others[key] = model

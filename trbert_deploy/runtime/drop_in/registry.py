@@ -15,6 +15,7 @@ from trbert_deploy.runtime.drop_in.question_answering import QuestionAnsweringDr
 from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
 from trbert_deploy.runtime.drop_in.token_classification import TokenClassificationDropIn
 from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.tasks.registry import TASKS
 
 #: Name -> what is called as the pipeline of that name. One line for each.
 DROP_INS: dict[str, type[DropIn]] = {
@@ -24,6 +25,13 @@ DROP_INS: dict[str, type[DropIn]] = {
     "ner": TokenClassificationDropIn,
     "question-answering": QuestionAnsweringDropIn,
     "fill-mask": FillMaskDropIn,
+}
+
+
+#: Pipelines that no bundle can stand in for -> what can be called instead.
+OTHERS = {
+    "feature-extraction": "it gives states of all tokens, and those that are dropped have none; "
+    "for embeddings of texts call trbert_deploy.load(BUNDLE).encode(texts)"
 }
 
 
@@ -37,15 +45,18 @@ def pipeline(task: str, model: str | Path | Bundle = "bundle", **options: Any) -
             what ``load`` takes.
 
     Raises:
-        ConfigError: an unknown task, a bundle for another one, or an option that is unknown or out
-            of range.
+        ConfigError: an unknown task, one that no bundle answers, a bundle for another one, or an
+            option that is unknown or out of range.
         TrbertError: as ``load``.
     """
+    if task in OTHERS:
+        raise ConfigError(f"{task} is no pipeline of a bundle: {OTHERS[task]}")
     if task not in DROP_INS:
         raise ConfigError(f"unknown pipeline {task!r}: expected one of {', '.join(DROP_INS)}")
     drop_in = DROP_INS[task]
     own = {option.name for option in fields(drop_in.options_type)}
-    of_load = set(list(signature(load).parameters)[1:]) - own
+    answers = {name for kind in TASKS.values() for name in kind.options}  # a call has its own
+    of_load = set(list(signature(load).parameters)[1:]) - own - answers
     for name in options:
         if name not in own | of_load:
             raise ConfigError(
