@@ -80,7 +80,7 @@ def make_bundle(model_type: str, length: int, directory: Path) -> Bundle:
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **BASE_SIZES[model_type])
     spec = family_of(model_type, "the benchmark").spec(config, "text-classification", ("no", "yes"))
-    reduction = ReductionConfig.default_for(spec.num_layers)
+    reduction = ReductionConfig.default_for(spec)
     rules = tuple(SelectionRule("ratio", share) for share in KEPT)
     model = ReducedModel(spec, reduction.with_rules(rules)).eval()
     if length > spec.max_positions:

@@ -116,7 +116,7 @@ def row_of(family: str, scratch: Path) -> list[str]:
     states, logits = against_transformers(theirs, made.model)
     model = made.model
     torch.manual_seed(1)
-    model.set_reduction(ReductionConfig.default_for(model.spec.num_layers))
+    model.set_reduction(ReductionConfig.default_for(model.spec))
     with torch.no_grad():
         for policy in model.policies:
             policy.score.weight.mul_(50.0)  # type: ignore[union-attr,operator]

@@ -126,7 +126,7 @@ def make_model(name: str, positions: int, shapes: dict[str, tuple[int, int, int]
         labels=("no", "yes"),
     )
     torch.manual_seed(0)
-    return ReducedModel(spec, ReductionConfig.default_for(layers)).eval()
+    return ReducedModel(spec, ReductionConfig.default_for(spec)).eval()
 
 
 def random_rows(count: int, length: int, vocabulary: int) -> list[TokenRow]:

@@ -41,15 +41,6 @@ def make_checkpoint(
     Raises:
         ConfigError: shares that do not fall, or another number of them than there are cuts.
     """
-    reduction = ReductionConfig.default_for(layers)
-    shares = [1.0, *kept]
-    falling = all(0 < later <= earlier for earlier, later in zip(shares, kept, strict=False))
-    if len(kept) != len(reduction.cuts) or not falling:
-        raise ConfigError(
-            f"kept {','.join(f'{share:g}' for share in kept)}: expected {len(reduction.cuts)} "
-            f"falling shares, above 0 and up to 1, for cuts at {reduction.places}"
-        )
-    ratios = [later / earlier for earlier, later in zip(shares, kept, strict=False)]
     spec = replace(
         like.model.spec,
         num_layers=layers,
@@ -58,6 +49,15 @@ def make_checkpoint(
         ffn_size=4 * width,
         embedding_size=width,
     )
+    reduction = ReductionConfig.default_for(spec)
+    shares = [1.0, *kept]
+    falling = all(0 < later <= earlier for earlier, later in zip(shares, kept, strict=False))
+    if len(kept) != len(reduction.cuts) or not falling:
+        raise ConfigError(
+            f"kept {','.join(f'{share:g}' for share in kept)}: expected {len(reduction.cuts)} "
+            f"falling shares, above 0 and up to 1, for cuts at {reduction.places}"
+        )
+    ratios = [later / earlier for earlier, later in zip(shares, kept, strict=False)]
     torch.manual_seed(seed)
     rules = tuple(SelectionRule("ratio", ratio) for ratio in ratios)
     model = ReducedModel(spec, reduction.with_rules(rules))

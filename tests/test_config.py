@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,21 +69,23 @@ def test_cuts_at_the_end_or_behind_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "first", "published"),
+    ("layers", "first", "of_tokens", "published"),
     [
-        (12, [0.5, 6], [1, 6]),
-        (6, [0.5, 3], [1, 3]),
-        (4, [0.5, 2], [1, 2]),
-        (3, [0.5, 1], [1]),
-        (2, [0.5, 1], [1]),
-        (1, [0.5], []),
+        (12, [0.5, 6], [3, 5], [1, 6]),
+        (6, [0.5, 3], [1.5, 2.5], [1, 3]),
+        (4, [0.5, 2], [1, 1.5], [1, 2]),
+        (3, [0.5, 1], [0.5, 1], [1]),
+        (2, [0.5, 1], [0.5], [1]),
+        (1, [0.5], [0.5], []),
     ],
 )
 def test_default_cuts_fit_every_depth(
-    layers: int, first: list[float], published: list[float]
+    layers: int, first: list[float], of_tokens: list[float], published: list[float]
 ) -> None:
+    spec = tiny_spec(num_layers=layers)
     for reduction, expected in (
-        (ReductionConfig.default_for(layers), first),
+        (ReductionConfig.default_for(spec), first),
+        (ReductionConfig.default_for(replace(spec, answers_tokens=True)), of_tokens),
         (ReductionConfig.published_for(layers), published),
     ):
         assert [cut.position for cut in reduction.cuts] == expected

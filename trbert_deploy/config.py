@@ -205,9 +205,17 @@ class ReductionConfig:
         return cls(tuple(cuts))
 
     @classmethod
-    def default_for(cls, num_layers: int) -> ReductionConfig:
-        """Inside layer 0, behind its attention, and before layer L//2."""
-        return cls(tuple(Cut(position) for position in sorted({0.5, float(num_layers // 2)} - {0})))
+    def default_for(cls, spec: EncoderSpec) -> ReductionConfig:
+        """Inside layer 0, behind its attention, and before layer L//2.
+
+        Where every token is answered, dropped ones too, at a quarter and five twelfths of the
+        layers: further down few are known well enough to be answered (docs/results.md, tags).
+        """
+        layers = spec.num_layers
+        positions = {0.5, float(layers // 2)}
+        if spec.answers_tokens:
+            positions = {max(1, halves) / 2 for halves in (layers // 2, 5 * layers // 6)}
+        return cls(tuple(Cut(position) for position in sorted(positions - {0})))
 
     @classmethod
     def published_for(cls, num_layers: int) -> ReductionConfig:

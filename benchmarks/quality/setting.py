@@ -185,7 +185,7 @@ def teacher_in(directory: Path) -> str:
 def reduction_at(cuts: str | None, spec: EncoderSpec) -> ReductionConfig:
     """The cuts as they are written on a command line; the default places where None."""
     if cuts is None:
-        return ReductionConfig.default_for(spec.num_layers)
+        return ReductionConfig.default_for(spec)
     return ReductionConfig.parse(cuts)
 
 

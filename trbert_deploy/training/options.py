@@ -57,9 +57,7 @@ class TrainOptions:
     text_column: str | None = _option(None, COLUMN_HELP["text_column"], "NAME")
     pair_column: str | None = _option(None, COLUMN_HELP["pair_column"], "NAME")
     label_column: str | None = _option(None, COLUMN_HELP["label_column"], "NAME")
-    task: str | None = _option(
-        None, "Of a new head, or fill-mask [default: text-classification].", "NAME"
-    )
+    task: str | None = _option(None, "Of a new head [default: text-classification].", "NAME")
     target_speedup: float | None = _option(
         None, "Times fewer FLOPs to aim at [default: 3].", "FACTOR"
     )

@@ -142,7 +142,8 @@ class Recipe:
     cuts: str | None = _key(
         None,
         "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 [default: "
-        "inside layer 0 and half-way; for reinforce before layer 1 and half-way].",
+        "inside layer 0 and half-way; where tokens answer at a quarter and five twelfths; for "
+        "reinforce before layer 1 and half-way].",
         example="0.5,3",
     )
     seed: int = _key(0, "Of data order, new weights, dropout and rollouts.", _NOT_NEGATIVE)

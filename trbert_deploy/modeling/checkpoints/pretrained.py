@@ -136,7 +136,7 @@ def _with_new_head(
 
 
 def _new_model(spec: EncoderSpec, reduction: ReductionConfig | None) -> ReducedModel:
-    default = ReductionConfig.default_for(spec.num_layers)
+    default = ReductionConfig.default_for(spec)
     return ReducedModel(spec, default if reduction is None else reduction)
 
 
