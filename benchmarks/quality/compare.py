@@ -25,13 +25,14 @@ import click
 from rows import ROWS, THRESHOLDED, train_row, training_seconds
 from runs import Run
 from setting import Setting, locked, set_up_torch, teacher_in
-from students import Student, answer, targets_of
+from students import Student, answer
 
 from trbert_deploy import console
 from trbert_deploy.commands.options import training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.training.contexts import autocast
+from trbert_deploy.training.data import targets_of
 from trbert_deploy.training.options import TARGET_SPEEDUP, TrainOptions
 from trbert_deploy.training.recipe import Recipe
 

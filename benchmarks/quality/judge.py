@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 from setting import Setting, set_up_torch, teacher_in
-from students import Answers, Student, answer, by_policy, targets_of
+from students import Answers, Student, answer, by_policy
 
 from trbert_deploy import console
 from trbert_deploy.config import EncoderSpec
@@ -23,7 +23,7 @@ from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.files import write_json
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.tasks.task import Task, mean_agreement
-from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.data import TrainingRow, targets_of
 
 BATCH_TOKENS = 16384
 

@@ -21,7 +21,6 @@ from students import (
     first_tokens,
     head_and_tail,
     lengths_of,
-    targets_of,
     thinner,
 )
 
@@ -33,6 +32,7 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.contexts import autocast
+from trbert_deploy.training.data import targets_of
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.warm_start import load_warm_start
 

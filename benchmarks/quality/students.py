@@ -37,7 +37,6 @@ from trbert_deploy.modeling.walk import (
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.selection.select import select
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Targets, Task
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import evaluating
 from trbert_deploy.training.data import TrainingRow
@@ -111,12 +110,6 @@ def answer(
             flops += float(reduced_flops(model.spec, model.reduction, columns).sum())
             progress("evaluation", number, len(plan))
     return Answers(RowOutputs.gathered(found), flops)
-
-
-def targets_of(task: Task, rows: Sequence[TrainingRow]) -> Targets:
-    """What is wanted of rows, as the task's measures take it."""
-    targets = [row.target for row in rows]
-    return targets if task.answers_tokens else np.stack(targets)
 
 
 def lengths_of(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:

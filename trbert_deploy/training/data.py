@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Encoding
 
 from trbert_deploy.errors import ConfigError, DataError, StorageError
@@ -17,7 +18,7 @@ from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.tasks.task import Example, Task, shuffled_units
+from trbert_deploy.tasks.task import Example, Targets, Task, shuffled_units
 from trbert_deploy.training import processes
 
 #: Texts that are tokenized before progress is told of them again.
@@ -134,6 +135,12 @@ def tokenize(
             rows += in_windows(TrainingRow(row, target), task)
         progress("tokenize", start + len(part), len(examples))
     return rows
+
+
+def targets_of(task: Task, rows: Sequence[TrainingRow]) -> Targets:
+    """What is wanted of rows that all have a target, as the task's measures take it."""
+    targets = [row.target for row in rows]
+    return targets if task.answers_tokens else np.stack(targets)
 
 
 def in_windows(row: TrainingRow, task: Task) -> list[TrainingRow]:

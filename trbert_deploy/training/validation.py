@@ -31,7 +31,7 @@ from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.data import TrainingRow, targets_of
 from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
 
 #: Calibration looks at so many tokens at most: their first segment's output stays in memory.
@@ -193,9 +193,7 @@ class Validator:
             pairs = zip(teacher, outputs, strict=True)
             divergence = float(np.mean([self.task.divergence(*pair) for pair in pairs]))
         if self.labelled:
-            targets = [row.target for row in self.rows]
-            known = targets if self.task.answers_tokens else np.stack(targets)
-            statistics = self.task.statistics(outputs, known)
+            statistics = self.task.statistics(outputs, targets_of(self.task, self.rows))
             return Quality(self.task.measured(statistics), divergence)
         return Quality(mean_agreement(self.task, teacher, outputs), divergence)
 
