@@ -22,6 +22,24 @@ BERT = {
 }
 
 
+def deeper_folder(
+    path: Path, tokenizer_dir: Path, kind: type[BertPreTrainedModel] = BertModel
+) -> Path:
+    """A BERT of four layers whose weights are large, so that states tell tokens apart.
+
+    Args:
+        kind: of its head.
+    """
+    torch.manual_seed(0)
+    model = kind(BertConfig(**BERT | {"num_hidden_layers": 4}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(path)
+    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
+    return path
+
+
 def classifier_folder(
     path: Path,
     tokenizer_dir: Path,

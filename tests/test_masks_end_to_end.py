@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from click.testing import CliRunner
 from conftest import BAD, GOOD, make_texts
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from hf_folders import deeper_folder
+from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
@@ -30,18 +29,7 @@ def run(*arguments: str) -> str:
 @pytest.fixture
 def language_model(tmp_path: Path, tokenizer_dir: Path) -> Path:
     """A seeded tiny masked language model that knows nothing."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=256, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
-    model = BertForMaskedLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # further from each other, states tell more
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(tmp_path / "model")
-    shutil.copytree(tokenizer_dir, tmp_path / "model", dirs_exist_ok=True)
-    return tmp_path / "model"
+    return deeper_folder(tmp_path / "model", tokenizer_dir, BertForMaskedLM)
 
 
 def masked(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from conftest import BAD, GOOD, make_texts
-from transformers import BertConfig, BertModel
+from hf_folders import deeper_folder
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
@@ -33,19 +32,7 @@ def run(*arguments: str) -> str:
 @pytest.fixture
 def encoder(tmp_path: Path, tokenizer_dir: Path) -> Path:
     """A seeded tiny encoder without a head."""
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=256, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=64,
-    )  # fmt: skip
-    model = BertModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():  # further from each other, states tell more
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(tmp_path / "encoder")
-    for path in tokenizer_dir.iterdir():
-        (tmp_path / "encoder" / path.name).write_bytes(path.read_bytes())
-    return tmp_path / "encoder"
+    return deeper_folder(tmp_path / "encoder", tokenizer_dir)
 
 
 def tagged(count: int, seed: int = 0) -> list[dict[str, Any]]:
