@@ -62,14 +62,19 @@ def byte_pairs(
 
 @cache
 def unigram(special: tuple[str, ...] = ROBERTA_SPECIAL, unk: str = "<unk>") -> list[Any]:
-    """Pieces with their scores, as XLM-RoBERTa's."""
+    """Pieces with their scores, as XLM-RoBERTa's.
+
+    The scores are short numbers, which every reader of a tokenizer.json reads as the same ones:
+    longer ones may come back as their neighbours, and ways to split a word that tie then change.
+    """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=_SIZE, special_tokens=list(special), unk_token=unk, show_progress=False
     )
     tokenizer.train_from_iterator(lines(600, seed=1), trainer)
-    return [tuple(piece) for piece in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return [(piece, round(score, 4)) for piece, score in pieces]
 
 
 def _bert(**options: Any) -> BertTokenizer:
