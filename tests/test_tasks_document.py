@@ -17,7 +17,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from hf_folders import classifier_folder, sentence_folder
-from transformers import BertForMaskedLM, BertForQuestionAnswering, BertForTokenClassification
+from transformers import (
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+)
 
 from trbert_deploy import load
 from trbert_deploy.cli import cli
@@ -45,6 +50,7 @@ MODELS: dict[str, Callable[[Path, Path], Path]] = {
         classifier_folder, labels=("LABEL_0", "LABEL_1"), kind=BertForQuestionAnswering
     ),
     "Masked words": partial(classifier_folder, labels=("LABEL_0",), kind=BertForMaskedLM),
+    "Multiple choice": partial(classifier_folder, labels=("LABEL_0",), kind=BertForMultipleChoice),
 }
 #: Besides, in sections that name it.
 TWO_LOGITS = partial(classifier_folder, labels=("LABEL_0", "LABEL_1"))

@@ -166,7 +166,7 @@ def predict(
         examples = name_texts(texts)
     else:
         examples = read_examples(
-            source, pipeline.task, columns, console.notes.print, with_targets=False
+            source, pipeline.task, columns, console.notes.print, with_targets=False, whole=True
         )
     lines = predict_lines(pipeline, examples, batch_size=batch_size, return_kept=kept, dense=dense)
     if output is None and (console.has_terminal() or source == STDIN):

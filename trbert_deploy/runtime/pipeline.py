@@ -7,7 +7,7 @@ from copy import copy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts, tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import KeptTokens, Prediction, Text
+from trbert_deploy.tasks.task import Example, KeptTokens, Prediction, Text, TextList
 
 
 class Pipeline:
@@ -134,7 +134,7 @@ class Pipeline:
 
     def __call__(
         self,
-        texts: Sequence[Text],
+        texts: Sequence[Text | TextList],
         *,
         return_kept: bool = False,
         dense: bool = False,
@@ -143,7 +143,7 @@ class Pipeline:
         """Answer texts.
 
         Args:
-            texts: strings, or pairs of strings.
+            texts: strings, or pairs of strings; for some tasks a string and a list of others.
             return_kept: report the survivors of every cut.
             dense: remove no token.
             names: what errors call each text; ``text 1`` and so on by default.
@@ -158,6 +158,28 @@ class Pipeline:
         """
         if isinstance(texts, str):
             texts = [texts]
+        require_texts(texts)
+        whole = cast(Sequence[Text], texts)
+        names = names or [f"text {place + 1}" for place in range(len(texts))]
+        divided = [
+            self.task.divided(Example(text, name=name))
+            for text, name in zip(whole, names, strict=True)
+        ]
+        parts = [part for each in divided for part in each]
+        answers = iter(
+            self._answers(
+                [part.text for part in parts], [part.name for part in parts], return_kept, dense
+            )
+        )
+        return [
+            self.task.joined([next(answers) for _ in each], text)
+            for text, each in zip(whole, divided, strict=True)
+        ]
+
+    def _answers(
+        self, texts: Sequence[Text], names: Sequence[str], return_kept: bool, dense: bool
+    ) -> list[Prediction]:
+        """The answers to texts that are one row each."""
         texts = self.inputs_of(texts)
         encodings = self.tokenizer.encode(texts, names)
         results = self.run(self.rows(encodings, names), dense=dense)

@@ -89,7 +89,12 @@ class ColumnNames:
         return frozenset((TEXT, *TEXTS, plain(self.text or TEXT)))
 
     def find(
-        self, found: Sequence[str], labels: Sequence[str], where: str, texts: Sequence[str] = ()
+        self,
+        found: Sequence[str],
+        labels: Sequence[str],
+        where: str,
+        texts: Sequence[str] = (),
+        lists: Sequence[str] = (),
     ) -> Columns:
         """Find the columns among those that a record has, whatever their case.
 
@@ -100,6 +105,7 @@ class ColumnNames:
             labels: names by which a target is known, the first ones first; none to look for none.
             where: what errors call the record.
             texts: further names by which the text is known, before all others.
+            lists: further names by which the second text is known, before all others.
 
         Raises:
             DataError: no column is known to hold text, or the one that was named is not there.
@@ -114,16 +120,15 @@ class ColumnNames:
             taken.add(column)
             return column
 
-        text = pair = None
-        if self.pair is not None:
-            pair = take(self.pair, plain(self.pair))
+        text = None
+        pair = take(*lists) if self.pair is None else take(self.pair, plain(self.pair))
         if self.text is not None:
             text = take(self.text, plain(self.text))
             if text is None:
                 raise missing(self.text, found, where)
         elif texts:
             text = take(*texts)
-        if text is None and self.pair is None and TEXT not in known:
+        if text is None and pair is None and self.pair is None and TEXT not in known:
             both = next((pair for pair in PAIRS if known.keys() >= {*pair}), ())
             text, pair = map(take, both) if both else (None, None)
         if text is None:

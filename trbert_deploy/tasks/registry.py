@@ -11,6 +11,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.fill_mask import FillMask
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
+from trbert_deploy.tasks.multiple_choice import MultipleChoice
 from trbert_deploy.tasks.pairs import PairRules
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.regression import Regression
@@ -37,6 +38,7 @@ for known in (
     TokenClassification,
     QuestionAnswering,
     FillMask,
+    MultipleChoice,
 ):
     register_task(known)
 

@@ -36,6 +36,8 @@ NO_TOKEN = -100
 
 #: A text, or a pair of them.
 Text = str | tuple[str, str] | list[str]
+#: A text with a list of others, such as a query with its passages (see ``Task.divided``).
+TextList = tuple[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,12 @@ class Prediction:
 
     Attributes:
         num_tokens: tokens of the text, special tokens included.
-        kept: survivors of every cut, or None unless asked for.
+        kept: survivors of every cut, or None unless asked for; those of each row, where the text
+            is read in several ones.
     """
 
     num_tokens: int
-    kept: tuple[KeptTokens, ...] | None = None
+    kept: tuple[KeptTokens, ...] | tuple[tuple[KeptTokens, ...], ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The answer first; survivors only where they were asked for."""
@@ -171,6 +174,7 @@ class Task(ABC):
         overlap: where above 0, a text that is too long for the model is not cut, but read in
             windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
+        lists: names by which that of a list of second texts is known (see ``divided``).
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
         options: names of what a user may choose of how it answers (see ``set_up``).
         pair_rules: what is asked of the texts of pairs.
@@ -184,6 +188,7 @@ class Task(ABC):
     activation: str = ""
     overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
+    lists: ClassVar[tuple[str, ...]] = ()
     entries: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     pair_rules: PairRules = PairRules()
@@ -234,6 +239,20 @@ class Task(ABC):
         Raises:
             DataError: the record is no example of the task.
         """
+
+    @classmethod
+    def divided(cls, example: Example) -> list[Example]:
+        """What the model reads for an example, each in one row: by default itself.
+
+        Raises:
+            DataError: there is nothing to read.
+        """
+        return [example]
+
+    def joined(self, answers: Sequence[Prediction], text: Text) -> Prediction:
+        """The answer to a text from those to what it was divided into."""
+        (answer,) = answers
+        return answer
 
     @classmethod
     @abstractmethod

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,19 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SIGMOID
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
 from trbert_deploy.tasks.labels import label_name, number_of
+from trbert_deploy.tasks.lists import (
+    is_list,
+    json_list,
+    list_example,
+    list_of,
+    others_of,
+    pairs_of,
+    value_of,
+)
 from trbert_deploy.tasks.pairs import PAIR_ENTRIES
 from trbert_deploy.tasks.task import (
     Example,
+    KeptTokens,
     NewHead,
     Output,
     Outputs,
@@ -43,6 +53,30 @@ class ScorePrediction(Prediction):
     score: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankedText:
+    """One of several passages.
+
+    Attributes:
+        corpus_id: which of them it is, from 0 on.
+        score: how well it answers the query.
+    """
+
+    corpus_id: int
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingPrediction(Prediction):
+    """The passages of a query.
+
+    Attributes:
+        ranking: best first; equal scores in the given order.
+    """
+
+    ranking: tuple[RankedText, ...]
+
+
 class TextRanking(Task):
     """A score for a query and a passage.
 
@@ -56,7 +90,8 @@ class TextRanking(Task):
     name = "text-ranking"
     outputs = (Output(LOGITS, "row"),)
     measure = f"mrr_{DEPTH}"
-    columns = LABELS
+    columns: ClassVar[tuple[str, ...]] = LABELS
+    lists = ("passages", "documents", "docs", "candidates")
     entries = PAIR_ENTRIES
 
     def __init__(self, activation: str = SIGMOID) -> None:
@@ -73,7 +108,33 @@ class TextRanking(Task):
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
         label = None if columns.label is None else record.get(columns.label)
-        return Example(text_of(record, name, columns), label_name(label, name), name)
+        passages = list_of(value_of(record, columns), name, "passages")
+        if passages is None:
+            return Example(text_of(record, name, columns), label_name(label, name), name)
+        query = text_of(record, name, replace(columns, pair=None))
+        assert isinstance(query, str)
+        return list_example((query, passages), _labels_of(label, len(passages), name), name)
+
+    @classmethod
+    def divided(cls, example: Example) -> list[Example]:
+        if not is_list(example.text):
+            return [example]
+        targets = example.target or [None] * len(others_of(example, "passage"))
+        return pairs_of(example, targets, "passage")
+
+    def joined(self, answers: Sequence[Prediction], text: Text) -> Prediction:
+        """The passages by their scores, best first."""
+        if not is_list(text):
+            return super().joined(answers, text)
+        scores = scores_of(answers)
+        return RankingPrediction(
+            num_tokens=sum(answer.num_tokens for answer in answers),
+            kept=kept_by_row(answers),
+            ranking=tuple(
+                RankedText(corpus_id=int(place), score=scores[place])
+                for place in np.argsort(-np.array(scores), kind="stable")
+            ),
+        )
 
     @classmethod
     def new_head(cls, examples: Sequence[Example]) -> NewHead:
@@ -164,6 +225,33 @@ class TextRanking(Task):
 
     def _score(self, outputs: Outputs) -> float:
         return float(ACTIVATIONS[self.activation](outputs[LOGITS])[0])
+
+
+def scores_of(answers: Sequence[Prediction]) -> list[float]:
+    """The scores of pairs."""
+    return [answer.score for answer in answers if isinstance(answer, ScorePrediction)]
+
+
+def kept_by_row(answers: Sequence[Prediction]) -> tuple[tuple[KeptTokens, ...], ...] | None:
+    """The survivors of each of several rows; None where nobody asked for them."""
+    if any(answer.kept is None for answer in answers):
+        return None
+    return tuple(answer.kept for answer in answers)  # type: ignore[misc]
+
+
+def _labels_of(label: Any, count: int, name: str) -> list[str | None] | None:
+    """How relevant each passage of a list is, as names; None where nothing says it.
+
+    Raises:
+        DataError: other than one label for each.
+    """
+    if label is None:
+        return None
+    labels = json_list(label)
+    if labels is None or len(labels) != count:
+        told = "one" if labels is None else len(labels)
+        raise DataError(f"{name} has {told} label for {count} passages: expected one for each")
+    return [label_name(each, name) for each in labels]
 
 
 def _require_pair(example: Example) -> None:

@@ -113,7 +113,7 @@ def test_findings_do_not_pile_up(tmp_path: Path) -> None:
     assert len(read(path)[0]) == 600
     rows = [{"text": "a", "next": "b"}, *({"text": "a", str(n): 1} for n in range(600))]
     assert len(read(write(path, *rows), None, "next")[0]) == 601
-    finder = _Finder("a", ColumnNames(), (), no_note)
+    finder = _Finder("a", ColumnNames(), TextClassification, no_note, with_targets=False)
     for number in range(600):
         finder.columns_of(Record("a", {"text": "a", str(number): 1}))
     assert len(finder._found) <= 256

@@ -31,6 +31,7 @@ from trbert_deploy.modeling.families.family import Family, require_tied
 from trbert_deploy.modeling.families.registry import family_of
 from trbert_deploy.tasks.activations import SIGMOID
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.multiple_choice import MultipleChoice
 from trbert_deploy.tasks.pairs import TRUNCATION
 from trbert_deploy.tasks.registry import TASKS, task_kind, task_of
 from trbert_deploy.tasks.task import NewHead
@@ -47,8 +48,8 @@ from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 CLASSIFIER = {"head.classifier.weight", "head.classifier.bias"}
 SUPPORTED = (
     "supported are text classification (one label of two or more, several labels, regression), "
-    "text ranking by one logit, token classification, question answering, masked words, and "
-    "sentence embeddings"
+    "text ranking by one logit, token classification, question answering, masked words, multiple "
+    "choice, and sentence embeddings"
 )
 
 
@@ -105,8 +106,8 @@ class HfSource:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names in the order of the outputs."""
-        if self.by_difference:
+        """Class names in the order of the outputs; of one logit whatever the files call them."""
+        if self.by_difference or self.task == MultipleChoice.name:
             return ONE_NUMBER
         return tuple(str(self.config.id2label[index]) for index in range(self.config.num_labels))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.fill_mask import FillMask
+from trbert_deploy.tasks.multiple_choice import MultipleChoice
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
@@ -16,6 +17,7 @@ ARCHITECTURES = {
     TokenClassification.name: "ForTokenClassification",
     QuestionAnswering.name: "ForQuestionAnswering",
     FillMask.name: "ForMaskedLM",
+    MultipleChoice.name: "ForMultipleChoice",
     FeatureExtraction.name: "Model",
 }
 #: Names without a head that answers anything.

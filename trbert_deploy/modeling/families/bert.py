@@ -18,7 +18,7 @@ class Bert(Family):
     class_prefix = "Bert"
     prefix = "bert."
     head = {"pooler": "bert.pooler.dense", "classifier": "classifier"}
-    token_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
+    task_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         return bert_spec(self.name, config, task, labels)

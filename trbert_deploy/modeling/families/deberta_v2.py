@@ -52,7 +52,7 @@ class DebertaV2(Family):
         "attention.relative_key": "attention.self.pos_key_proj",
     }
     head = {"pooler": "pooler.dense", "classifier": "classifier"}
-    token_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
+    task_heads = {**TOKEN_HEADS, FillMask.name: BERT_MASKS}
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         width = config.hidden_size

@@ -32,7 +32,7 @@ class DistilBert(Family):
     }
     layer_prefix = "transformer.layer."
     head = {"pooler": "pre_classifier", "classifier": "classifier"}
-    token_heads = {
+    task_heads = {
         **TOKEN_HEADS,
         FillMask.name: {
             "dense": "vocab_transform",

@@ -76,7 +76,7 @@ class Family(ABC):
         layer: our modules of a layer -> theirs, behind ``layer_prefix``.
         head: our modules of the head for texts -> theirs.
         head_options: entries of ``spec.head`` that a task's head has besides, by task.
-        token_heads: modules of the heads of tasks that answer tokens, by task.
+        task_heads: modules of heads that are others, by task.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -89,7 +89,7 @@ class Family(ABC):
     layer_prefix: ClassVar[str] = "encoder.layer."
     head: ClassVar[Mapping[str, str]]
     head_options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    token_heads: ClassVar[Mapping[str, Mapping[str, str]]] = TOKEN_HEADS
+    task_heads: ClassVar[Mapping[str, Mapping[str, str]]] = TOKEN_HEADS
 
     @property
     def name(self) -> str:
@@ -122,7 +122,7 @@ class Family(ABC):
                 names[f"encoder.layers.{layer}.{ours}"] = (
                     f"{self.prefix}{self.layer_prefix}{layer}.{theirs}"
                 )
-        head = self.token_heads.get(spec.task, self.head)
+        head = self.task_heads.get(spec.task, self.head)
         return names | {f"head.{ours}": theirs for ours, theirs in head.items()}
 
     def load(self, state: State, spec: EncoderSpec) -> dict[str, Tensor]:

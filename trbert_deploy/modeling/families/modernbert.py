@@ -49,7 +49,7 @@ class ModernBert(Family):
         "feed_forward.norm": "mlp_norm",
     }
     head = {"pooler": "head.dense", "norm": "head.norm", "classifier": "classifier"}
-    token_heads = {
+    task_heads = {
         **dict.fromkeys(TOKEN_HEADS, TOKEN_HEAD),
         FillMask.name: {"dense": "head.dense", "norm": "head.norm", "decoder": "decoder"},
     }

@@ -19,6 +19,7 @@ from trbert_deploy.modeling.families.bert import bert_config, bert_spec
 from trbert_deploy.modeling.families.family import BERT_LAYER, require
 from trbert_deploy.modeling.families.roberta import Roberta
 from trbert_deploy.modeling.layouts.layout import RowGroup, ScoreBias
+from trbert_deploy.tasks.multiple_choice import MultipleChoice
 
 #: Padding's id, from which positions count whatever the configuration says.
 PAD = 1
@@ -35,6 +36,10 @@ class MPNet(Roberta):
     class_prefix = "MPNet"
     prefix = "mpnet."
     carried = ("positions",)
+    task_heads = {
+        **Roberta.task_heads,
+        MultipleChoice.name: {"pooler": "mpnet.pooler.dense", "classifier": "classifier"},
+    }
     layer = BERT_LAYER | {
         "attention.query": "attention.attn.q",
         "attention.key": "attention.attn.k",

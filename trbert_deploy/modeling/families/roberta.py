@@ -17,6 +17,7 @@ from trbert_deploy.modeling.families.family import (
     without_rows,
 )
 from trbert_deploy.tasks.fill_mask import FillMask
+from trbert_deploy.tasks.multiple_choice import MultipleChoice
 
 #: Their position table, and ours.
 _THEIRS = "embeddings.position_embeddings.weight"
@@ -35,7 +36,11 @@ class Roberta(Family):
     prefix = "roberta."
     head = {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}
     head_options = {FillMask.name: {"decoder_activation": "gelu"}}
-    token_heads = {**TOKEN_HEADS, FillMask.name: ROBERTA_MASKS}
+    task_heads = {
+        **TOKEN_HEADS,
+        FillMask.name: ROBERTA_MASKS,
+        MultipleChoice.name: {"pooler": "roberta.pooler.dense", "classifier": "classifier"},
+    }
 
     def spec(self, config: Any, task: str, labels: tuple[str, ...]) -> EncoderSpec:
         return bert_spec(self.name, config, task, labels, config.pad_token_id + 1)

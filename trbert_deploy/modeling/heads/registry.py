@@ -8,6 +8,7 @@ from trbert_deploy.modeling.heads.feature_extraction import FeatureExtractionHea
 from trbert_deploy.modeling.heads.fill_mask import FillMaskHead
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
+from trbert_deploy.modeling.heads.multiple_choice import MultipleChoiceHead
 from trbert_deploy.modeling.heads.question_answering import QuestionAnsweringHead
 from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
@@ -32,6 +33,7 @@ for known in (
     TokenClassificationHead,
     QuestionAnsweringHead,
     FillMaskHead,
+    MultipleChoiceHead,
 ):
     register_head(known)
 

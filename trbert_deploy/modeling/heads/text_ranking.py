@@ -26,7 +26,11 @@ class TextRankingHead(NumbersHead):
 
     def __init__(self, spec: EncoderSpec, **options: Any) -> None:
         super().__init__(spec, **options)
-        self._raw = spec.answers.get(ACTIVATION, SIGMOID) == IDENTITY
+        self._raw = self.is_raw(spec)
+
+    def is_raw(self, spec: EncoderSpec) -> bool:
+        """Whether the score is the logit itself."""
+        return bool(spec.answers.get(ACTIVATION, SIGMOID) == IDENTITY)
 
     def numbers(self, logits: Tensor) -> Tensor:
         return logits if self._raw else logits.sigmoid()

@@ -28,6 +28,7 @@ def read_examples(
     note: Note = no_note,
     *,
     with_targets: bool = True,
+    whole: bool = False,
 ) -> Iterator[Example]:
     """The examples of a file, a pipe or standard input (``-``), one at a time.
 
@@ -39,6 +40,7 @@ def read_examples(
         names: columns that the user named; the others are found by their names.
         note: told which columns were taken, unless they have our own names.
         with_targets: look for targets at all.
+        whole: leave those whole that a model reads in several rows, and do not divide them.
 
     Raises:
         StorageError: the source cannot be read.
@@ -47,7 +49,9 @@ def read_examples(
     """
     path = Path(source)
     records = read_records(path, names.known_texts, note)
-    yield from examples_of(records, name_of(path), task, names, note, with_targets=with_targets)
+    yield from examples_of(
+        records, name_of(path), task, names, note, with_targets=with_targets, whole=whole
+    )
 
 
 def examples_of(
@@ -58,15 +62,17 @@ def examples_of(
     note: Note = no_note,
     *,
     with_targets: bool = True,
+    whole: bool = False,
 ) -> Iterator[Example]:
     """Records as examples; ``source`` is what errors and notes call them together.
 
     Raises:
         DataError: as ``read_examples``.
     """
-    finder = _Finder(source, names, task.columns if with_targets else (), note, task.texts)
+    finder = _Finder(source, names, task, note, with_targets=with_targets)
     for record in records:
-        yield task.read(record.values, record.name, finder.columns_of(record))
+        example = task.read(record.values, record.name, finder.columns_of(record))
+        yield from [example] if whole else task.divided(example)
     finder.require_named()
 
 
@@ -85,14 +91,15 @@ class _Finder:
         self,
         source: str,
         names: ColumnNames,
-        targets: tuple[str, ...],
+        task: Task | type[Task],
         note: Note,
-        texts: tuple[str, ...] = (),
+        *,
+        with_targets: bool,
     ) -> None:
         self._source = source
         self._names = names
-        self._texts = texts
-        self._targets = targets
+        self._task = task
+        self._targets = task.columns if with_targets else ()
         self._note = note
         self._found: dict[tuple[str, ...], Columns] = {}
         self._told: set[tuple[str, str]] = set()
@@ -109,7 +116,8 @@ class _Finder:
         keys = tuple(record.values)
         columns = self._found.get(keys)
         if columns is None:
-            columns = self._names.find(keys, self._targets, record.name, self._texts)
+            task = self._task
+            columns = self._names.find(keys, self._targets, record.name, task.texts, task.lists)
             if self._keys is None and columns.pair is None and self._names.pair is not None:
                 raise missing(self._names.pair, keys, record.name)
             if len(self._found) >= _MOST_FINDINGS:
