@@ -86,7 +86,7 @@ def read_collection(path: Path, sentences: bool = False) -> Collection:
         )
         if not (question and context and isinstance(answers, dict)):
             raise DataError(f"{record.name}: expected the fields question, context and answers")
-        starts = [0, *(end.end() for end in _SENTENCE_END.finditer(context) if sentences)]
+        starts = sentence_starts(context) if sentences else [0]
         for start, stop in zip(starts, [*starts[1:], len(context)], strict=True):
             place = places.setdefault(context[start:stop].strip(), len(places))
             if answers.get("text") and start <= answers["answer_start"][0] < stop:
@@ -95,6 +95,11 @@ def read_collection(path: Path, sentences: bool = False) -> Collection:
     if not relevant:
         raise DataError(f"{path} has no question with an answer")
     return Collection(list(places), relevant)
+
+
+def sentence_starts(text: str) -> list[int]:
+    """Where the sentences of a text begin, the first one at 0."""
+    return [0, *(end.end() for end in _SENTENCE_END.finditer(text))]
 
 
 def training_pairs(

@@ -6,10 +6,12 @@ with the same hard stage, in which it learns from the teacher's answers on whole
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
 from chunks import ChunkStudent, Pooling
+from pooled import PooledStudent
 from runs import Run
 from setting import locked
 from students import (
@@ -46,14 +48,15 @@ ROWS = {
     "random": "random tokens, one ratio for all texts and cuts",
     "attention": "the tokens that receive most attention (LTP), one ratio for all texts and cuts",
     "fixed-ratio": "our policies before their hard stage, one ratio for all texts and cuts",
+    "pooled": "means of every few neighbours (LTC) from the layer behind our first cut on",
     "chunks-mean": "chunks of 512 tokens, each read alone, the mean of their states",
     "chunks-max": "the same, the largest values of their states",
     "student-3": "three of the teacher's layers",
     "student-2": "two of the teacher's layers",
 }
 
-#: Rows that do not read a text as a whole, so that its tokens have no states to answer by.
-PARTS = ("truncate", "head-tail", "chunks-mean", "chunks-max")
+#: Rows in which not every token of a text has a state to answer by.
+PARTS = ("truncate", "head-tail", "chunks-mean", "chunks-max", "pooled")
 #: Rows whose threshold can be moved without training.
 THRESHOLDED = ("ours", "tr-bert")
 
@@ -62,12 +65,12 @@ def train_row(run: Run) -> Student:
     """The student of a row, trained as far as it is not yet.
 
     Raises:
-        ConfigError: the row does not read whole texts, and the task answers all of their tokens.
+        ConfigError: not every token has a state in the row, and the task answers all of them.
     """
     row, task = run.row, run.setting.task
     if row in PARTS and task.answers_tokens:
         raise ConfigError(
-            f"row {row} does not read whole texts, and {task.name} answers every token: give "
+            f"row {row} has no state for every token, and {task.name} answers each of them: give "
             "other rows"
         )
     if row == "ours":
@@ -77,6 +80,11 @@ def train_row(run: Run) -> Student:
     if row == "fixed-ratio":
         return _with_fixed_ratio(run)
     model = run.setting.load_teacher(run.options.recipe.cuts)
+    if row == "pooled":
+        first = model.reduction.cuts[0].position
+        model = run.setting.load_teacher(f"{max(1, math.ceil(first))}")
+        _set_ratio(run, model)
+        return _harden(run, PooledStudent(model))
     if row in ("random", "attention"):
         _set_ratio(run, model)
         seed = run.options.recipe.seed

@@ -22,6 +22,7 @@ from conftest import make_texts, tiny_model, tiny_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from pooled import PooledStudent, group_sizes
 from rows import ROWS, THRESHOLDED, train_row
 from runs import Run, Stopwatch
 from safetensors.torch import load_file
@@ -42,9 +43,11 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.received_attention import RecordingLayout
-from trbert_deploy.modeling.walk import TokenState, begin
+from trbert_deploy.modeling.walk import TokenState, begin, dense_outputs
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.loop import RESUME_FILE
@@ -305,6 +308,43 @@ def test_chunks_are_read_alone_and_their_states_pooled(pooling: Pooling) -> None
             pooled = pooled.mean(0) if pooling == "mean" else pooled.amax(0)
             expected = model.head(pooled[None], alone.layout)["logits"][0]
             torch.testing.assert_close(outputs["logits"][place], expected)
+
+
+@given(length=st.integers(1, 3000), ratio=st.floats(0.01, 1.0))
+def test_groups_have_all_of_a_text_and_are_as_many_as_a_cut_keeps(
+    length: int, ratio: float
+) -> None:
+    sizes = group_sizes(length, ratio)
+    assert sizes.sum() == length and sizes.min() >= 1
+    assert len(sizes) == max(1, int(np.ceil(ratio * length - 1e-9)))
+    if len(sizes) > 1:
+        assert sizes[0] == 1 and sizes[1:].max() - sizes[1:].min() <= 1
+
+
+def test_neighbours_are_averaged_between_two_layers() -> None:
+    model = tiny_model("1")
+    rows = [a_row(9, 1), a_row(20, 2), a_row(5, 3)]
+    (batch,) = load_batches(rows, [[0, 1, 2]], CPU)
+    with torch.no_grad():
+        model.set_reduction(model.reduction.at(OperatingPoint(ratio=1.0)))
+        outputs, _ = PooledStudent(model).forward(batch)
+        expected = dense_outputs(model, batch)["logits"]
+        torch.testing.assert_close(outputs["logits"], expected)
+        model.set_reduction(model.reduction.at(OperatingPoint(ratio=0.4)))
+        outputs, lengths = PooledStudent(model).forward(batch)
+        assert sorted(lengths) == [[5, 2], [9, 4], [20, 8]]
+        (alone,) = load_batches(rows[:1], [[0]], CPU)
+        state = begin(model, alone).run(model, 0, 2).hidden
+        parts = [
+            state[:1],
+            state[1:4].mean(0, True),
+            state[4:7].mean(0, True),
+            state[7:].mean(0, True),
+        ]
+        layout = PackedLayout(np.array([4]))
+        hidden = model.encoder.run_steps(torch.cat(parts), layout, 2, model.spec.num_steps)
+        wanted = model.head(hidden, layout)["logits"][0]
+        torch.testing.assert_close(outputs["logits"][batch.rows.tolist().index(0)], wanted)
 
 
 def test_random_selection_of_a_row_depends_on_nothing_but_the_row() -> None:
