@@ -24,7 +24,8 @@ from trbert_deploy.commands.options import json_option, operating_point_options
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification
 
 from trbert_deploy.errors import ConfigError, ParityError, TrbertError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.text_classification import LOGITS
 

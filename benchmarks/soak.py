@@ -38,7 +38,8 @@ from trbert_deploy.machine import describe_machine
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.backends.registry import BACKENDS
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.tasks.task import Prediction
 
 WARM_UP = 50  # texts

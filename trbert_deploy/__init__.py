@@ -2,7 +2,8 @@
 
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.runtime.drop_in.registry import pipeline
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.tasks.task import KeptTokens, Prediction
 from trbert_deploy.version import __version__
 

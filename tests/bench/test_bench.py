@@ -28,7 +28,8 @@ from trbert_deploy.errors import ConfigError, DataError, LengthError
 from trbert_deploy.flops import speedup
 from trbert_deploy.reports.console.bench import dense_wins, print_report
 from trbert_deploy.runtime.chain import Timing
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading.examples import no_note
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.tasks.columns import ColumnNames

@@ -15,7 +15,7 @@ from conftest import make_texts
 
 from trbert_deploy import plain_progress
 from trbert_deploy.cli import main
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 TEXTS = [row["text"] for row in make_texts(7, seed=3)]
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import LABELS, make_texts
 
 from trbert_deploy.cli import main
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 ROWS = make_texts(12)
 

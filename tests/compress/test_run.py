@@ -38,7 +38,7 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.progress import Progress
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.training.run import train
 
 RECIPE = """

@@ -27,7 +27,8 @@ from trbert_deploy.bundle.manifest import MANIFEST, Manifest
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.tasks.task import Prediction

@@ -19,7 +19,7 @@ from trbert_deploy.cli import main
 from trbert_deploy.evaluation.kept import KeptText, Piece
 from trbert_deploy.files import write_json_lines
 from trbert_deploy.reports.html import draw_kept, draw_latency, draw_time, fragments, render
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.task import Example
 

@@ -24,7 +24,8 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.evaluation.kept import trace_texts
 from trbert_deploy.evaluation.quality import run_in_turns
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import predict_lines
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Example, Prediction

@@ -20,7 +20,8 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 
 TEXTS = [row["text"] for row in make_texts(8, seed=5)]
 BACKENDS = ("onnxruntime", "openvino", "torch")

@@ -23,7 +23,8 @@ from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.backends.tensorrt.engine_set import engine_set_names
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import name_texts
 from trbert_deploy.runtime.reading.examples import Note, read_examples
 from trbert_deploy.selection.operating_point import OperatingPoint

@@ -135,7 +135,7 @@ def predict(
     """Answer texts with BUNDLE: one JSON object a line, in the order of the texts."""
     from trbert_deploy.files import staged_file
     from trbert_deploy.progress import told
-    from trbert_deploy.runtime.pipeline import load
+    from trbert_deploy.runtime.loading import load
     from trbert_deploy.runtime.predicting import name_texts, predict_lines
     from trbert_deploy.runtime.reading.examples import count_examples, read_examples
     from trbert_deploy.runtime.reading.sources import STDIN

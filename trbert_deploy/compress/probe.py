@@ -21,7 +21,7 @@ from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.tokenizing import tokenizer_for
 from trbert_deploy.tasks.registry import answering, task_of
 from trbert_deploy.tasks.task import Example, Text

@@ -47,7 +47,7 @@ from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
 from trbert_deploy.progress import Progress, told
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.registry import task_of

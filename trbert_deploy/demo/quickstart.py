@@ -33,7 +33,7 @@ from trbert_deploy.exporters.tensorrt.engine_build import (
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.progress import Progress
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Example

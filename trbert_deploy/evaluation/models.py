@@ -9,7 +9,8 @@ from trbert_deploy.bundle.manifest import MANIFEST
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.registry import AUTO, DEFAULT_BACKEND, require_precision
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.selection.operating_point import OperatingPoint
 
 #: What every checkpoint directory holds, and no bundle.

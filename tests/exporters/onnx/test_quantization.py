@@ -20,7 +20,7 @@ from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune.fastest_backend import least_agreement
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 #: A tiny random model decides by little: rounding turns more of its choices.
 LOOSE = replace(LIMITS["int8"], survivor_agreement=0.5, answer_agreement=0.5)

@@ -30,7 +30,7 @@ from trbert_deploy.reports.plots.kept import (
     draw_texts,
     draw_words,
 )
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.tasks.task import Example
 
 ROOT = Path(__file__).parents[3]

@@ -14,7 +14,8 @@ from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune import break_even
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint

@@ -14,7 +14,7 @@ from trbert_deploy.runtime.autotune import conditions as module
 from trbert_deploy.runtime.autotune.conditions import chain_conditions, conditions
 from trbert_deploy.runtime.backends.registry import BACKENDS
 from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 
 def key(path: Path, threads: int = 1, engines: bool = True) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from trbert_deploy.runtime.autotune.fastest_backend import (
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.registry import BACKENDS, BackendInfo
 from trbert_deploy.runtime.chain import Chain, Timing
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -18,7 +18,8 @@ from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune import latency_budget as budget
 from trbert_deploy.runtime.autotune.latency_budget import measure, threshold_within
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint

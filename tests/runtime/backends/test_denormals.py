@@ -17,7 +17,7 @@ from trbert_deploy.bundle.manifest import GraphDescription, TensorDescription
 from trbert_deploy.runtime.backends import denormals
 from trbert_deploy.runtime.backends.denormals import denormals_as_zero
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 SMALL = np.full(8, 1e-20, np.float32)
 

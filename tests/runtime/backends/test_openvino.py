@@ -17,7 +17,8 @@ from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.openvino import OpenVinoBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.pipeline import Pipeline, load
+from trbert_deploy.runtime.loading import load
+from trbert_deploy.runtime.pipeline import Pipeline
 
 TEXTS = [row["text"] for row in make_texts(24, seed=5)]
 

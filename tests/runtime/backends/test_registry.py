@@ -14,7 +14,7 @@ from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli, main
 from trbert_deploy.errors import ConfigError, EngineError, MissingDependencyError
-from trbert_deploy.runtime import pipeline
+from trbert_deploy.runtime import loading
 from trbert_deploy.runtime.autotune.fastest_backend import Choice
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -99,7 +99,7 @@ def test_auto_tries_engines_unless_they_are_ignored(
         told.append(engines)
         return Choice("onnxruntime", "fp32", {}, {}, {})
 
-    monkeypatch.setattr(pipeline, "choose_backend", choose)
+    monkeypatch.setattr(loading, "choose_backend", choose)
     for engines in (True, False):
         load(tiny_bundle, "auto", threads=1, dense_below=0, engines=engines)
     assert told == [True, False]

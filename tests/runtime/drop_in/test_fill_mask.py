@@ -16,7 +16,7 @@ from transformers import pipeline as their_pipeline
 import trbert_deploy
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 
 #: Tokenizer -> family, and words that are one token to it.
 KINDS = {

@@ -15,7 +15,7 @@ from transformers import pipeline as their_pipeline
 import trbert_deploy
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.tasks.entities import AGGREGATIONS
 
 TEXTS = [

@@ -14,7 +14,7 @@ from trbert_deploy.runtime.drop_in.fill_mask import FillMaskDropIn
 from trbert_deploy.runtime.drop_in.question_answering import QuestionAnsweringDropIn
 from trbert_deploy.runtime.drop_in.text_classification import TextClassificationDropIn
 from trbert_deploy.runtime.drop_in.token_classification import TokenClassificationDropIn
-from trbert_deploy.runtime.pipeline import load
+from trbert_deploy.runtime.loading import load
 from trbert_deploy.tasks.registry import TASKS
 
 #: Name -> what is called as the pipeline of that name. One line for each.
