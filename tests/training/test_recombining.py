@@ -16,10 +16,12 @@ from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import no_progress
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET, TextClassification
+from trbert_deploy.tasks.token_classification import TokenClassification
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.recombining import recombine, require_recombinable
 from trbert_deploy.training.stages.guide import answers, make_guide
 
 CPU = torch.device("cpu")
@@ -70,10 +72,11 @@ def test_a_seed_makes_the_same_rows_again_and_another_seed_others() -> None:
 
 
 def test_pairs_are_refused() -> None:
-    pair = TrainingRow(TokenRow(np.arange(6), np.array([0, 0, 0, 1, 1, 1])), 0)
-    assert recombine([pair], 0, 0, TASK) == []
+    require_recombinable([Example("one"), Example("another")], TASK)
     with pytest.raises(DataError, match="pairs of texts cannot be recombined: leave recombined"):
-        recombine([pair], 1, 0, TASK)
+        require_recombinable([Example("one"), Example(("one", "another"))], TASK)
+    with pytest.raises(DataError, match="texts for token-classification cannot be recombined"):
+        require_recombinable([Example("one")], TokenClassification(("O", "B-PER")))
 
 
 def test_without_a_label_the_teacher_alone_is_asked() -> None:

@@ -22,7 +22,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
 from trbert_deploy.tasks.task import (
     AGREEMENT,
     DIVERGENCE,
@@ -35,8 +35,6 @@ from trbert_deploy.tasks.task import (
 )
 
 BATCH_SIZE = 8
-#: Texts whose encodings are held at a time.
-TOKENIZED_AT_A_TIME = 2000
 
 
 class DataWarning(UserWarning):
@@ -356,7 +354,7 @@ def _tokenized_targets(
         return targets if len(labelled) == len(texts) else None, None
     rows: list[TokenRow] = []
     found: list[Any] = []
-    for start in range(0, len(texts), TOKENIZED_AT_A_TIME):  # encodings are large
+    for start in range(0, len(texts), TOKENIZED_AT_A_TIME):
         part = texts[start : start + TOKENIZED_AT_A_TIME]
         names = [each.name for each in part]
         encodings = pipeline.tokenizer.encode(pipeline.inputs_of([e.text for e in part]), names)

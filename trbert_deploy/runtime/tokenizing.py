@@ -33,6 +33,9 @@ from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.spelling import Spelling
 from trbert_deploy.tasks.task import Task, Text, first_of
 
+#: Of any number of texts, so many at a time: encodings are large.
+TOKENIZED_AT_A_TIME = 2000
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: What the token is called that stands for what cannot be written, where a model does not say.
 _UNKNOWN_TOKENS = ("[UNK]", "<unk>")

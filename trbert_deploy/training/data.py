@@ -16,13 +16,10 @@ from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, r
 from trbert_deploy.runtime.reading.formats import is_data_file
 from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.task import Example, Targets, Task, shuffled_units
 from trbert_deploy.training import processes
-
-#: Texts that are tokenized before progress is told of them again.
-TOKENIZED_AT_A_TIME = 2000
 
 VALIDATION_SHARE = 0.1
 LARGEST_VALIDATION = 2000

@@ -30,7 +30,7 @@ from trbert_deploy.training.data import (
 )
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import DISTILLING
-from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.recombining import recombine, require_recombinable
 from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
 
@@ -125,6 +125,8 @@ def prepare(
         model.set_reduction(warm_start.reduction)
     tokenizer_dir = tokenizer_directory(options.model, scratch)
     task = task_of(model.spec)
+    if recipe.recombined:
+        require_recombinable(training, task)
     path = tokenizer_dir / TOKENIZER_FILE
     tokenizer = tokenizer_for(path, task, max_length, recipe.truncate)
     task = task.spelled(tokenizer.spelling)

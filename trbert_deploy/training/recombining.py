@@ -14,11 +14,27 @@ import numpy as np
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Task
+from trbert_deploy.tasks.task import Example, Task
 from trbert_deploy.training.data import TrainingRow
 
 #: Largest and smallest share of its text that a part may be.
 _SHARES = (0.2, 0.8)
+
+
+def require_recombinable(examples: Sequence[Example], task: Task) -> None:
+    """Refuse what parts of two texts make no text of.
+
+    Raises:
+        DataError: there are pairs of texts, or it is their tokens that are answered.
+    """
+    if task.answers_tokens:
+        raise DataError(
+            f"texts for {task.name} cannot be recombined: leave recombined at 0 in the recipe"
+        )
+    if any(not isinstance(example.text, str) for example in examples):
+        raise DataError(
+            "pairs of texts cannot be recombined: leave recombined at 0, or train on single texts"
+        )
 
 
 def recombine(rows: Sequence[TrainingRow], count: int, seed: int, task: Task) -> list[TrainingRow]:
@@ -36,20 +52,9 @@ def recombine(rows: Sequence[TrainingRow], count: int, seed: int, task: Task) ->
 
     Returns:
         ``count`` rows without targets.
-
-    Raises:
-        DataError: the rows are pairs of texts, or their tokens are what is answered.
     """
     if not count:
         return []
-    if task.answers_tokens:
-        raise DataError(
-            f"texts for {task.name} cannot be recombined: leave recombined at 0 in the recipe"
-        )
-    if any(row.tokens.token_type_ids.any() for row in rows):
-        raise DataError(
-            "pairs of texts cannot be recombined: leave recombined at 0, or train on single texts"
-        )
     generator = np.random.default_rng(seed)
     pairs = generator.integers(0, len(rows), (count, 2))
     shares = generator.uniform(*_SHARES, count)
