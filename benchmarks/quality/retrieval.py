@@ -1,6 +1,7 @@
 """Makes reranking data of questions with paragraphs that answer them (SQuAD 2.0).
 
     python benchmarks/quality/retrieval.py TRAIN TEST --output DIR [--queries N] [--seed 0]
+        [--document-tokens N]
 
 TRAIN and TEST are JSONL, gzipped or not, with the fields ``question``, ``context`` and ``answers``
 of SQuAD; questions without an answer are left out, and the paragraphs of a file are the collection
@@ -14,7 +15,9 @@ that is searched. BM25 (Lucene's, by bm25s) ranks it for every question. DIR com
     retrieval.json  how many there are, the questions whose own paragraph is not among the
                     candidates, and what BM25's own order comes to
 
-A file that is there is not made again.
+With ``--document-tokens`` paragraphs that stand one behind the other, of one article mostly, are
+joined to documents of about so many tokens, which take their place. A file that is there is not
+made again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import bm25s
 import click
 import numpy as np
 
+from trbert_deploy.demo.corpus import approximate_tokens
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json, write_json_lines
 from trbert_deploy.runtime.reading.examples import no_note
@@ -95,6 +99,30 @@ def read_collection(path: Path, sentences: bool = False) -> Collection:
     if not relevant:
         raise DataError(f"{path} has no question with an answer")
     return Collection(list(places), relevant)
+
+
+def joined(collection: Collection, tokens: int) -> Collection:
+    """Documents of paragraphs that stand one behind the other.
+
+    Args:
+        tokens: of a document, about; at least one paragraph's.
+    """
+    documents: list[list[str]] = []
+    owner = []
+    length = tokens
+    for paragraph in collection.paragraphs:
+        more = approximate_tokens(paragraph)
+        if length + more > tokens:
+            documents.append([])
+            length = 0
+        documents[-1].append(paragraph)
+        owner.append(len(documents) - 1)
+        length += more
+    relevant = {
+        question: sorted({owner[place] for place in places})
+        for question, places in collection.relevant.items()
+    }
+    return Collection(["\n".join(each) for each in documents], relevant)
 
 
 def sentence_starts(text: str) -> list[int]:
@@ -164,6 +192,7 @@ def _words(texts: Sequence[str]) -> Any:
 @click.option("--hard", default=20, show_default=True, type=click.IntRange(min=1))
 @click.option("--candidates", default=50, show_default=True, type=click.IntRange(min=2))
 @click.option("--queries", type=click.IntRange(min=1), help="Test questions [default: all].")
+@click.option("--document-tokens", type=click.IntRange(min=1), help="Join paragraphs to so many.")
 @click.option("--seed", default=0, show_default=True)
 def main(
     train: Path,
@@ -173,19 +202,25 @@ def main(
     hard: int,
     candidates: int,
     queries: int | None,
+    document_tokens: int | None,
     seed: int,
 ) -> None:
     """Make pairs to train and to test a reranker with, of the questions of TRAIN and TEST."""
+
+    def read(path: Path) -> Collection:
+        found = read_collection(path)
+        return found if document_tokens is None else joined(found, document_tokens)
+
     try:
         if not (output / "train.jsonl").exists():
-            pairs = training_pairs(read_collection(train), negatives, hard, seed)
+            pairs = training_pairs(read(train), negatives, hard, seed)
             write_json_lines(output / "train.jsonl", pairs)
         if not (output / "sentences.jsonl").exists():
             sentences = read_collection(train, sentences=True)
             pairs = training_pairs(sentences, negatives - 1, hard, seed, others=1)
             write_json_lines(output / "sentences.jsonl", pairs)
         if not (output / "retrieval.json").exists():
-            collection = read_collection(test)
+            collection = read(test)
             questions = sampled(collection, queries, seed)
             ranked = collection.ranked(questions, candidates)
             tested = [

@@ -158,3 +158,18 @@ def test_measures_are_those_of_the_field(seed: int) -> None:
     expected = ir_measures.calc_aggregate(measures.values(), judged, run)
     for name, measure in measures.items():
         assert found[name] == pytest.approx(expected[measure], abs=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 25, 10_000])
+def test_neighbouring_paragraphs_are_joined_to_documents(squad: Path, tokens: int) -> None:
+    collection = retrieval.read_collection(squad)
+    documents = retrieval.joined(collection, tokens)
+    assert "\n".join(documents.paragraphs) == "\n".join(collection.paragraphs)
+    sizes = {1: len(collection.paragraphs), 10_000: 1}
+    assert len(documents.paragraphs) == sizes.get(tokens, len(documents.paragraphs))
+    for question, places in collection.relevant.items():
+        for place in places:
+            found = [documents.paragraphs[each] for each in documents.relevant[question]]
+            assert any(collection.paragraphs[place] in text for text in found)
+    if tokens == 25:
+        assert 1 < len(documents.paragraphs) < len(collection.paragraphs)
