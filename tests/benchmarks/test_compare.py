@@ -176,7 +176,7 @@ def test_rows_of_a_tagger_are_judged_by_entities(
     change, (low, high) = line.difference("validation")
     scores = [figures[row]["validation"]["score"] for row in ("ours", "teacher")]
     assert change == pytest.approx(100 * (scores[0] - scores[1])) and low <= change <= high
-    with pytest.raises(ConfigError, match="token-classification answers every token: give other"):
+    with pytest.raises(ConfigError, match="token-classification answers each of them: give other"):
         train_row(replace(run, row="truncate", setting=setting))
 
 
