@@ -340,7 +340,7 @@ class Pipeline:
 
     def stream(
         self,
-        texts: Iterable[Text],
+        texts: Iterable[Text | TextList],
         *,
         batch_size: int = 32,
         return_kept: bool = False,
