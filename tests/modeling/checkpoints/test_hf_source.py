@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,14 @@ from transformers import (
 from trbert_deploy import load
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
+from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.tasks.task import NewHead
 
 TEXTS = [row["text"] for row in make_texts(6)]
@@ -153,6 +159,30 @@ def test_what_has_no_head_of_ours_gets_a_new_one_that_is_said_aloud(
     expected = encoder.embeddings.word_embeddings.weight
     assert torch.equal(made.model.encoder.embeddings.token.weight, expected)
     assert float(made.model.head.classifier.weight.detach().std()) < 0.04  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}},
+        {"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"},
+        {"problem_type": "multi_label_classification"},
+    ],
+)
+def test_a_new_head_does_not_answer_as_an_earlier_one_did(
+    tmp_path: Path, tokenizer_dir: Path, entries: dict[str, Any]
+) -> None:
+    path = write(tmp_path / "encoder", tokenizer_dir, AutoModel.from_config)
+    change(path, **entries)  # as the encoder of a reranker has them, saved without its head
+    made = load_pretrained(str(path), NewHead("text-classification", ("a", "b")), None)
+    assert made.model.spec.problem == ""
+    with TemporaryDirectory() as scratch:
+        tokenizer = tokenizer_directory(str(path), Path(scratch))
+        save_checkpoint(
+            Checkpoint(made.model, tokenizer, 64, hf_config=made.hf_config), tmp_path / "saved"
+        )
+    spec = load_checkpoint(tmp_path / "saved").model.spec
+    assert (spec.task, spec.problem, spec.labels) == ("text-classification", "", ("a", "b"))
 
 
 class BertForCauses(BertForSequenceClassification):

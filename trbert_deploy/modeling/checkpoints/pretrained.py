@@ -12,6 +12,7 @@ from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint_files import read_whole
 from trbert_deploy.modeling.checkpoints.hf_source import HfSource, open_source
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
+from trbert_deploy.modeling.checkpoints.sentence_transformers import CROSS_ENCODER_ENTRIES
 from trbert_deploy.modeling.families.family import OWN
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.tasks.registry import task_named, task_of
@@ -55,6 +56,10 @@ def task_for(where: str, name: str | None) -> type[Task]:
     wanted = task_named(name)
     source.read_as(name)
     return wanted
+
+
+#: Entries of config.json by which an earlier head's logits were answers.
+_OF_ANOTHER_HEAD = ("problem_type", *CROSS_ENCODER_ENTRIES)
 
 
 def load_pretrained(
@@ -130,7 +135,7 @@ def _with_new_head(
     model = _new_model(source.spec(head), reduction)
     tensors = _without_head(source.tensors(model.spec), source, model)
     load_parameters(model, tensors, source.where, fresh=(*OWN, "head."))
-    entries = {key: value for key, value in source.entries.items() if key != "problem_type"}
+    entries = {key: each for key, each in source.entries.items() if key not in _OF_ANOTHER_HEAD}
     note = f"{source.where} has {source.told_head}: a new one is trained for {head.told}"
     return Pretrained(model.eval(), False, entries, note)
 

@@ -213,6 +213,10 @@ def modules_files(answers: Mapping[str, Any], width: int, max_length: int) -> di
     }
 
 
+#: Entries of config.json that say what a CrossEncoder puts on its logits, before 5.4.
+CROSS_ENCODER_ENTRIES = ("sentence_transformers", "sbert_ce_default_activation_function")
+
+
 def cross_encoder_activation(config: Mapping[str, Any]) -> str | None:
     """The activation that a CrossEncoder puts on its logits.
 
