@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertPreTrainedModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    BertPreTrainedModel,
+    PreTrainedModel,
+)
 
 from trbert_deploy.files import write_json
 from trbert_deploy.modeling.checkpoints.sentence_transformers import modules_files
@@ -22,6 +28,16 @@ BERT = {
 }
 
 
+def write_scaled(model: PreTrainedModel, factor: float, path: Path, tokenizer_dir: Path) -> Path:
+    """A folder of a model, its weights (no biases, no norms) so many times as large."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(factor if parameter.ndim > 1 else 1.0)
+    model.save_pretrained(path)
+    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
+    return path
+
+
 def deeper_folder(
     path: Path, tokenizer_dir: Path, kind: type[BertPreTrainedModel] = BertModel
 ) -> Path:
@@ -32,12 +48,7 @@ def deeper_folder(
     """
     torch.manual_seed(0)
     model = kind(BertConfig(**BERT | {"num_hidden_layers": 4}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(path)
-    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
-    return path
+    return write_scaled(model, 4.0, path, tokenizer_dir)
 
 
 def classifier_folder(
@@ -56,12 +67,7 @@ def classifier_folder(
     names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     torch.manual_seed(0)
     model = kind(BertConfig(**BERT, **names, **entries)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(16.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(path)
-    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
-    return path
+    return write_scaled(model, 16.0, path, tokenizer_dir)
 
 
 def sentence_folder(path: Path, tokenizer_dir: Path, **answers: Any) -> Path:

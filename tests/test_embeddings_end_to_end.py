@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands_in_tests import run
 from conftest import make_texts
 from transformers import BertConfig, BertModel
 
 from trbert_deploy import load
-from trbert_deploy.cli import cli
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.exporters.export import export_bundle
 
@@ -115,12 +114,6 @@ def test_a_classifier_makes_no_embeddings(tiny_bundle: Path) -> None:
         load(tiny_bundle, threads=1).encode(["a film"])
     with pytest.raises(ConfigError, match="dimensions is 4, and the model is for text-"):
         load(tiny_bundle, threads=1, dimensions=4)
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.mark.slow

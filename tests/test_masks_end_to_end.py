@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from commands_in_tests import run, write
 from conftest import BAD, GOOD, make_texts
 from hf_folders import deeper_folder
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
@@ -18,12 +19,6 @@ from trbert_deploy.errors import DataError
 
 RECIPE = "batch_tokens = 512\nvalidations = 1\naveraged_runs = 1\n[teacher]\nepochs = 20.0\n"
 RECIPE += "learning_rate = 3e-3\n"
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture
@@ -40,11 +35,6 @@ def masked(count: int, seed: int = 0) -> list[dict[str, Any]]:
         text = f"{row['text']} the film [MASK] him."
         rows.append({"text": text, "label": (GOOD if good else BAD)[0]})
     return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from commands_in_tests import write
 from conftest import BAD, GOOD, make_texts
+from hf_folders import write_scaled
 from test_families_end_to_end import SMALL
 from training.test_run import options_for, with_recipe
 from transformers import (
@@ -47,11 +48,6 @@ def make_rows(problem: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def folder_of(path: Path, tokenizer_dir: Path, problem: str, family: str = "bert") -> Path:
     """A folder of transformers with random weights."""
     labels = PROBLEMS[problem]
@@ -61,12 +57,7 @@ def folder_of(path: Path, tokenizer_dir: Path, problem: str, family: str = "bert
         id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
     )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(path)
-    shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
-    return path
+    return write_scaled(model, 3.0, path, tokenizer_dir)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa

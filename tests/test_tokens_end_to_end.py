@@ -8,25 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands_in_tests import run, write
 from conftest import BAD, GOOD, make_texts
 from hf_folders import deeper_folder
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.cli import cli
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.samples import are_random
 
 KINDS = {"PRAISE": GOOD, "BLAME": BAD, "PLACE": ("city", "village", "house")}
 RECIPE = "batch_tokens = 512\nvalidations = 1\naveraged_runs = 1\n[teacher]\nepochs = 15.0\n"
 RECIPE += "learning_rate = 1e-3\n"
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 @pytest.fixture
@@ -57,11 +50,6 @@ def asked(count: int, seed: int = 0) -> list[dict[str, Any]]:
             answers = {"text": [found], "answer_start": [row["text"].index(found)]}
         rows.append({"question": "the film", "context": row["text"], "answers": answers})
     return rows
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def served(

@@ -158,7 +158,7 @@ def write_encoder(path: Path, characters: Sequence[str], seed: int) -> None:
 
 
 def make(tagged: Path, train: Path, test: Path, output: Path, seed: int) -> None:
-    """Make what is not there yet.
+    """Make the lessons; an encoder that is there stays.
 
     Raises:
         StorageError, DataError: a file is missing, or no such data.

@@ -25,7 +25,7 @@ from __future__ import annotations
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from trbert_deploy.tasks.text_ranking import TextRanking
 
 Pair = dict[str, Any]
 
+SQUAD_FIELDS = ("question", "context", "answers")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'A-Z0-9(])")
 
 
@@ -73,6 +74,19 @@ class Collection:
         return {"query": question, "passage": self.paragraphs[place], "label": label}
 
 
+def squad_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The records of a file of SQuAD's fields.
+
+    Raises:
+        DataError: one has other fields.
+    """
+    for record in read_records(path, (), no_note):
+        question, context, answers = (record.values.get(name) for name in SQUAD_FIELDS)
+        if not (question and context and isinstance(answers, dict)):
+            raise DataError(f"{record.name}: expected the fields {', '.join(SQUAD_FIELDS)}")
+        yield record.values
+
+
 def read_collection(path: Path, sentences: bool = False) -> Collection:
     """Read a file of SQuAD's fields.
 
@@ -84,12 +98,8 @@ def read_collection(path: Path, sentences: bool = False) -> Collection:
     """
     places: dict[str, int] = {}
     relevant: dict[str, list[int]] = {}
-    for record in read_records(path, (), no_note):
-        question, context, answers = (
-            record.values.get(name) for name in ("question", "context", "answers")
-        )
-        if not (question and context and isinstance(answers, dict)):
-            raise DataError(f"{record.name}: expected the fields question, context and answers")
+    for record in squad_records(path):
+        question, context, answers = (record[name] for name in SQUAD_FIELDS)
         starts = sentence_starts(context) if sentences else [0]
         for start, stop in zip(starts, [*starts[1:], len(context)], strict=True):
             place = places.setdefault(context[start:stop].strip(), len(places))

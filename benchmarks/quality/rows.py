@@ -13,7 +13,7 @@ from functools import partial
 from chunks import ChunkStudent, Pooling
 from pooled import PooledStudent
 from runs import Run
-from setting import locked
+from setting import locked, reduction_at
 from students import (
     Student,
     answer,
@@ -79,12 +79,13 @@ def train_row(run: Run) -> Student:
         return _with_policies(run, "policy", "joint")
     if row == "fixed-ratio":
         return _with_fixed_ratio(run)
-    model = run.setting.load_teacher(run.options.recipe.cuts)
+    cuts = run.options.recipe.cuts
     if row == "pooled":
-        first = model.reduction.cuts[0].position
+        first = reduction_at(cuts, run.setting.spec).cuts[0].position
         model = run.setting.load_teacher(f"{max(1, math.ceil(first))}")
         _set_ratio(run, model)
         return _harden(run, PooledStudent(model))
+    model = run.setting.load_teacher(cuts)
     if row in ("random", "attention"):
         _set_ratio(run, model)
         seed = run.options.recipe.seed

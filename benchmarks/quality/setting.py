@@ -30,9 +30,9 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Task
+from trbert_deploy.tasks.task import Example, Task
 from trbert_deploy.training.data import TrainingRow, read_data, require_targets, tokenize
-from trbert_deploy.training.recombining import recombine
+from trbert_deploy.training.recombining import recombine, require_recombinable
 from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 from trbert_deploy.training.validation import Validator
@@ -108,7 +108,11 @@ class Setting:
 
     @cached_property
     def training_rows(self) -> list[TrainingRow]:
-        return self.read(self.train, self.texts)
+        return self._tokenized(self._training_examples)
+
+    @cached_property
+    def _training_examples(self) -> list[Example]:
+        return self._examples(self.train, self.texts)
 
     @cached_property
     def validation_rows(self) -> list[TrainingRow]:
@@ -116,9 +120,15 @@ class Setting:
 
     def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
+        return self._tokenized(self._examples(source, count))
+
+    def _examples(self, source: str, count: int | None) -> list[Example]:
         examples = require_targets(read_data(source, type(self.task)), self.task)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
+        return examples
+
+    def _tokenized(self, examples: list[Example]) -> list[TrainingRow]:
         with tempfile.TemporaryDirectory() as scratch:
             path = tokenizer_directory(self.teacher, Path(scratch)) / TOKENIZER_FILE
             tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
@@ -139,7 +149,13 @@ class Setting:
         return Guide.load(path, self.task)
 
     def recombined_rows(self, factor: float) -> list[TrainingRow]:
-        """Rows made of the training rows, the same for all that ask for so many."""
+        """Rows made of the training rows, the same for all that ask for so many.
+
+        Raises:
+            DataError: these are no texts whose parts can be joined.
+        """
+        if factor:
+            require_recombinable(self._training_examples, self.task)
         rows = self.training_rows
         return recombine(rows, round(factor * len(rows)), seed=0, task=self.task)
 

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from retrieval import sentence_starts
+from retrieval import sentence_starts, squad_records
 
-from trbert_deploy.errors import DataError, TrbertError
+from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json_lines
-from trbert_deploy.runtime.reading.examples import no_note
-from trbert_deploy.runtime.reading.formats import read_records
 
 
 def shortened(record: Mapping[str, Any], generator: random.Random) -> dict[str, Any]:
@@ -58,11 +56,7 @@ def main(train: Path, output: Path, seed: int) -> None:
     """Write the questions of TRAIN with short contexts to OUTPUT."""
     generator = random.Random(seed)
     try:
-        rows = []
-        for record in read_records(train, (), no_note):
-            if not {"question", "context", "answers"} <= record.values.keys():
-                raise DataError(f"{record.name}: expected the fields question, context, answers")
-            rows.append(shortened(record.values, generator))
+        rows = [shortened(record, generator) for record in squad_records(train)]
         write_json_lines(output, rows)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")

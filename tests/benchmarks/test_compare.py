@@ -40,7 +40,7 @@ from training.test_run import with_recipe
 
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig
-from trbert_deploy.errors import CheckpointError, ConfigError
+from trbert_deploy.errors import CheckpointError, ConfigError, DataError
 from trbert_deploy.flops import dense_flops, speedup
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.layouts.packed import PackedLayout
@@ -308,6 +308,17 @@ def test_chunks_are_read_alone_and_their_states_pooled(pooling: Pooling) -> None
             pooled = pooled.mean(0) if pooling == "mean" else pooled.amax(0)
             expected = model.head(pooled[None], alone.layout)["logits"][0]
             torch.testing.assert_close(outputs["logits"][place], expected)
+
+
+def test_pairs_are_not_recombined_whatever_their_token_types(
+    workplace: Path, tmp_path: Path
+) -> None:
+    pairs = [{**row, "text_pair": "a film"} for row in make_texts(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    setting = setting_in(workplace, train=str(tmp_path / "pairs.jsonl"))
+    assert setting.recombined_rows(0.0) == []
+    with pytest.raises(DataError, match="pairs of texts cannot be recombined"):
+        setting.recombined_rows(1.0)
 
 
 @given(length=st.integers(1, 3000), ratio=st.floats(0.01, 1.0))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from commands_in_tests import run, write
 from conftest import LABELS, make_texts
 from hf_folders import classifier_folder, deeper_folder
 from transformers import AutoTokenizer, BertForMultipleChoice
@@ -165,17 +166,6 @@ def test_the_command_answers_question_by_question(folder: Path, tmp_path: Path) 
     assert [len(answer["scores"]) for answer in answers] == [3, 2]
     assert list(answers[0]) == ["choice", "score", "scores", "num_tokens", "kept"]
     assert len(answers[0]["kept"]) == 3
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
 
 
 def questions(count: int) -> list[dict[str, Any]]:

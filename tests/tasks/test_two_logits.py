@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands_in_tests import run
 from conftest import make_texts
 from hf_folders import classifier_folder
 from tasks.test_text_ranking import write_pairs
@@ -19,7 +19,6 @@ from training.test_run import options_for
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trbert_deploy import load
-from trbert_deploy.cli import cli
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
@@ -35,12 +34,6 @@ PAIRS = [("a film", text) for text in TEXTS]
 def two(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     path = tmp_path_factory.mktemp("two") / "folder"
     return classifier_folder(path, tokenizer_dir, ("no", "yes"))
-
-
-def run(*arguments: object) -> str:
-    done = CliRunner().invoke(cli, [str(each) for each in arguments], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def test_the_score_is_the_probability_of_the_second_label(two: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands_in_tests import write
 from conftest import make_texts, tiny_model
 from training.test_run import make_workplace, options_for, with_recipe
 
@@ -27,11 +27,6 @@ from trbert_deploy.training.run import train
 from trbert_deploy.training.stages.guide import Guide, batch_saliency
 
 CPU = torch.device("cpu")
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def without_labels(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,16 @@ class ColumnNames:
         if labels and self.label is not None:
             labels = (self.label, plain(self.label))
         return Columns(text, pair, take(*labels))
+
+
+def listed(value: Any) -> Any:
+    """A list that was written in JSON, as a cell of a table has to; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def plain(name: str) -> str:

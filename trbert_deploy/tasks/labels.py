@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trbert_deploy.errors import DataError, few
-from trbert_deploy.tasks.columns import require_unicode
+from trbert_deploy.tasks.columns import listed, require_unicode
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
@@ -25,11 +24,7 @@ def label_target(label: Any, name: str) -> str | tuple[str, ...] | None:
     Raises:
         DataError: as ``label_name``.
     """
-    if isinstance(label, str) and label.lstrip().startswith("["):
-        try:
-            label = json.loads(label)
-        except ValueError:
-            return label_name(label, name)
+    label = listed(label)
     if not isinstance(label, list | tuple):
         return label_name(label, name)
     names = [label_name(each, name) for each in label]

@@ -5,13 +5,14 @@ The list is the second part of a pair: ``("query", ["passage", "passage"])``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.columns import Columns, listed
 from trbert_deploy.tasks.task import Example, Text, TextList
+
+_TEXTS = "expected texts"
 
 
 def list_of(value: Any, name: str, what: str) -> list[str] | None:
@@ -40,16 +41,9 @@ def list_of(value: Any, name: str, what: str) -> list[str] | None:
     return found
 
 
-_TEXTS = "expected texts"
-
-
 def json_list(value: Any) -> list[Any] | None:
     """A list, or what JSON reads as one; None for something else."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
+    value = listed(value)
     return list(value) if isinstance(value, list | tuple) else None
 
 

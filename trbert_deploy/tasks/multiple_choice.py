@@ -25,7 +25,7 @@ from trbert_deploy.tasks.lists import (
 )
 from trbert_deploy.tasks.task import Example, NewHead, Outputs, Prediction, Text
 from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER
-from trbert_deploy.tasks.text_ranking import TextRanking, kept_by_row, scores_of
+from trbert_deploy.tasks.text_ranking import TextRanking, answered_groups, kept_by_row, scores_of
 
 #: Choices in columns of their own, such as ``ending0`` to ``ending3``.
 _NUMBERED = re.compile(r"(choice|option|ending|answer|sol)_?(\d+)", re.ASCII)
@@ -159,11 +159,8 @@ class MultipleChoice(TextRanking):
             DataError: no question has a right choice.
         """
         logits = np.array([float(each[LOGITS][0]) for each in outputs])
-        found = []
-        for question in np.unique(targets[:, 1]):
-            (members,) = np.nonzero(targets[:, 1] == question)
-            if targets[members, 0].max() > 0:
-                found.append([float(targets[members[np.argmax(logits[members])], 0] > 0)])
+        chosen = [members[np.argmax(logits[members])] for members in answered_groups(targets)]
+        found = [[float(targets[each, 0] > 0)] for each in chosen]
         if not found:
             raise DataError("no question has a right choice: expected a label for some of them")
         return np.array(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -211,12 +211,10 @@ class TextRanking(Task):
         """
         scores = np.array([float(each[LOGITS][0]) for each in outputs])
         found = []
-        for query in np.unique(targets[:, 1]):
-            (members,) = np.nonzero(targets[:, 1] == query)
+        for members in answered_groups(targets):
             relevance = targets[members, 0].astype(np.float64)
-            if relevance.max() > 0:
-                order = np.lexsort((relevance, -scores[members]))
-                found.append((_reciprocal_rank(relevance[order]), _gain(relevance[order])))
+            order = np.lexsort((relevance, -scores[members]))
+            found.append((_reciprocal_rank(relevance[order]), _gain(relevance[order])))
         if not found:
             raise DataError(
                 "no query has a relevant passage: expected a label above 0 for some of them"
@@ -225,6 +223,14 @@ class TextRanking(Task):
 
     def _score(self, outputs: Outputs) -> float:
         return float(ACTIVATIONS[self.activation](outputs[LOGITS])[0])
+
+
+def answered_groups(targets: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
+    """The rows of each query that has a relevant passage, given the targets of all: [N, 2]."""
+    for query in np.unique(targets[:, 1]):
+        (members,) = np.nonzero(targets[:, 1] == query)
+        if targets[members, 0].max() > 0:
+            yield members
 
 
 def scores_of(answers: Sequence[Prediction]) -> list[float]:

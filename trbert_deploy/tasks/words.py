@@ -6,12 +6,11 @@ text are tokenized alike.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.tasks.columns import WORDS, Columns, plain, require_unicode, text_of
+from trbert_deploy.tasks.columns import WORDS, Columns, listed, plain, require_unicode, text_of
 from trbert_deploy.tasks.task import Example
 
 #: First letter of a word, the one behind it, and its tag.
@@ -31,26 +30,16 @@ def read_tagged(record: Mapping[str, Any], name: str, columns: Columns) -> Examp
     Raises:
         DataError: no words, what is no text, or tags that do not belong to words.
     """
-    tags = None if columns.label is None else _listed(record.get(columns.label))
+    tags = None if columns.label is None else listed(record.get(columns.label))
     text = record.get(columns.text)
     if plain(columns.text) in WORDS:
-        text = _listed(text)
+        text = listed(text)
     if isinstance(text, list | tuple):
         words = _words(text, name)
         return Example(" ".join(words), None if tags is None else _beside(words, tags, name), name)
     whole = text_of(record, name, Columns(columns.text))
     assert isinstance(whole, str)  # no pair was asked for
     return Example(whole, None if tags is None else _spans(whole, tags, name), name)
-
-
-def _listed(value: Any) -> Any:
-    """A list that was written in JSON; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _words(words: Sequence[Any], name: str) -> list[str]:

@@ -39,7 +39,10 @@ from trbert_deploy.modeling.checkpoints.hf_source import (
 )
 from trbert_deploy.modeling.checkpoints.parameters import load_parameters
 from trbert_deploy.modeling.checkpoints.pretrained import load_with_head
-from trbert_deploy.modeling.checkpoints.sentence_transformers import modules_files
+from trbert_deploy.modeling.checkpoints.sentence_transformers import (
+    CROSS_ENCODER_SECTION,
+    modules_files,
+)
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
@@ -121,8 +124,8 @@ def _told_answers(spec: EncoderSpec, entries: Mapping[str, Any]) -> dict[str, An
         told["problem_type"] = answers["problem"]
     if ACTIVATION in answers:  # as sentence-transformers 4.0 to 5.3 wrote it
         name = answers[ACTIVATION]
-        told["sentence_transformers"] = {
-            **entries.get("sentence_transformers", {}),
+        told[CROSS_ENCODER_SECTION] = {
+            **entries.get(CROSS_ENCODER_SECTION, {}),
             "activation_fn": f"{getattr(nn, name).__module__}.{name}",
         }
     return told

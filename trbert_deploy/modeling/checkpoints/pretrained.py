@@ -19,6 +19,9 @@ from trbert_deploy.tasks.registry import task_named, task_of
 from trbert_deploy.tasks.task import NewHead, Task
 from trbert_deploy.tasks.text_classification import TextClassification
 
+#: Entries of config.json by which an earlier head's logits were answers.
+_OF_ANOTHER_HEAD = ("problem_type", *CROSS_ENCODER_ENTRIES)
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -56,10 +59,6 @@ def task_for(where: str, name: str | None) -> type[Task]:
     wanted = task_named(name)
     source.read_as(name)
     return wanted
-
-
-#: Entries of config.json by which an earlier head's logits were answers.
-_OF_ANOTHER_HEAD = ("problem_type", *CROSS_ENCODER_ENTRIES)
 
 
 def load_pretrained(

@@ -31,6 +31,12 @@ from trbert_deploy.tasks.feature_extraction import (
 )
 from trbert_deploy.tasks.pairs import TRUNCATIONS
 
+#: Entries of config.json that say what a CrossEncoder puts on its logits: of 4.0 to 5.3 (a section
+#: of several), and before.
+CROSS_ENCODER_SECTION, DEFAULT_ACTIVATION = CROSS_ENCODER_ENTRIES = (
+    "sentence_transformers",
+    "sbert_ce_default_activation_function",
+)
 MODULES_FILE = "modules.json"
 MODEL_FILE = "config_sentence_transformers.json"
 LENGTH_FILE = TRANSFORMER_FILES[0]
@@ -213,10 +219,6 @@ def modules_files(answers: Mapping[str, Any], width: int, max_length: int) -> di
     }
 
 
-#: Entries of config.json that say what a CrossEncoder puts on its logits, before 5.4.
-CROSS_ENCODER_ENTRIES = ("sentence_transformers", "sbert_ce_default_activation_function")
-
-
 def cross_encoder_activation(config: Mapping[str, Any]) -> str | None:
     """The activation that a CrossEncoder puts on its logits.
 
@@ -231,11 +233,11 @@ def cross_encoder_activation(config: Mapping[str, Any]) -> str | None:
     Raises:
         CheckpointError: the name is no text.
     """
-    section = config.get("sentence_transformers")
+    section = config.get(CROSS_ENCODER_SECTION)
     name = section.get("activation_fn") if isinstance(section, dict) else None  # 4.0 to 5.3
     if config.get("model_type") == "CrossEncoder":
         name = name or config.get("activation_fn")  # since 5.4
-    name = name or config.get("sbert_ce_default_activation_function")  # before 4.0
+    name = name or config.get(DEFAULT_ACTIVATION)  # before 4.0
     if name is not None and not isinstance(name, str):
         raise CheckpointError(f"the CrossEncoder's activation is {name!r}: expected a class name")
     if name and name.startswith("torch."):
