@@ -179,6 +179,21 @@ def test_the_head_learns_from_teacher_and_labels(activation: str) -> None:
     )
 
 
+def test_margins_between_passages_count_where_a_sigmoid_says_nothing() -> None:
+    head = build_head(tiny_spec(task="text-ranking", labels=("LABEL_0",)))
+    taught = torch.tensor([[-9.0], [-12.0], [-15.0]])
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return head.loss({LOGITS: logits}, None, {LOGITS: taught[: len(logits)]})
+
+    assert loss(taught.flip(0)).min() >= 0
+    assert loss(taught.flip(0))[0] > loss(taught.flip(0))[1] + 0.1  # whose margins are less wrong
+    assert loss(taught - 3.0).max() < 1e-3  # all margins are the same
+    assert loss(taught[:1] - 3.0).max() < 1e-3  # no other passage
+    paths = head.path_loss({LOGITS: torch.cat([taught, taught.flip(0)])}, None, {LOGITS: taught})
+    assert paths.shape == (2, 3) and torch.allclose(paths[1] - paths[0], loss(taught.flip(0)))
+
+
 def folder_of(path: Path, tokenizer_dir: Path, family: str, **entries: Any) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SMALL[family], id2label={0: "LABEL_0"}, **entries)

@@ -15,11 +15,16 @@ from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.text_ranking import ACTIVATION, TextRanking
 
+#: Weight of the margins between passages beside a score's own difference.
+MARGIN_WEIGHT = 0.05
+
 
 class TextRankingHead(NumbersHead):
     """Targets are [2] float32: how relevant a passage is, and its query's number; or NaN.
 
     A score by a sigmoid is taught by binary cross-entropy, a raw one by the squared difference.
+    Of a teacher the margins between passages are matched besides (Hofstätter et al. 2020): a
+    sigmoid says next to nothing of the order of passages that are surely right or surely wrong.
     """
 
     task = TextRanking.name
@@ -38,9 +43,19 @@ class TextRankingHead(NumbersHead):
     def difference(self, logits: Tensor, wanted: Tensor) -> Tensor:
         return (logits - wanted).square() if self._raw else _cross_entropy(logits, wanted)
 
+    def loss(
+        self, outputs: Outputs, target: Tensor | None, teacher: Outputs | None = None
+    ) -> Tensor:
+        losses = super().loss(outputs, target, teacher)
+        if teacher is None:
+            return losses
+        return losses + MARGIN_WEIGHT * _margins(outputs[LOGITS], teacher[LOGITS])
+
     def path_loss(self, outputs: Outputs, target: Tensor | None, teacher: Outputs) -> Tensor:
         """The difference from the teacher: labels say who is relevant, and not by which score."""
-        return super().path_loss(outputs, None, teacher)
+        logits = outputs[LOGITS].unflatten(0, (-1, len(teacher[LOGITS])))
+        margins = torch.stack([_margins(path, teacher[LOGITS]) for path in logits])
+        return super().path_loss(outputs, None, teacher) + MARGIN_WEIGHT * margins
 
     def correct(self, outputs: Outputs, target: Tensor) -> Tensor:
         """1 where the logit is above 0 for a relevant passage, and not for another."""
@@ -59,3 +74,13 @@ class TextRankingHead(NumbersHead):
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+
+
+def _margins(logits: Tensor, wanted: Tensor) -> Tensor:
+    """How far each row's margins to the batch's rows are from those that are wanted: [B].
+
+    The mean of squared differences: of two margins the difference is that of two errors, and the
+    squares of all of those come to the squares of errors about their mean, and a constant.
+    """
+    errors = logits - wanted
+    return (errors - errors.mean(0)).square().mean(-1)
