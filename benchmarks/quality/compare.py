@@ -24,6 +24,7 @@ from typing import Any
 import click
 from rows import ROWS, THRESHOLDED, train_row, training_seconds
 from runs import Run
+from scores import retrieved, score
 from setting import Setting, locked, set_up_torch, teacher_in
 from students import Student, answer
 
@@ -32,7 +33,6 @@ from trbert_deploy.commands.options import training_options
 from trbert_deploy.errors import ConfigError, TrbertError
 from trbert_deploy.files import read_json, write_json
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import targets_of
 from trbert_deploy.training.options import TARGET_SPEEDUP, TrainOptions
 from trbert_deploy.training.recipe import Recipe
 
@@ -77,21 +77,24 @@ def finish(run: Run, test: str | None) -> dict[str, Any]:
 
 
 def figures_on(run: Run, student: Student, split: str, data: str) -> dict[str, Any]:
-    """Figures of a student on a file of labelled texts."""
+    """Figures of a student on a file of labelled texts; of a sentence encoder, on texts to validate
+    and on questions with paragraphs to test.
+    """
     setting, tokens = run.setting, run.options.recipe.batch_tokens
-    task = setting.task
-    rows = setting.validation_rows if split == "validation" else setting.read(data)
     with autocast(setting.device):
-        answers = answer(student, rows, tokens, setting.device, run.progress)
-    targets = targets_of(task, rows)
-    statistics = task.statistics(answers.outputs, targets)
+        if split == "test" and not setting.has_labels:
+            found, answers, rows = retrieved(setting, student, data, tokens, run.progress)
+        else:
+            rows = setting.validation_rows if split == "validation" else setting.read(data)
+            answers = answer(student, rows, tokens, setting.device, run.progress)
+            found = score(setting, rows, answers.outputs)
     figures = {
         "data": data,
         "rows": len(rows),
-        "score": task.measured(statistics),
-        "metrics": task.metrics(answers.outputs, targets),
+        "score": found.value,
+        "metrics": found.metrics,
         "flops_speedup": answers.speedup(setting.spec, rows),
-        "statistics": statistics.tolist(),
+        "statistics": found.statistics.tolist(),
     }
     if split == "validation":  # dense on all test rows would take longer than the row itself
         validator = setting.validator(rows, tokens, run.progress)

@@ -29,6 +29,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from retrieval import read_collection
+from scores import embeddings, gains
 
 from trbert_deploy import console, load
 from trbert_deploy.bench.baselines import first_tokens, replay, select_by_chance, with_ratio
@@ -43,8 +44,6 @@ from trbert_deploy.runtime.embedding import embedding_task
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.task import Example, mean_score
-
-DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -61,26 +60,9 @@ class Row:
     measured_speedup: float
 
 
-def gains(
-    questions: NDArray[np.float32], paragraphs: NDArray[np.float32], own: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """nDCG@10 and MRR@10 of each question, which one paragraph answers: [Q, 2].
-
-    Args:
-        questions, paragraphs: [Q, D] and [P, D], of length 1.
-        own: [Q], which paragraph answers.
-    """
-    scores = questions @ paragraphs.T
-    ranks = 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
-    found = ranks <= DEPTH
-    return np.stack([found / np.log2(ranks + 1.0), found / ranks], axis=1)
-
-
 def embeddings_of(run: ModelRun) -> NDArray[np.float32]:
     """What a model made of the texts: [N, D], of length 1."""
-    task = embedding_task(run.pipeline)
-    found = np.stack([task.embedding(outputs) for outputs in run.outputs])
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return embeddings(embedding_task(run.pipeline), run.outputs)
 
 
 def baselines(pipeline: Pipeline, texts: Sequence[Example], speedup: float) -> dict[str, ModelRun]:

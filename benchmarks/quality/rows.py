@@ -13,6 +13,7 @@ from functools import partial
 from chunks import ChunkStudent, Pooling
 from pooled import PooledStudent
 from runs import Run
+from scores import score
 from setting import locked, reduction_at
 from students import (
     Student,
@@ -34,7 +35,6 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.contexts import autocast
-from trbert_deploy.training.data import targets_of
 from trbert_deploy.training.stages.stage import Stage, Step, make_stage
 from trbert_deploy.training.warm_start import load_warm_start
 
@@ -169,15 +169,17 @@ def _harden(run: Run, student: Student, fitted: bool = True) -> Student:
 
     def compute(batch: PackedBatch, done: float) -> Step:
         outputs, _ = student.forward(batch, training=True)
-        loss = model.head.loss(outputs, batch.targets, guide.outputs_of(batch)).mean()
-        right = model.head.correct(outputs, batch.targets).mean()
+        wanted = guide.outputs_of(batch)
+        loss = model.head.loss(outputs, batch.targets, wanted).mean()
+        targets = model.head.targets_or_answers(batch.targets, wanted)
+        right = model.head.correct(outputs, targets).mean()
         return Step(loss, {"right": right.item()})
 
     def validate(done: float) -> float:
-        task, rows = setting.task, setting.validation_rows
+        rows = setting.validation_rows
         with autocast(setting.device):
             outputs = answer(student, rows, recipe.batch_tokens, setting.device).outputs
-        return task.measured(task.statistics(outputs, targets_of(task, rows)))
+        return score(setting, rows, outputs).value
 
     parts = (model.encoder, model.head, model.projections)
     body = [each for part in parts for each in part.parameters()]

@@ -38,6 +38,8 @@ from trbert_deploy.training.stages.guide import Guide, answers, make_guide
 from trbert_deploy.training.validation import Validator
 
 SETTING_FILE = "setting.json"
+#: Tokens of a batch that the teacher answers.
+ANSWER_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Setting:
 
     Attributes:
         teacher: directory of the fine-tuned dense model.
-        train, validation: labelled data, as ``trbert-deploy train`` takes it.
+        train, validation: labelled data, as ``trbert-deploy train`` takes it; texts alone for a
+            sentence encoder.
         texts: random training texts to take; None for all.
         max_length: most tokens of a text, the teacher's positions where None; beyond these the
             positions are tiled.
@@ -103,12 +106,26 @@ class Setting:
         batch_tokens: int,
         progress: Progress = no_progress,
     ) -> Validator:
-        """Judges by labelled rows."""
-        return Validator(rows, self.task, True, batch_tokens, self.device, progress=progress)
+        """Judges by labels, or validation rows by the teacher's answers where there are none."""
+        teacher = None if self.has_labels else self.validation_answers
+        return Validator(
+            rows, self.task, self.has_labels, batch_tokens, self.device, teacher, progress
+        )
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether texts have what they are judged by."""
+        return bool(self.task.columns)
+
+    @cached_property
+    def validation_answers(self) -> RowOutputs:
+        """The teacher's."""
+        rows = self.validation_rows
+        return answers(self.load_teacher(""), rows, ANSWER_TOKENS, self.device, no_progress)
 
     @cached_property
     def training_rows(self) -> list[TrainingRow]:
-        return self._tokenized(self._training_examples)
+        return self.tokenized(self._training_examples)
 
     @cached_property
     def _training_examples(self) -> list[Example]:
@@ -120,15 +137,18 @@ class Setting:
 
     def read(self, source: str, count: int | None = None) -> list[TrainingRow]:
         """Rows of a file, ``count`` random ones (always the same) if it is given."""
-        return self._tokenized(self._examples(source, count))
+        return self.tokenized(self._examples(source, count))
 
     def _examples(self, source: str, count: int | None) -> list[Example]:
-        examples = require_targets(read_data(source, type(self.task)), self.task)
+        examples = read_data(source, type(self.task))
+        if self.has_labels:
+            require_targets(examples, self.task)
         if count is not None and count < len(examples):
             examples = Random(0).sample(examples, count)
         return examples
 
-    def _tokenized(self, examples: list[Example]) -> list[TrainingRow]:
+    def tokenized(self, examples: list[Example]) -> list[TrainingRow]:
+        """Rows of examples, cut to the maximum length."""
         with tempfile.TemporaryDirectory() as scratch:
             path = tokenizer_directory(self.teacher, Path(scratch)) / TOKENIZER_FILE
             tokenizer = TextTokenizer(path, self.max_length or self.spec.max_positions)
@@ -173,10 +193,10 @@ class Setting:
 
     @cached_property
     def _dense(self) -> ReducedModel:
-        if open_source(self.teacher).is_bare:
+        if not open_source(self.teacher).answers_anything:
             raise CheckpointError(
-                f"{self.teacher} has no classification head: expected a fine-tuned teacher, or a "
-                "run of trbert-deploy train whose teacher stage is done"
+                f"{self.teacher} has no head that answers: expected a fine-tuned teacher, or a run "
+                "of trbert-deploy train whose teacher stage is done"
             )
         model = load_pretrained(self.teacher, None, ReductionConfig()).model  # the labels it has
         if self.max_length and self.max_length > model.spec.max_positions:

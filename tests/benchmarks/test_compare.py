@@ -26,6 +26,8 @@ from pooled import PooledStudent, group_sizes
 from rows import ROWS, THRESHOLDED, train_row
 from runs import Run, Stopwatch
 from safetensors.torch import load_file
+from scores import gains
+from sentence_transformers import SentenceTransformer
 from setting import Setting
 from students import (
     by_attention,
@@ -35,6 +37,7 @@ from students import (
     received_attention,
     thinner,
 )
+from test_embeddings_end_to_end import write_folder
 from test_tokens_end_to_end import tagged
 from training.test_run import with_recipe
 
@@ -182,6 +185,50 @@ def test_rows_of_a_tagger_are_judged_by_entities(
 
 class Interrupted(Exception):
     pass
+
+
+def test_rows_of_a_sentence_encoder_are_judged_by_what_questions_find(
+    run: Run, tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    files = {}
+    for name, count, seed in (("train", 40, 0), ("validation", 24, 1)):
+        files[name] = str(tmp_path / f"{name}.jsonl")
+        texts = [{"text": row["text"]} for row in make_texts(count, seed)]
+        Path(files[name]).write_text("".join(json.dumps(text) + "\n" for text in texts))
+    test = tmp_path / "test.jsonl"
+    texts_of = {" ".join(row["text"].split()[:6]): row["text"] for row in make_texts(20, seed=2)}
+    answers = {"text": ["x"], "answer_start": [0]}
+    test.write_text(
+        "".join(
+            json.dumps({"question": question, "context": text, "answers": answers}) + "\n"
+            for question, text in texts_of.items()
+        )
+    )
+    setting = Setting(str(write_folder(tmp_path, tokenizer_dir, "mean", True)), **files)
+    assert not setting.has_labels
+    recipe = with_recipe(run.options, cuts="1,2").recipe
+    options = replace(run.options, model=setting.teacher, recipe=recipe)
+    figures = {
+        row: finish(replace(run, row=row, setting=setting, options=options), str(test))
+        for row in ("teacher", "ours", "random", "truncate", "pooled", "student-2")
+    }
+    for row, found in figures.items():
+        validation, tested = found["validation"], found["test"]
+        assert len(validation["statistics"]) == 24 and len(tested["statistics"]) == len(texts_of)
+        assert validation["score"] == pytest.approx(np.mean(validation["statistics"]))
+        assert tested["score"] == tested["metrics"]["ndcg_10"]
+        same = row == "teacher"
+        for cosine in (validation["score"], tested["metrics"]["cosine"]):
+            assert cosine == pytest.approx(1.0) if same else 0.3 < cosine < 0.99999
+        saved = {"teacher": 1.0, **STUDENTS}.get(row, TARGET)
+        assert validation["flops_speedup"] == pytest.approx(saved, rel=0.05)
+    # As sentence-transformers' own embeddings find them
+    theirs = SentenceTransformer(setting.teacher, device="cpu")
+    asked, sought = theirs.encode(list(texts_of)), theirs.encode(list(texts_of.values()))
+    ndcg = gains(asked, sought, np.arange(len(texts_of)))[:, 0].mean()
+    assert figures["teacher"]["test"]["score"] == pytest.approx(ndcg, abs=0.02)
+    lines = {line.name: line for line in tables.read_lines([run.output])}
+    assert abs(lines["ours"].difference("test")[0]) <= 100.0
 
 
 @pytest.mark.parametrize("row", ["ours", "random", "truncate"])
