@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,24 @@ from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example, KeptTokens, Prediction, Text, TextList
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts on their way to the model.
+
+    Attributes:
+        texts: as they were given.
+        counts: how many rows each of them makes.
+        inputs, encodings, rows: of every row: what the model reads, its tokens, and these as the
+            chain takes them.
+    """
+
+    texts: Sequence[Text]
+    counts: Sequence[int]
+    inputs: Sequence[Text]
+    encodings: Sequence[Encoding]
+    rows: Sequence[TokenRow]
 
 
 class Pipeline:
@@ -146,6 +164,18 @@ class Pipeline:
             LengthError: a text over the maximum length, with truncation off.
             OutputError: the model's output is no number.
         """
+        asked = self.ask(texts, names)
+        return self.told(asked, self.run(asked.rows, dense=dense), return_kept)
+
+    def ask(self, texts: Sequence[Text | TextList], names: Sequence[str] | None = None) -> Asked:
+        """Make rows of texts: what a call does before the model runs.
+
+        Args:
+            texts, names: as a call takes them.
+
+        Raises:
+            DataError, LengthError, FileFormatError: as a call.
+        """
         if isinstance(texts, str):
             texts = [texts]
         require_texts(texts)
@@ -156,30 +186,35 @@ class Pipeline:
             for text, name in zip(whole, names, strict=True)
         ]
         parts = [part for each in divided for part in each]
-        answers = iter(
-            self._answers(
-                [part.text for part in parts], [part.name for part in parts], return_kept, dense
-            )
-        )
-        return [
-            self.task.joined([next(answers) for _ in each], text)
-            for text, each in zip(whole, divided, strict=True)
-        ]
+        part_names = [part.name for part in parts]
+        inputs = self.inputs_of([part.text for part in parts])
+        encodings = self.tokenizer.encode(inputs, part_names)
+        rows = self.rows(encodings, part_names)
+        return Asked(whole, [len(each) for each in divided], inputs, encodings, rows)
 
-    def _answers(
-        self, texts: Sequence[Text], names: Sequence[str], return_kept: bool, dense: bool
+    def told(
+        self, asked: Asked, results: Sequence[RowResult], return_kept: bool = False
     ) -> list[Prediction]:
-        """The answers to texts that are one row each."""
-        texts = self.inputs_of(texts)
-        encodings = self.tokenizer.encode(texts, names)
-        results = self.run(self.rows(encodings, names), dense=dense)
-        predictions = []
-        for text, encoding, result in zip(texts, encodings, results, strict=True):
-            prediction = self.task.decode(result.outputs, encoding, text)
+        """Make answers of what the model says of rows: what a call does after it ran.
+
+        Args:
+            results: of ``asked.rows``, as ``run`` returns them.
+            return_kept: report the survivors of every cut.
+
+        Raises:
+            OutputError: the model's output is no number.
+        """
+        answers = []
+        for text, encoding, result in zip(asked.inputs, asked.encodings, results, strict=True):
+            answer = self.task.decode(result.outputs, encoding, text)
             if return_kept:
-                prediction = replace(prediction, kept=self._kept(encoding.tokens, result))
-            predictions.append(prediction)
-        return predictions
+                answer = replace(answer, kept=self._kept(encoding.tokens, result))
+            answers.append(answer)
+        remaining = iter(answers)
+        return [
+            self.task.joined(list(islice(remaining, count)), text)
+            for text, count in zip(asked.texts, asked.counts, strict=True)
+        ]
 
     def predict(
         self,

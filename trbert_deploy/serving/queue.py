@@ -1,0 +1,226 @@
+"""The queue in front of a model: rows of many requests go on together.
+
+One thread owns the model. While it runs a batch, requests wait; the next batch is made of whatever
+waits when it is done, up to a number of tokens. The chain regroups its rows by length before every
+segment (``Chain``), so that rows of different requests share batches at every cut.
+
+Rows are taken from the waiting requests in turn, one of each: a request of many rows does not hold
+up those behind it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from math import ceil
+
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.serving.refusals import DeadlinePassed, QueueFull, ShuttingDown
+
+#: (operating point, or None for the model's own; rows) -> their results, in order.
+Run = Callable[[OperatingPoint | None, list[TokenRow]], list[RowResult]]
+
+
+@dataclass(eq=False)
+class _Request:
+    """Rows that wait together.
+
+    Attributes:
+        point: at which they are to run.
+        rows: all of them.
+        deadline: on the monotonic clock, in seconds, when nobody wants them any more.
+        future: gets the results.
+        taken: how many have been taken.
+        results: of those that have run, by place.
+    """
+
+    point: OperatingPoint | None
+    rows: Sequence[TokenRow]
+    deadline: float
+    future: Future[list[RowResult]]
+    taken: int = 0
+    results: dict[int, RowResult] = field(default_factory=dict)
+
+    @property
+    def waiting_tokens(self) -> int:
+        return sum(map(len, self.rows[self.taken :]))
+
+    def fail(self, problem: BaseException) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(problem)
+
+    def complete(self) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result([self.results[place] for place in range(len(self.rows))])
+
+
+#: A row that was taken: whose, and which of its rows.
+_Taken = tuple[_Request, int]
+
+
+class RowQueue:
+    """Runs rows of requests that wait, as many at a time as a batch has tokens.
+
+    Args:
+        run: runs rows; called by one thread alone.
+        batch_tokens: of one run; a longer row runs alone.
+        most_waiting_tokens: of all rows that wait; a request that comes when so many wait is
+            refused.
+    """
+
+    def __init__(self, run: Run, batch_tokens: int, most_waiting_tokens: int) -> None:
+        self._run = run
+        self._batch_tokens = batch_tokens
+        self._most_waiting_tokens = most_waiting_tokens
+        self._changed = threading.Condition()
+        self._waiting: dict[_Request, None] = {}  # in the order in which they came
+        self._waiting_tokens = 0
+        self._seconds_per_token = 0.0
+        self._closed = False
+        self._owner = threading.Thread(target=self._own, name="model", daemon=True)
+        self._owner.start()
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens of the rows that wait."""
+        return self._waiting_tokens
+
+    def submit(
+        self,
+        rows: Sequence[TokenRow],
+        point: OperatingPoint | None = None,
+        timeout_s: float = float("inf"),
+    ) -> Future[list[RowResult]]:
+        """Let rows run as soon as it is their turn.
+
+        Args:
+            point: to run at; the model's own where None.
+            timeout_s: when nobody wants the results any more.
+
+        Returns:
+            One result per row, in order. If it is cancelled, rows that still wait do not run.
+
+        Raises:
+            QueueFull: too much waits.
+            ShuttingDown: it is closed.
+        """
+        request = _Request(point, rows, time.monotonic() + timeout_s, Future())
+        with self._changed:
+            if self._closed:
+                raise ShuttingDown("the service is shutting down: ask another one")
+            waiting = self._waiting_tokens
+            if waiting and waiting + request.waiting_tokens > self._most_waiting_tokens:
+                wait = max(1.0, waiting * self._seconds_per_token)
+                raise QueueFull(
+                    f"{waiting:,} tokens are waiting already, {self._most_waiting_tokens:,} may: "
+                    f"ask again in {ceil(wait)} s",
+                    wait,
+                )
+            if not rows:
+                request.complete()
+                return request.future
+            self._waiting[request] = None
+            self._waiting_tokens += request.waiting_tokens
+            self._changed.notify()
+        return request.future
+
+    def close(self, grace_s: float = float("inf")) -> None:
+        """Take no more, answer what waits, and end; what waits longer than that is refused."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._owner.join(None if grace_s == float("inf") else grace_s)
+        with self._changed:
+            for request in self._waiting:
+                request.fail(ShuttingDown("the service is shutting down: ask another one"))
+            self._waiting.clear()
+            self._waiting_tokens = 0
+        self._owner.join()
+
+    def _own(self) -> None:
+        """Run batch after batch."""
+        while batch := self._next_batch():
+            start = time.monotonic()
+            problem = self._try(batch)
+            tokens = sum(len(request.rows[place]) for request, place in batch)
+            self._seconds_per_token = (time.monotonic() - start) / tokens
+            if problem is not None:
+                self._after_failure(batch, problem)
+
+    def _try(self, batch: Sequence[_Taken]) -> Exception | None:
+        """Run rows and note what comes of them, or say why that failed."""
+        rows = [request.rows[place] for request, place in batch]
+        try:
+            results = self._run(batch[0][0].point, rows)
+        except Exception as problem:  # noqa: BLE001 - goes to whoever asked; the owner goes on
+            return problem
+        for (request, place), result in zip(batch, results, strict=True):
+            request.results[place] = result
+            if len(request.results) == len(request.rows):
+                request.complete()
+        return None
+
+    def _next_batch(self) -> list[_Taken]:
+        """The rows that run next, all at one operating point; none when it is closed."""
+        with self._changed:
+            while True:
+                self._leave()
+                if self._waiting:
+                    return self._take()
+                if self._closed:
+                    return []
+                self._changed.wait()
+
+    def _leave(self) -> None:
+        """Let requests go that nobody waits for any more."""
+        now = time.monotonic()
+        for request in list(self._waiting):
+            late = now > request.deadline
+            if late:
+                request.fail(
+                    DeadlinePassed("the request waited longer than its deadline", retry_after_s=1.0)
+                )
+            if late or request.future.cancelled():
+                self._remove(request)
+
+    def _remove(self, request: _Request) -> None:
+        del self._waiting[request]
+        self._waiting_tokens -= request.waiting_tokens
+
+    def _take(self) -> list[_Taken]:
+        """One row of each request in turn, until a batch is full."""
+        point = next(iter(self._waiting)).point
+        together = deque(request for request in self._waiting if request.point == point)
+        taken: list[_Taken] = []
+        tokens = 0
+        while together:
+            request = together.popleft()
+            row = request.rows[request.taken]
+            if taken and tokens + len(row) > self._batch_tokens:
+                break
+            taken.append((request, request.taken))
+            tokens += len(row)
+            request.taken += 1
+            self._waiting_tokens -= len(row)
+            if request.taken < len(request.rows):
+                together.append(request)
+            else:
+                del self._waiting[request]
+        return taken
+
+    def _after_failure(self, batch: Sequence[_Taken], problem: Exception) -> None:
+        """Run the requests of a batch that failed each for itself: one may have been the reason."""
+        requests = list(dict.fromkeys(request for request, _ in batch))
+        for request in requests:
+            own = [taken for taken in batch if taken[0] is request]
+            found = problem if len(requests) == 1 else self._try(own)
+            if found is not None:
+                with self._changed:
+                    if request in self._waiting:
+                        self._remove(request)
+                request.fail(found)
