@@ -31,6 +31,8 @@ _OPTIONAL = (
     "tomlkit",
     "onnx",
     "onnxscript",
+    "fastapi",
+    "uvicorn",
 )
 #: (command, package that options of it need) -> these options, and the extra that brings it.
 _OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {

@@ -22,7 +22,7 @@ from trbert_deploy.runtime import cross_encoder, embedding
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
 from trbert_deploy.runtime.chain import Chain, Timing
-from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
@@ -409,15 +409,9 @@ class Pipeline:
         self, rows: Sequence[TokenRow], *, dense: bool = False, timing: Timing | None = None
     ) -> list[RowResult]:
         """Run rows of tokens (see Chain), those with windows window by window."""
-        parts = [row.parts for row in rows]
-        whole = [part for row in parts for part in row]
-        results = iter(
-            self.chain.run_dense(whole, timing) if dense else self.chain.run(whole, timing)
-        )
-        return [
-            RowResult.of_windows(row, [next(results) for _ in read])
-            for row, read in zip(rows, parts, strict=True)
-        ]
+        parts = [part for row in rows for part in row.parts]
+        run = self.chain.run_dense if dense else self.chain.run
+        return results_of_parts(rows, run(parts, timing))
 
     def _kept(self, tokens: Sequence[str], result: RowResult) -> tuple[KeptTokens, ...]:
         cuts = (segment.cut for segment in self.chain.segments if segment.cut is not None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,12 @@ class RowResult:
             for cut in cuts
         )
         return cls(outputs, tuple(kept), tuple(results))
+
+
+def results_of_parts(rows: Sequence[TokenRow], results: Iterable[RowResult]) -> list[RowResult]:
+    """What a model says of rows, given what it says of the parts of each in turn."""
+    remaining = iter(results)
+    return [RowResult.of_windows(row, list(islice(remaining, len(row.parts)))) for row in rows]
 
 
 def fates_apart(one: RowResult, other: RowResult) -> int:
