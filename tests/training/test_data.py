@@ -16,6 +16,7 @@ from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.tasks.token_classification import TokenClassification
 from trbert_deploy.training import data
 from trbert_deploy.training.batches import plan_batches
@@ -192,6 +193,17 @@ def test_texts_are_tokenized_some_at_a_time(
     examples[3] = Example(" ", "good")
     with pytest.raises(DataError, match=r"^text 4 is empty"):
         tokenize(examples, tokenizer, TextClassification(LABELS))
+
+
+def test_passages_belong_to_their_query_however_many_there_are(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "TOKENIZED_AT_A_TIME", 3)
+    tokenizer = TextTokenizer(tokenizer_dir / "tokenizer.json", 64)
+    queries = [number // 4 for number in range(12)]
+    examples = [Example((f"the film {query}", "a war"), "1") for query in queries]
+    rows = tokenize(examples, tokenizer, TextRanking())
+    assert [row.target[1] for row in rows] == queries
 
 
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def tokenize(
         DataError: a target that the model does not know.
     """
     rows: list[TrainingRow] = []
+    # What is wanted of a whole text may depend on the others: passages belong to a query.
+    of_texts = None if task.answers_tokens else _targets(examples, [None] * len(examples), task)
     progress("tokenize", 0, len(examples))
     for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
         part = examples[start : start + TOKENIZED_AT_A_TIME]
@@ -126,7 +128,10 @@ def tokenize(
         encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
         for encoding, name in zip(encodings, names, strict=True):
             task.require_question(encoding, name)
-        targets = _targets(part, encodings, task)
+        if of_texts is None:
+            targets = _targets(part, encodings, task)
+        else:
+            targets = of_texts[start : start + len(part)]
         tokens = tokenizer.rows(encodings, task.protected, names)
         for row, target in zip(tokens, targets, strict=True):
             rows += in_windows(TrainingRow(row, target), task)
@@ -150,7 +155,9 @@ def in_windows(row: TrainingRow, task: Task) -> list[TrainingRow]:
     ]
 
 
-def _targets(examples: Sequence[Example], encodings: Sequence[Encoding], task: Task) -> list[Any]:
+def _targets(
+    examples: Sequence[Example], encodings: Sequence[Encoding | None], task: Task
+) -> list[Any]:
     """The target of each example, or that of one without."""
     pairs = list(zip(examples, encodings, strict=True))
     labelled = [pair for pair in pairs if pair[0].target is not None]
