@@ -198,6 +198,16 @@ def test_a_stage_ends_with_its_best_checkpoint(
     assert not torch.equal(seen[1], seen[2])
 
 
+def test_a_hard_stage_that_does_harm_leaves_what_it_began_with(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    options = with_recipe(options, hard={"learning_rate": 0.5})
+    output = tmp_path / "ckpt"
+    train(options, output)
+    joint = weights(output / "stages" / "joint")
+    assert all(torch.equal(joint[name], value) for name, value in weights(output).items())
+
+
 def test_a_wanted_quality_decides_what_is_saved(options: TrainOptions, tmp_path: Path) -> None:
     notes: list[str] = []
     generous = replace(options, max_drop=60.0)

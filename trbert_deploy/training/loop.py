@@ -133,6 +133,11 @@ def train_stage(
     validated = {math.ceil(total * number / steps) for number in range(1, steps + 1)}
     saved = time.monotonic()
     batches = load_batches(rows, settings.plan[first:], settings.device, shared=True)
+    best = settings.directory / BEST_FILE
+    if stage.refines and first == 0:
+        score = validate(0.0)
+        if processes.is_main():
+            _keep_best(best, model, score)
     progress(settings.name, first, total)
     figures = _Figures(settings, first) if processes.is_main() else None
     with figures or nullcontext():
@@ -154,7 +159,7 @@ def train_stage(
             if figures is None:
                 continue
             if "validation" in values:
-                _keep_best(settings.directory / BEST_FILE, model, values["validation"])
+                _keep_best(best, model, values["validation"])
             figures.write(number, values)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             progress(f"{settings.name}  {shown}", number + 1, total)
@@ -163,7 +168,7 @@ def train_stage(
                 state.save(settings.directory / RESUME_FILE, number + 1)
                 saved = time.monotonic()
     processes.wait()  # until the best weights are written
-    load_weights(settings.directory / BEST_FILE, model)
+    load_weights(best, model)
     model.requires_grad_(True)
 
 

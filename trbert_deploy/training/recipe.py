@@ -178,7 +178,8 @@ class Recipe:
     )
     validations: int = _key(
         4,
-        "Times that a stage is validated (policy: once); the best checkpoint of each is kept.",
+        "Times that a stage is validated (policy: once); the best checkpoint of each is kept, of "
+        "the hard stage also what it begins with.",
         _from(1, 1000),
     )
     warmup_share: float = _key(0.1, "Share of a stage over which its learning rate rises.", _SHARE)

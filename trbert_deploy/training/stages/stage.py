@@ -65,12 +65,14 @@ class Stage:
         dropout: whether the encoder's dropout is on. It would drown the differences between
             paths, and a student is regularized by its teacher.
         constraint: what ``compute`` holds the stage to.
+        refines: what it begins with does already what it is to do, and stays if that was best.
     """
 
     compute: Compute
     groups: list[dict[str, Any]]
     dropout: bool = False
     constraint: FlopsConstraint | None = None
+    refines: bool = False
 
 
 def make_stage(
@@ -95,7 +97,7 @@ def make_stage(
         )
     if name == "hard":
         groups = [{"params": reduced, "lr": recipe.hard.learning_rate}]
-        return Stage(_hard(model, guide, recipe.hard.mixed_share), groups)
+        return Stage(_hard(model, guide, recipe.hard.mixed_share), groups, refines=True)
     gates = recipe.estimator == "gates"
     if name == "policy" and gates:
         groups = [{"params": policies, "lr": recipe.policy.learning_rate}]
