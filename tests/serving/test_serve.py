@@ -38,9 +38,11 @@ SOON = 20.0
 
 
 @contextmanager
-def serving(pipeline: Pipeline, **limits: Any) -> Iterator[httpx.Client]:
+def serving(
+    pipeline: Pipeline, model: ServedModel | None = None, **limits: Any
+) -> Iterator[httpx.Client]:
     """A client of a service of a model."""
-    model = ServedModel(pipeline, Limits(**limits))
+    model = model or ServedModel(pipeline, Limits(**limits))
     config = uvicorn.Config(create_app(model), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -135,6 +137,67 @@ def test_the_service_says_what_it_is(client: httpx.Client) -> None:
     assert info["max_client_batch_size"] == 50 and info["auto_truncate"]
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/predict", "/embed", "/rerank", "/info", "/health"} <= set(paths)
+
+
+@contextmanager
+def held(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A model that waits before it runs; the event says that it is at it."""
+    free, busy, run = threading.Event(), threading.Event(), pipeline.chain.run
+
+    def waits(rows: Any, timing: Any = None) -> Any:
+        busy.set()
+        assert free.wait(SOON)
+        return run(rows, timing)
+
+    monkeypatch.setattr(pipeline.chain, "run", waits)
+    try:
+        yield busy
+    finally:
+        free.set()
+
+
+def until_something_waits(model: ServedModel) -> None:
+    stop = time.monotonic() + SOON
+    while not model.waiting_tokens:
+        assert time.monotonic() < stop
+        time.sleep(0.001)
+
+
+def test_a_full_service_says_when_to_ask_again(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load(tiny_bundle, threads=1)
+    model = ServedModel(pipeline, Limits(waiting_tokens=5))
+    body = {"inputs": TEXTS[0]}
+    with serving(pipeline, model) as client, ThreadPoolExecutor(2) as pool:
+        with held(pipeline, monkeypatch) as busy:
+            running = pool.submit(client.post, "/predict", json=body)
+            assert busy.wait(SOON)
+            waiting = pool.submit(client.post, "/predict", json=body)
+            until_something_waits(model)
+            refused = client.post("/predict", json=body)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            told = refused.json()
+            assert told["error_type"] == "Overloaded" and "are waiting already" in told["error"]
+        assert [each.result(SOON).status_code for each in (running, waiting)] == [200, 200]
+
+
+def test_a_request_that_waits_too_long_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load(tiny_bundle, threads=1)
+    model = ServedModel(pipeline, Limits(timeout_s=0.05))
+    body = {"inputs": TEXTS[0]}
+    with serving(pipeline, model) as client, ThreadPoolExecutor(2) as pool:
+        with held(pipeline, monkeypatch) as busy:
+            running = pool.submit(client.post, "/predict", json=body)
+            assert busy.wait(SOON)
+            late = pool.submit(client.post, "/predict", json=body)
+            until_something_waits(model)
+            time.sleep(0.1)
+        assert running.result(SOON).status_code == 200
+        refused = late.result(SOON)
+        assert refused.status_code == 503 and "waited longer" in refused.json()["error"]
 
 
 def test_a_fault_of_the_service_names_no_file(

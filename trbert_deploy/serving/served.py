@@ -74,6 +74,11 @@ class ServedModel:
         results = await asyncio.wrap_future(future)
         return asked, results_of_parts(asked.rows, results)
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens that wait for the model."""
+        return self._queue.waiting_tokens
+
     def close(self, grace_s: float) -> None:
         """Answer what waits, and take no more."""
         self._queue.close(grace_s)
