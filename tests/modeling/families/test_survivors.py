@@ -230,3 +230,24 @@ def test_positions_travel_where_they_matter(family: str) -> None:
     carried = "positions" in case.model.inputs_of(case.model.segments[1])
     difference = float((right - wrong).abs().max())
     assert difference > 100 * TOLERANCE if carried else difference == 0
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_family_learns_in_half_precision_on_any_processor(family: str, gated: bool) -> None:
+    """Attention with a backward pass is computed in float32 on short rows, layers are not."""
+    _, model = random_pair(CONFIGS[family])
+    ids, types, mask = random_ids(model.spec, LENGTHS)
+    layout = PackedLayout(mask.sum(1).numpy())
+    over = GatedLayout(layout, torch.ones(int(mask.sum()))) if gated else layout
+    logits = []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            hidden = model.embed(ids[mask], types[mask], over)
+            hidden = model.encoder.run_steps(hidden, over, 0, model.spec.num_steps)
+            logits.append(model.head(hidden, over)["logits"].float())
+    torch.testing.assert_close(*logits, atol=0.1, rtol=0.1)
+    model.zero_grad()
+    logits[1].square().sum().backward()
+    gradients = [each.grad for each in model.encoder.layers.parameters() if each.grad is not None]
+    assert gradients and all(each.isfinite().all() for each in gradients)

@@ -220,12 +220,14 @@ class DisentangledAttention(Attention):
     def _products(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Tokens [B, S, H] and relative positions [1, R, H] -> scaled products [B * S * R, N].
 
+        A layout may compute attention in another type than the layers around it: tokens have it.
+
         The heads come last, so that runtimes copy them together: gathering head by head, by
         indices [B, N, S, S], takes OpenVINO three times as long.
         """
         split = (self.num_heads, -1)
         tokens = tokens.flatten(0, 1).unflatten(-1, split).transpose(0, 1)  # [N, B * S, D]
-        keys = positions[0].unflatten(-1, split).permute(1, 2, 0)  # [N, D, R]
+        keys = positions[0].to(tokens.dtype).unflatten(-1, split).permute(1, 2, 0)  # [N, D, R]
         scale = keys.shape[1] ** -0.5
         return (tokens @ (keys * scale)).permute(1, 2, 0).flatten(0, 1)
 
