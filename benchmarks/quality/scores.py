@@ -17,13 +17,11 @@ from setting import Setting
 from students import Answers, Student, answer
 
 from trbert_deploy.progress import Progress
-from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction, of_length_one
 from trbert_deploy.tasks.task import Example, Outputs, mean_score
+from trbert_deploy.tasks.text_ranking import DEPTH
 from trbert_deploy.training.data import TrainingRow, targets_of
 from trbert_deploy.training.stages.guide import answers
-
-#: As far as a question's paragraph is looked for.
-DEPTH = 10
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ def retrieved(
 
 def embeddings(task: FeatureExtraction, outputs: Sequence[Outputs]) -> NDArray[np.float32]:
     """Embeddings of length 1: [N, D]."""
-    found = np.stack([task.embedding(each) for each in outputs])
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return of_length_one(np.stack([task.embedding(each) for each in outputs]))
 
 
 def gains(

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,20 @@ from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 pytestmark = pytest.mark.filterwarnings("ignore:texts longer than")
 
 TEXTS = [row["text"] for row in make_texts(40, seed=5)]
+BODY = {"inputs": TEXTS[0]}
 SOON = 20.0
 
 
 @contextmanager
-def serving(
-    pipeline: Pipeline, model: ServedModel | None = None, **limits: Any
-) -> Iterator[httpx.Client]:
+def serving(pipeline: Pipeline, **limits: Any) -> Iterator[httpx.Client]:
     """A client of a service of a model."""
-    model = model or ServedModel(pipeline, Limits(**limits))
+    with answering(ServedModel(pipeline, Limits(**limits))) as client:
+        yield client
+
+
+@contextmanager
+def answering(model: ServedModel) -> Iterator[httpx.Client]:
+    """A client of the service of a model."""
     config = uvicorn.Config(create_app(model), port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -140,61 +145,52 @@ def test_the_service_says_what_it_is(client: httpx.Client) -> None:
 
 
 @contextmanager
-def held(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """A model that waits before it runs; the event says that it is at it."""
-    free, busy, run = threading.Event(), threading.Event(), pipeline.chain.run
+def busy(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any
+) -> Iterator[tuple[httpx.Client, list[Future[httpx.Response]], threading.Event]]:
+    """A service whose model runs one request until the event is set, while another one waits."""
+    pipeline = load(bundle, threads=1)
+    model = ServedModel(pipeline, Limits(**limits))
+    free, running, run = threading.Event(), threading.Event(), pipeline.chain.run
 
     def waits(rows: Any, timing: Any = None) -> Any:
-        busy.set()
+        running.set()
         assert free.wait(SOON)
         return run(rows, timing)
 
     monkeypatch.setattr(pipeline.chain, "run", waits)
-    try:
-        yield busy
-    finally:
-        free.set()
-
-
-def until_something_waits(model: ServedModel) -> None:
-    stop = time.monotonic() + SOON
-    while not model.waiting_tokens:
-        assert time.monotonic() < stop
-        time.sleep(0.001)
+    with answering(model) as client, ThreadPoolExecutor(2) as pool:
+        try:
+            asked = [pool.submit(client.post, "/predict", json=BODY)]
+            assert running.wait(SOON)
+            asked.append(pool.submit(client.post, "/predict", json=BODY))
+            stop = time.monotonic() + SOON
+            while not model.waiting_tokens:
+                assert time.monotonic() < stop
+                time.sleep(0.001)
+            yield client, asked, free
+        finally:
+            free.set()
 
 
 def test_a_full_service_says_when_to_ask_again(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load(tiny_bundle, threads=1)
-    model = ServedModel(pipeline, Limits(waiting_tokens=5))
-    body = {"inputs": TEXTS[0]}
-    with serving(pipeline, model) as client, ThreadPoolExecutor(2) as pool:
-        with held(pipeline, monkeypatch) as busy:
-            running = pool.submit(client.post, "/predict", json=body)
-            assert busy.wait(SOON)
-            waiting = pool.submit(client.post, "/predict", json=body)
-            until_something_waits(model)
-            refused = client.post("/predict", json=body)
-            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-            told = refused.json()
-            assert told["error_type"] == "Overloaded" and "are waiting already" in told["error"]
-        assert [each.result(SOON).status_code for each in (running, waiting)] == [200, 200]
+    with busy(tiny_bundle, monkeypatch, waiting_tokens=5) as (client, asked, free):
+        refused = client.post("/predict", json=BODY)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        told = refused.json()
+        assert told["error_type"] == "Overloaded" and "are waiting already" in told["error"]
+        free.set()
+        assert [each.result(SOON).status_code for each in asked] == [200, 200]
 
 
 def test_a_request_that_waits_too_long_is_refused(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = load(tiny_bundle, threads=1)
-    model = ServedModel(pipeline, Limits(timeout_s=0.05))
-    body = {"inputs": TEXTS[0]}
-    with serving(pipeline, model) as client, ThreadPoolExecutor(2) as pool:
-        with held(pipeline, monkeypatch) as busy:
-            running = pool.submit(client.post, "/predict", json=body)
-            assert busy.wait(SOON)
-            late = pool.submit(client.post, "/predict", json=body)
-            until_something_waits(model)
-            time.sleep(0.1)
+    with busy(tiny_bundle, monkeypatch, timeout_s=0.05) as (_, (running, late), free):
+        time.sleep(0.1)
+        free.set()
         assert running.result(SOON).status_code == 200
         refused = late.result(SOON)
         assert refused.status_code == 503 and "waited longer" in refused.json()["error"]

@@ -14,7 +14,8 @@ from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.onnxruntime_package import require_package
-from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS
+from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS, DEFAULT_BACKEND
+from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.training.options import COLUMN_HELP, TrainOptions
@@ -98,6 +99,25 @@ threads_option = click.option(
 #: What can be read as texts.
 backend_choice = click.Choice([*BACKENDS, AUTO])
 BACKEND_HELP = f"One of {', '.join(BACKENDS)}; or {AUTO}, what is fastest here."
+backend_option = click.option(
+    "--backend",
+    type=backend_choice,
+    metavar="NAME",
+    default=DEFAULT_BACKEND,
+    show_default=True,
+    help=BACKEND_HELP,
+)
+truncate_option = click.option(
+    "--truncate/--no-truncate", default=True, help="Cut longer texts (default), or refuse them."
+)
+max_batch_tokens_option = click.option(
+    "--max-batch-tokens",
+    type=Whole(1, MOST_TOKENS),
+    metavar="N",
+    default=MAX_BATCH_TOKENS,
+    show_default=True,
+    help="Tokens in memory at a time.",
+)
 _PRECISIONS = sorted({each for info in BACKENDS.values() for each in info.precisions})
 precision_option = click.option(
     "--precision",

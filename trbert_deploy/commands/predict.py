@@ -11,18 +11,17 @@ from trbert_deploy import console
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
-    BACKEND_HELP,
-    backend_choice,
+    backend_option,
     bundle_argument,
     column_options,
     engines_option,
+    max_batch_tokens_option,
     needs,
     operating_point_options,
     precision_option,
     threads_option,
+    truncate_option,
 )
-from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
-from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.entities import AGGREGATIONS
@@ -45,14 +44,7 @@ from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSW
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write to this file instead of standard output.",
 )
-@click.option(
-    "--backend",
-    type=backend_choice,
-    metavar="NAME",
-    default=DEFAULT_BACKEND,
-    show_default=True,
-    help=BACKEND_HELP,
-)
+@backend_option
 @precision_option
 @engines_option
 @threads_option
@@ -67,23 +59,14 @@ from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSW
     show_default=True,
     help="Texts per call.",
 )
-@click.option(
-    "--max-batch-tokens",
-    type=Whole(1, MOST_TOKENS),
-    metavar="N",
-    default=MAX_BATCH_TOKENS,
-    show_default=True,
-    help="Tokens in memory at a time.",
-)
+@max_batch_tokens_option
 @click.option(
     "--max-length",
     type=Whole(1, MOST_TOKENS),
     metavar="N",
     help="Most tokens of a text [default: the bundle's]",
 )
-@click.option(
-    "--truncate/--no-truncate", default=True, help="Cut longer texts (default), or refuse them."
-)
+@truncate_option
 @click.option(
     "--dimensions", type=Whole(1, MOST_TOKENS), metavar="N", help="Values of an embedding to keep."
 )

@@ -11,17 +11,16 @@ from trbert_deploy import console
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
-    BACKEND_HELP,
-    backend_choice,
+    backend_option,
     bundle_argument,
     engines_option,
+    max_batch_tokens_option,
     needs,
     operating_point_options,
     precision_option,
     threads_option,
+    truncate_option,
 )
-from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
-from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.selection.operating_point import OperatingPoint
 
 MOST_PORT = 65535
@@ -45,29 +44,13 @@ MOST_SECONDS = 86400
     show_default=True,
     help="Port to listen at; 0 for any.",
 )
-@click.option(
-    "--backend",
-    type=backend_choice,
-    metavar="NAME",
-    default=DEFAULT_BACKEND,
-    show_default=True,
-    help=BACKEND_HELP,
-)
+@backend_option
 @precision_option
 @engines_option
 @threads_option
 @operating_point_options
-@click.option(
-    "--truncate/--no-truncate", default=True, help="Cut longer texts (default), or refuse them."
-)
-@click.option(
-    "--max-batch-tokens",
-    type=Whole(1, MOST_TOKENS),
-    metavar="N",
-    default=MAX_BATCH_TOKENS,
-    show_default=True,
-    help="Tokens that go on together.",
-)
+@truncate_option
+@max_batch_tokens_option
 @click.option(
     "--max-texts",
     type=Whole(1, MOST_TEXTS),

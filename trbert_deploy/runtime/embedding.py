@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.runtime.tokenizing import require_texts
-from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction, of_length_one
 
 if TYPE_CHECKING:
     from trbert_deploy.runtime.pipeline import Pipeline
@@ -58,7 +58,7 @@ def encode(
             found[place] = task.embedding(result.outputs)
     found = found[:, :truncate_dim]
     if normalize_embeddings:
-        found = found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+        found = of_length_one(found)
     return found
 
 

@@ -16,7 +16,7 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.served import ServedModel
 from trbert_deploy.tasks.activations import ACTIVATIONS, SIGMOID
-from trbert_deploy.tasks.feature_extraction import FeatureExtraction
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction, of_length_one
 from trbert_deploy.tasks.task import Text
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification, logits_of
 from trbert_deploy.tasks.text_ranking import TextRanking
@@ -125,7 +125,7 @@ async def embed(body: EmbedRequest, model: Model) -> list[list[float]]:
     _, results = await model.ask(pipeline, texts, names)
     found = np.stack([task.embedding(result.outputs) for result in results])
     if body.normalize:
-        found = found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+        found = of_length_one(found)
     return found.tolist()
 
 
@@ -198,7 +198,7 @@ async def info(model: Model) -> dict[str, Any]:
     labels = dict(enumerate(pipeline.labels))
     named = {"id2label": labels, "label2id": {label: place for place, label in labels.items()}}
     kind = (
-        {"embedding": {"pooling": pipeline.encoder.answers.get("pooling", "mean")}}
+        {"embedding": {"pooling": pipeline.task.pooling}}
         if isinstance(pipeline.task, FeatureExtraction)
         else {"reranker" if isinstance(pipeline.task, TextRanking) else "classifier": named}
     )

@@ -165,7 +165,7 @@ class FeatureExtraction(Task):
                 f"the model's embedding has the shape {list(values.shape)}: expected [{self.width}]"
             )
         values = values[: self.dimensions]
-        return values / max(float(np.linalg.norm(values)), 1e-12) if self.normalize else values
+        return of_length_one(values) if self.normalize else values
 
     def agreement(self, one: Outputs, other: Outputs) -> float:
         """Cosine of the two, at least 0; what is no number agrees with nothing."""
@@ -198,6 +198,11 @@ class FeatureExtraction(Task):
 
     def statistics(self, outputs: Sequence[Outputs], targets: Targets) -> NDArray[np.float64]:
         raise DataError("embeddings have no labels to be judged by: expected texts alone")
+
+
+def of_length_one(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embeddings [..., D] normalized; one of zeros stays."""
+    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True).clip(min=1e-12)
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
