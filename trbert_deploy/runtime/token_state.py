@@ -141,7 +141,9 @@ class RowResult:
 def results_of_parts(rows: Sequence[TokenRow], results: Iterable[RowResult]) -> list[RowResult]:
     """What a model says of rows, given what it says of the parts of each in turn."""
     remaining = iter(results)
-    return [RowResult.of_windows(row, list(islice(remaining, len(row.parts)))) for row in rows]
+    return [
+        RowResult.of_windows(row, list(islice(remaining, max(1, len(row.windows))))) for row in rows
+    ]
 
 
 def fates_apart(one: RowResult, other: RowResult) -> int:
