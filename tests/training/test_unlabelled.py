@@ -17,7 +17,8 @@ from training.test_run import make_workplace, options_for, with_recipe
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
-from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
@@ -67,7 +68,8 @@ def test_a_model_learns_from_its_own_answers(
     last = report.stages["hard"]
     assert last.measure == "agreement"
     assert last.flops_speedup == pytest.approx(1.5, rel=0.15)
-    assert all(0.0 < stage.divergence < 1.0 for stage in report.stages.values())
+    # Such a teacher hangs on one word of a text: nothing at all may be lost without the others.
+    assert all(0.0 <= stage.divergence < 1.0 for stage in report.stages.values())
 
     # The same figures by the runtime's chain and the task.
     texts = [row["text"] for row in make_texts(48, 6)]
@@ -75,16 +77,26 @@ def test_a_model_learns_from_its_own_answers(
     student = load_checkpoint_pipeline(tmp_path / "ckpt")
     wanted = teacher.run(teacher.tokenize(texts), dense=True)
     found = student.run(student.tokenize(texts))
-    pairs = [(one.outputs, two.outputs) for one, two in zip(wanted, found, strict=True)]
-    assert np.mean([student.task.agreement(*pair) for pair in pairs]) == last.score > 0.9
-    divergence = np.mean([student.task.divergence(*pair) for pair in pairs])
+    agreement, divergence = compare(student.task, wanted, found)
+    assert agreement == last.score > 0.9
     assert divergence == pytest.approx(last.divergence, rel=0.1, abs=2e-3)  # bf16 here and there
 
     # Resuming a finished run changes nothing.
     assert train(options, tmp_path / "ckpt", resume=True) == report
 
 
-def test_the_checkpoint_that_diverges_least_is_kept(options: TrainOptions, tmp_path: Path) -> None:
+def compare(task: Task, wanted: Sequence[RowResult], found: Sequence[RowResult]) -> list[float]:
+    """Mean agreement and divergence of rows' answers."""
+    pairs = [(one.outputs, two.outputs) for one, two in zip(wanted, found, strict=True)]
+    return [
+        float(np.mean([measure(*pair) for pair in pairs]))
+        for measure in (task.agreement, task.divergence)
+    ]
+
+
+def test_the_checkpoint_that_diverges_least_is_kept(
+    options: TrainOptions, workplace: Path, tmp_path: Path
+) -> None:
     short = with_recipe(options, stages=("guide", "policy"), policy={"epochs": 1.0})
     train(short, tmp_path / "ckpt")
     run = prepare(short, tmp_path, CPU, lambda message: None)
@@ -95,6 +107,15 @@ def test_the_checkpoint_that_diverges_least_is_kept(options: TrainOptions, tmp_p
     assert (dense.score, dense.divergence) == (1.0, pytest.approx(0.0, abs=1e-6))
     worse = replace(dense, divergence=0.2)
     assert validator.rank(dense) > validator.rank(worse)
+    # A model that learned nothing is far away, as far as the runtime's chain says.
+    texts = [row["text"] for row in make_texts(48, 6)]
+    models = [load_checkpoint_pipeline(workplace / name) for name in ("teacher", "fine-tuned")]
+    answers = [model.run(model.tokenize(texts), dense=True) for model in models]
+    stranger = validator.dense(load_checkpoint(workplace / "fine-tuned").model)
+    assert [stranger.score, stranger.divergence] == pytest.approx(
+        compare(models[0].task, *answers), rel=0.05
+    )
+    assert stranger.divergence > 0.05 and validator.rank(stranger) < validator.rank(dense)
     by_labels = replace(validator, labelled=True)
     assert by_labels.rank(dense) == by_labels.rank(worse)
 
