@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError, TrbertError
-from trbert_deploy.serving import embeddings_inference
 from trbert_deploy.serving.refusals import QueueFull, Refusal
+from trbert_deploy.serving.routes import embeddings_inference
 from trbert_deploy.serving.served import ServedModel
 from trbert_deploy.version import __version__
 
