@@ -28,7 +28,7 @@ from trbert_deploy import load
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.app import WatchedRequests, create_app
-from trbert_deploy.serving.served import Limits, ServedModel
+from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 
 pytestmark = pytest.mark.filterwarnings("ignore:texts longer than")
@@ -46,9 +46,10 @@ def serving(pipeline: Pipeline, **limits: Any) -> Iterator[httpx.Client]:
 
 
 @contextmanager
-def answering(model: ServedModel) -> Iterator[httpx.Client]:
-    """A client of the service of a model."""
-    config = uvicorn.Config(create_app(model), port=0, log_level="warning")
+def answering(*models: ServedModel, key: str | None = None) -> Iterator[httpx.Client]:
+    """A client of the service of some models."""
+    app = create_app(ServedModels(models), key)
+    config = uvicorn.Config(app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -117,7 +118,12 @@ def test_many_at_a_time_get_their_own_answers(client: httpx.Client, classifier: 
         ("/predict", {"inputs": "a" * 30_000}, 413, "more than 20,000 bytes"),
         ("/embed", {"inputs": "a"}, 422, "the model is for text-classification"),
         ("/rerank", {"query": "a", "texts": ["b"]}, 422, "the model is for text-classification"),
-        ("/rerank", {"query": "a", "texts": []}, 422, "texts: List should have at least 1 item"),
+        ("/predict", {"inputs": "a", "threshold": 0.5}, 422, "choose no threshold"),
+        ("/predict", {"inputs": "a", "threshold": 2}, 422, "threshold: .* less than or equal to 1"),
+        ("/answers", {"inputs": [{"txt": "a"}]}, 422, r"inputs\[0\].*txt"),
+        ("/answers", {"inputs": "a", "parameters": {"top": 1}}, 422, "unknown option top"),
+        ("/token-classification", {"inputs": "a"}, 422, "the model is for text-classification"),
+        ("/v1/rerank", {"query": "a", "documents": [{}]}, 422, "the model is for"),
     ],
 )  # fmt: skip
 def test_bad_requests_are_told_what_is_wrong(
@@ -126,8 +132,17 @@ def test_bad_requests_are_told_what_is_wrong(
     answer = client.post(route, json=body)
     assert answer.status_code == status, answer.text
     told = answer.json()
-    assert told["error_type"] == "Validation" and re.search(message, told["error"]), told
-    assert "\n" not in told["error"] and "/tmp" not in told["error"]
+    said = told.get("error") or told["message"]
+    assert told["error_type"] == "Validation" and re.search(message, said), told
+    assert "\n" not in said and "/tmp" not in said
+
+
+@pytest.mark.parametrize(
+    ("route", "body"), [("/predict", {"inputs": []}), ("/tokenize", {"inputs": []})]
+)
+def test_nothing_asked_is_no_question(client: httpx.Client, route: str, body: Any) -> None:
+    answer = client.post(route, json=body)
+    assert answer.status_code == 400 and answer.json()["error_type"] == "Empty"
 
 
 def test_what_is_no_json_is_refused(client: httpx.Client) -> None:

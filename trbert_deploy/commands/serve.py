@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
     backend_option,
-    bundle_argument,
     engines_option,
     max_batch_tokens_option,
     needs,
@@ -21,14 +21,17 @@ from trbert_deploy.commands.options import (
     threads_option,
     truncate_option,
 )
+from trbert_deploy.errors import ConfigError
 from trbert_deploy.selection.operating_point import OperatingPoint
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+KEY_VARIABLE = "TRBERT_DEPLOY_API_KEY"
 MOST_PORT = 65535
 MOST_SECONDS = 86400
 
 
 @click.command()
-@bundle_argument
+@click.argument("bundles", nargs=-1, metavar="[[NAME=]BUNDLE]...")
 @click.option(
     "--host",
     metavar="IP",
@@ -83,9 +86,22 @@ MOST_SECONDS = 86400
     show_default=True,
     help="Seconds to end in.",
 )
+@click.option(
+    "--thresholds",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Thresholds a request may choose.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help=f"Key of requests; else in ${KEY_VARIABLE}.",
+)
 @needs("serve")
 def serve(
-    bundle: Path,
+    bundles: tuple[str, ...],
     host: str,
     port: int,
     backend: str,
@@ -99,29 +115,46 @@ def serve(
     max_waiting_tokens: int,
     timeout: int,
     grace: int,
+    thresholds: tuple[float, float] | None,
+    api_key_file: Path | None,
 ) -> None:
-    """Answer texts with BUNDLE over HTTP, as text-embeddings-inference does (docs/serving.md)."""
+    """Answer texts with BUNDLEs over HTTP, as services that clients know do (docs/serving.md)."""
     import uvicorn
 
     from trbert_deploy.runtime.loading import load
     from trbert_deploy.serving.app import create_app
-    from trbert_deploy.serving.served import Limits, ServedModel
+    from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 
-    with console.progress() as progress:
-        pipeline = load(
-            bundle,
-            backend,
-            threads=threads,
-            precision=precision,
-            truncate=truncate,
-            max_batch_tokens=max_batch_tokens,
-            engines=engines,
-            note=console.notes.print,
-            progress=progress,
-            **asdict(point),
-        )
-    limits = Limits(texts=max_texts, waiting_tokens=max_waiting_tokens, timeout_s=timeout)
-    app = create_app(ServedModel(pipeline, limits), grace)
+    if thresholds is not None and not 0 <= thresholds[0] <= thresholds[1] <= 1:
+        given = " ".join(map(str, thresholds))
+        raise ConfigError(f"--thresholds is {given}: expected two from 0 to 1, the lower one first")
+    key = _key(api_key_file)
+    if key is None and host not in LOOPBACK:
+        console.notes.print(f"anyone who reaches {host} may ask: --api-key-file sets a key")
+    limits = Limits(
+        texts=max_texts,
+        waiting_tokens=max_waiting_tokens,
+        timeout_s=timeout,
+        thresholds=thresholds,
+    )
+    models = []
+    for bundle in bundles or ("bundle",):
+        name, path = _named(bundle)
+        with console.progress() as progress:
+            pipeline = load(
+                path,
+                backend,
+                threads=threads,
+                precision=precision,
+                truncate=truncate,
+                max_batch_tokens=max_batch_tokens,
+                engines=engines,
+                note=console.notes.print,
+                progress=progress,
+                **asdict(point),
+            )
+        models.append(ServedModel(pipeline, limits, name))
+    app = create_app(ServedModels(models), key)
     uvicorn.run(
         app,
         host=host,
@@ -130,3 +163,27 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=max(1, grace),
     )
+
+
+def _named(bundle: str) -> tuple[str | None, Path]:
+    """The name of a model, where one is given, and its bundle."""
+    name, equals, path = bundle.partition("=")
+    if not equals or Path(bundle).exists():
+        return None, Path(bundle)
+    if not name:
+        raise ConfigError(f"{bundle!r} has no name: expected NAME=BUNDLE, or BUNDLE")
+    return name, Path(path)
+
+
+def _key(file: Path | None) -> str | None:
+    """The key in a file, or else in the environment.
+
+    Raises:
+        ConfigError: it is empty, or more than one line of printable ASCII.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    key = file.read_bytes().decode("ascii", "replace").strip()
+    if not (key and key.isascii() and key.isprintable()):
+        raise ConfigError(f"{file} holds no key: expected one line of printable ASCII characters")
+    return key

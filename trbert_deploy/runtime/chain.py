@@ -43,10 +43,13 @@ class Timing:
     Attributes:
         graph_seconds: inside the graphs, by graph name.
         total_seconds: the whole run.
+        tokens, slots: of all batches of the segments, and the places that these take with padding.
     """
 
     graph_seconds: dict[str, float] = field(default_factory=dict)
     total_seconds: float = 0.0
+    tokens: int = 0
+    slots: int = 0
 
     @property
     def outside_share(self) -> float:
@@ -296,6 +299,9 @@ class Chain:
 
     def _call(self, name: str, batch: Sequence[TokenState], timing: Timing) -> Tensors:
         assert not isinstance(self.backend, RowsBackend)  # which runs no single graph
+        lengths = list(map(len, batch))
+        timing.tokens += sum(lengths)
+        timing.slots += len(batch) * max(lengths)
         return self._run_graph(name, _inputs(self.backend.graph(name), batch), timing)
 
     def _run_graph(self, name: str, inputs: Tensors, timing: Timing) -> Tensors:

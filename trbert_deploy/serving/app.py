@@ -1,25 +1,33 @@
-"""The HTTP application around a model."""
+"""The HTTP application around models."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError, TrbertError
-from trbert_deploy.serving.refusals import QueueFull, Refusal
-from trbert_deploy.serving.routes import embeddings_inference
-from trbert_deploy.serving.served import ServedModel
+from trbert_deploy.serving.error_answers import error_answer
+from trbert_deploy.serving.keys import RequiredKey
+from trbert_deploy.serving.metrics import Metrics
+from trbert_deploy.serving.refusals import Refusal
+from trbert_deploy.serving.routes import embeddings_inference, openai, own, rerankers
+from trbert_deploy.serving.served import ServedModels
 from trbert_deploy.version import __version__
 
 log = logging.getLogger("trbert_deploy.serving")
+
+#: Status of requests that nobody waits for any more, as nginx has it.
+CLIENT_GONE = 499
 
 #: Error -> HTTP status and what text-embeddings-inference calls it; the first that fits.
 _STATUS: dict[type[TrbertError], tuple[int, str]] = {
@@ -30,57 +38,71 @@ _STATUS: dict[type[TrbertError], tuple[int, str]] = {
 }
 
 
-def create_app(model: ServedModel, grace_s: float = 30.0) -> FastAPI:
-    """A service of a model.
+def create_app(models: ServedModels, key: str | None = None) -> FastAPI:
+    """A service of models.
+
+    A server that ends waits for its requests first, as long as it has patience; what waits for a
+    model even then is refused.
 
     Args:
-        grace_s: seconds that what waits may take when it ends.
+        key: that requests must bring; None where they need none.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(model.close, grace_s)
+        await models.close(grace_s=0.0)
 
     app = FastAPI(title="trbert-deploy", version=__version__, lifespan=lifespan)
-    app.state.model = model
-    app.include_router(embeddings_inference.router)
+    app.state.models = models
+    for api in (embeddings_inference, openai, rerankers, own):
+        app.include_router(api.router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(TrbertError, _refused)
     app.add_exception_handler(Exception, _failed)
-    app.add_middleware(WatchedRequests, most_bytes=model.limits.body_bytes)
+    metrics = Metrics()
+    for model in models:
+        model.watch(metrics)
+
+    @app.get("/metrics", tags=["trbert-deploy"], response_class=PlainTextResponse)
+    async def tell_metrics() -> Response:
+        """Figures of the service, for Prometheus (docs/serving.md)."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    limits = next(iter(models)).limits
+    app.add_middleware(WatchedRequests, most_bytes=limits.body_bytes)
+    if key is not None:
+        app.add_middleware(RequiredKey, key=key)
+    app.add_middleware(MeasuredRequests, metrics=metrics)
     return app
 
 
-def _error(status: int, kind: str, message: str, **headers: str) -> JSONResponse:
-    return JSONResponse({"error": message, "error_type": kind}, status, headers)
-
-
-async def _malformed(request: Request, problem: Exception) -> JSONResponse:
+async def _malformed(request: Request, problem: Exception) -> Response:
     """Which field is wrong, and how."""
     assert isinstance(problem, RequestValidationError)
     first = problem.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return _error(422, "Validation", f"{where}: {first['msg']}")
+    return error_answer(request.url.path, 422, "Validation", f"{where}: {first['msg']}")
 
 
-async def _refused(request: Request, problem: Exception) -> JSONResponse:
+async def _refused(request: Request, problem: Exception) -> Response:
     """Why a request is not answered, in one line."""
+    path = request.url.path
     if isinstance(problem, Refusal):
-        kind = "Overloaded" if isinstance(problem, QueueFull) else "Unhealthy"
         retry = problem.retry_after_s
         headers = {} if retry is None else {"Retry-After": str(ceil(retry))}
-        return _error(problem.status, kind, str(problem), **headers)
+        return error_answer(path, problem.status, problem.kind, str(problem), **headers)
     for error, (status, kind) in _STATUS.items():
         if isinstance(problem, error):
-            return _error(status, kind, str(problem))
+            return error_answer(path, status, kind, str(problem))
     return await _failed(request, problem)  # such messages name files
 
 
-async def _failed(request: Request, problem: Exception) -> JSONResponse:
+async def _failed(request: Request, problem: Exception) -> Response:
     """A fault of the service: told in its log alone."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=problem)
-    return _error(500, "Backend", "the service failed to answer: its log says why")
+    message = "the service failed to answer: its log says why"
+    return error_answer(request.url.path, 500, "Backend", message)
 
 
 class WatchedRequests:
@@ -110,7 +132,8 @@ class WatchedRequests:
         await asyncio.wait({answer})
         if watch.result():
             message = f"the body has more than {self.most_bytes:,} bytes: send fewer texts at once"
-            await _error(413, "Validation", message)(scope, receive, send)
+            answer_413 = error_answer(scope["path"], 413, "Validation", message)
+            await answer_413(scope, receive, send)
 
     async def _watch(self, receive: Receive, messages: asyncio.Queue[Message]) -> bool:
         """Hand on what a client sends, until it is gone (False) or has sent too much (True)."""
@@ -123,3 +146,30 @@ class WatchedRequests:
             if left < 0:
                 return True
             await messages.put(message)
+
+
+class MeasuredRequests:
+    """Counts requests by route and status, and times them."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = CLIENT_GONE
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.answered(route, status, time.perf_counter() - start)

@@ -33,7 +33,7 @@ class _Request:
     Attributes:
         point: at which they are to run.
         rows: all of them.
-        deadline: on the monotonic clock, in seconds, when nobody wants them any more.
+        came, deadline: on the monotonic clock, in seconds; when nobody wants them any more.
         future: gets the results.
         taken: how many have been taken.
         results: of those that have run, by place.
@@ -41,6 +41,7 @@ class _Request:
 
     point: OperatingPoint | None
     rows: Sequence[TokenRow]
+    came: float
     deadline: float
     future: Future[list[RowResult]]
     taken: int = 0
@@ -71,10 +72,18 @@ class RowQueue:
         batch_tokens: of one run; a longer row runs alone.
         most_waiting_tokens: of all rows that wait; a request that comes when so many wait is
             refused.
+        waited: told the seconds that a request waited before its first row runs.
     """
 
-    def __init__(self, run: Run, batch_tokens: int, most_waiting_tokens: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        batch_tokens: int,
+        most_waiting_tokens: int,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._run = run
+        self._waited = waited
         self._batch_tokens = batch_tokens
         self._most_waiting_tokens = most_waiting_tokens
         self._changed = threading.Condition()
@@ -109,7 +118,8 @@ class RowQueue:
             QueueFull: too much waits.
             ShuttingDown: it is closed.
         """
-        request = _Request(point, rows, time.monotonic() + timeout_s, Future())
+        now = time.monotonic()
+        request = _Request(point, rows, now, now + timeout_s, Future())
         with self._changed:
             if self._closed:
                 raise ShuttingDown("the service is shutting down: ask another one")
@@ -203,6 +213,8 @@ class RowQueue:
             row = request.rows[request.taken]
             if taken and tokens + len(row) > self._batch_tokens:
                 break
+            if not request.taken:
+                self._waited(time.monotonic() - request.came)
             taken.append((request, request.taken))
             tokens += len(row)
             request.taken += 1

@@ -1,18 +1,23 @@
-"""A model that answers many requests at a time."""
+"""Models that answer many requests at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Asked, Pipeline
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.serving.drift import Drift, kept_share
+from trbert_deploy.serving.metrics import Metrics, ModelMetrics
 from trbert_deploy.serving.queue import RowQueue
-from trbert_deploy.tasks.task import Text, TextList
+from trbert_deploy.serving.refusals import UnknownModel
+from trbert_deploy.tasks.task import Task, Text, TextList
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,14 @@ class Limits:
         body_bytes: most of a request's body.
         waiting_tokens: most that wait for the model, of all requests.
         timeout_s: seconds after which a request that still waits is refused.
+        thresholds: the lowest and the highest that a request may choose; none where None.
     """
 
     texts: int = 1024
     body_bytes: int = 8 << 20
     waiting_tokens: int = 1 << 18
     timeout_s: float = 30.0
+    thresholds: tuple[float, float] | None = None
 
 
 class ServedModel:
@@ -38,28 +45,58 @@ class ServedModel:
     Texts become tokens in threads of their own, rows of tokens run in the queue's: the event loop
     computes nothing.
 
+    Args:
+        name: by which requests ask for it; that of the bundle's folder by default.
+
     Attributes:
         pipeline: cuts or refuses texts that are too long, as it was loaded.
         strict: the same model, which refuses them.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits) -> None:
+    def __init__(self, pipeline: Pipeline, limits: Limits, name: str | None = None) -> None:
+        self.name = name or pipeline.path.resolve().name
         self.pipeline = pipeline
         self.limits = limits
         self.strict = copy(pipeline)
         self.strict.tokenizer = tokenizer_of(
             pipeline.require_bundle(), pipeline.tokenizer.max_length, truncate=False
         )
-        self._queue = RowQueue(self._run, pipeline.chain.max_batch_tokens, limits.waiting_tokens)
+        self._metrics: ModelMetrics | None = None
+        self._drift = Drift(shares) if (shares := _calibration(pipeline)) else None
+        self._queue = RowQueue(
+            self._run, pipeline.chain.max_batch_tokens, limits.waiting_tokens, self._waited
+        )
+
+    def point_of(self, threshold: float | None) -> OperatingPoint | None:
+        """The operating point that a request wants; the model's own where it says nothing.
+
+        Raises:
+            ConfigError: the service does not allow it.
+        """
+        if threshold is None:
+            return None
+        allowed = self.limits.thresholds
+        if allowed is None:
+            raise ConfigError("this service lets requests choose no threshold: leave it out")
+        if not allowed[0] <= threshold <= allowed[1]:
+            raise ConfigError(
+                f"threshold is {threshold:g}: this service allows {allowed[0]:g} to {allowed[1]:g}"
+            )
+        return OperatingPoint(threshold)
 
     async def ask(
-        self, pipeline: Pipeline, texts: Sequence[Text | TextList], names: Sequence[str]
+        self,
+        pipeline: Pipeline,
+        texts: Sequence[Text | TextList],
+        names: Sequence[str],
+        point: OperatingPoint | None = None,
     ) -> tuple[Asked, list[RowResult]]:
         """Run texts with the others that wait.
 
         Args:
             pipeline: this model, set up as the request wants it.
             names: what errors call the texts.
+            point: to run at; the model's own where None.
 
         Returns:
             The texts' rows, and what the model says of each.
@@ -70,7 +107,7 @@ class ServedModel:
         """
         asked = await asyncio.to_thread(pipeline.ask, texts, names)
         parts = [part for row in asked.rows for part in row.parts]
-        future = self._queue.submit(parts, timeout_s=self.limits.timeout_s)
+        future = self._queue.submit(parts, point, self.limits.timeout_s)
         results = await asyncio.wrap_future(future)
         return asked, results_of_parts(asked.rows, results)
 
@@ -83,6 +120,107 @@ class ServedModel:
         """Answer what waits, and take no more."""
         self._queue.close(grace_s)
 
+    def watch(self, metrics: Metrics) -> None:
+        """Have the model's figures among those of a service."""
+        drift = self._drift
+        self._metrics = metrics.of_model(
+            self.name, lambda: self.waiting_tokens, None if drift is None else lambda: drift.value
+        )
+
+    def _waited(self, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.waited(seconds)
+
     def _run(self, point: OperatingPoint | None, rows: list[TokenRow]) -> list[RowResult]:
-        chain = self.pipeline.chain
-        return (chain if point is None else chain.at(point)).run(rows)
+        chain, timing = self.pipeline.chain, Timing()
+        results = (chain if point is None else chain.at(point)).run(rows, timing)
+        if self._metrics is not None:
+            self._metrics.ran(rows, results, timing)
+        if self._drift is not None and point is None:
+            self._drift.see(list(map(kept_share, rows, results)))
+        return results
+
+
+def _calibration(pipeline: Pipeline) -> list[float]:
+    """Survivors' shares of the bundle's sample texts; none where it has none, or drops nothing."""
+    samples = pipeline.require_bundle().samples() if pipeline.reduction.cuts else []
+    if not samples:
+        return []
+    rows = [part for row in pipeline.ask(samples).rows for part in row.parts]
+    return list(map(kept_share, rows, pipeline.chain.run(rows)))
+
+
+class ServedModels:
+    """The models of a service.
+
+    Args:
+        models: at least one.
+
+    Raises:
+        ConfigError: two of them have the same name.
+    """
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
+        if len(self._models) < len(models):
+            raise ConfigError(
+                f"two models have one name, among {', '.join(each.name for each in models)}: give "
+                "NAME=BUNDLE for one of them"
+            )
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all models, in order."""
+        return tuple(self._models)
+
+    def find(self, name: str | None, *kinds: type[Task]) -> ServedModel:
+        """The model that answers a request.
+
+        Args:
+            name: that the request gives. Of a single model it is not looked at: clients of other
+                services send the names that these know.
+            kinds: tasks of which its task must be one; any where there are none.
+
+        Raises:
+            UnknownModel: there is none of this name.
+            ConfigError: it is for another task; or none is named, and several could be meant.
+        """
+        if len(self._models) == 1:
+            ((name, model),) = self._models.items()
+        elif name is None:
+            name, model = self._only(kinds)
+        elif name in self._models:
+            model = self._models[name]
+        else:
+            raise UnknownModel(f"there is no model {name!r}: expected {_any_of(self.names)}")
+        task = model.pipeline.task
+        if kinds and not isinstance(task, kinds):
+            raise ConfigError(f"the model is for {task.name}: ask the route of that task")
+        return model
+
+    def _only(self, kinds: tuple[type[Task], ...]) -> tuple[str, ServedModel]:
+        """The only model for one of these tasks."""
+        fitting = [
+            name
+            for name, model in self._models.items()
+            if not kinds or isinstance(model.pipeline.task, kinds)
+        ]
+        if len(fitting) != 1:
+            what = " or ".join(dict.fromkeys(kind.name for kind in kinds)) or "this"
+            raise ConfigError(
+                f"{len(fitting)} models here are for {what}: give model, which is "
+                f"{_any_of(fitting or self.names)}"
+            )
+        return fitting[0], self._models[fitting[0]]
+
+    async def close(self, grace_s: float) -> None:
+        """Answer what waits, and take no more."""
+        ends = [asyncio.to_thread(model.close, grace_s) for model in self._models.values()]
+        await asyncio.gather(*ends)
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"

@@ -1,75 +1,83 @@
 """The routes of text-embeddings-inference, so that its clients need no change.
 
-After the published schema of its version 1.8. A text that is too long is cut where the service cuts
-texts, unless a request says otherwise.
+After the schema of its version 1.9. A text that is too long is cut where the service cuts texts,
+unless a request says otherwise.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import asyncio
+from typing import Any
 
-import numpy as np
-from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from tokenizers import Encoding
 
-from trbert_deploy.errors import ConfigError, DataError
-from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.serving.served import ServedModel
-from trbert_deploy.tasks.activations import ACTIVATIONS, SIGMOID
-from trbert_deploy.tasks.feature_extraction import FeatureExtraction, of_length_one
+from trbert_deploy.errors import DataError
+from trbert_deploy.serving.routes.asking import embeddings, relevance
+from trbert_deploy.serving.routes.common import Body, Models, listed, require_few
+from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.task import Text
-from trbert_deploy.tasks.text_classification import LOGITS, TextClassification, logits_of
+from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.version import __version__
 
-router = APIRouter()
+router = APIRouter(tags=["text-embeddings-inference"])
 
 
-def served(request: Request) -> ServedModel:
-    """The model of the service."""
-    model = request.app.state.model
-    assert isinstance(model, ServedModel)
-    return model
-
-
-Model = Annotated[ServedModel, Depends(served)]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    truncate: bool | None = Field(None, description="Cut texts that are too long, or refuse them.")
-
-    def pipeline_of(self, model: ServedModel) -> Pipeline:
-        """The model, cutting texts or not."""
-        return model.strict if self.truncate is False else model.pipeline
-
-
-class EmbedRequest(_Body):
+class EmbedRequest(Body):
     """Texts to embed."""
 
     inputs: str | list[str] = Field(examples=[["What is deep learning?"]])
     normalize: bool = True
     prompt_name: str | None = None
-    dimensions: int | None = Field(None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1)
 
 
-class RerankRequest(_Body):
+class Sentences(BaseModel):
+    """A sentence and others."""
+
+    source_sentence: str = Field(examples=["What is deep learning?"])
+    sentences: list[str] = Field(examples=[["What is machine learning?", "Where is the sea?"]])
+
+
+class SimilarityParameters(Body):
+    """How sentences are embedded."""
+
+    prompt_name: str | None = None
+
+
+class SimilarityRequest(BaseModel):
+    """A sentence to compare with others."""
+
+    inputs: Sentences
+    parameters: SimilarityParameters | None = None
+
+
+class RerankRequest(Body):
     """Texts to rank by how well they answer a query."""
 
     query: str = Field(examples=["who returns"])
     texts: list[str] = Field(
-        min_length=1, examples=[["The house was sold.", "The sailor returns to his village."]]
+        examples=[["The house was sold.", "The sailor returns to his village."]]
     )
     raw_scores: bool = False
     return_text: bool = False
 
 
-class PredictRequest(_Body):
+class PredictRequest(Body):
     """Texts, or pairs of texts, to classify."""
 
     inputs: str | list[str] | list[list[str]] = Field(examples=["A superb film."])
     raw_scores: bool = False
+
+
+class TokenizeRequest(Body):
+    """Texts to tokenize."""
+
+    inputs: str | list[str] = Field(examples=["A superb film."])
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
 
 
 class Rank(BaseModel):
@@ -87,89 +95,76 @@ class Label(BaseModel):
     label: str
 
 
-def require_task(model: ServedModel, *kinds: type) -> None:
-    """Refuse what the model does not answer.
+class SimpleToken(BaseModel):
+    """A token, and where it stands in its text: in bytes of UTF-8, as there."""
 
-    Raises:
-        ConfigError: it is for another task.
-    """
-    if not isinstance(model.pipeline.task, kinds):
-        raise ConfigError(
-            f"the model is for {model.pipeline.task.name}: ask the route of that task"
-        )
+    id: int
+    text: str
+    special: bool
+    start: int | None = None
+    stop: int | None = None
 
 
-def require_few(model: ServedModel, texts: list[Any], field: str) -> list[str]:
-    """What errors call the texts of a request.
-
-    Raises:
-        DataError: there are none, or more than a request may have.
-    """
-    if not texts:
-        raise DataError(f"{field} is empty: expected at least one text")
-    most = model.limits.texts
-    if len(texts) > most:
-        raise DataError(f"{field} has {len(texts):,} texts: expected at most {most:,}")
-    return [f"{field}[{place}]" for place in range(len(texts))]
-
-
-@router.post("/embed", tags=["text-embeddings-inference"])
-async def embed(body: EmbedRequest, model: Model) -> list[list[float]]:
+@router.post("/embed")
+async def embed(body: EmbedRequest, models: Models) -> list[list[float]]:
     """Embeddings of texts."""
-    require_task(model, FeatureExtraction)
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    names = require_few(model, texts, "inputs")
-    pipeline = body.pipeline_of(model).set_up(prompt=body.prompt_name, dimensions=body.dimensions)
-    task = pipeline.task
-    assert isinstance(task, FeatureExtraction)
-    _, results = await model.ask(pipeline, texts, names)
-    found = np.stack([task.embedding(result.outputs) for result in results])
-    if body.normalize:
-        found = of_length_one(found)
+    model = models.find(body.model, FeatureExtraction)
+    found, _ = await embeddings(
+        body,
+        model,
+        listed(body.inputs),
+        "inputs",
+        normalize=body.normalize,
+        prompt=body.prompt_name,
+        dimensions=body.dimensions,
+    )
     return found.tolist()
 
 
-@router.post("/rerank", tags=["text-embeddings-inference"], response_model_exclude_none=True)
-async def rerank(body: RerankRequest, model: Model) -> list[Rank]:
+@router.post("/similarity")
+async def similarity(body: SimilarityRequest, models: Models) -> list[float]:
+    """How near others are to a sentence: the cosine of their embeddings."""
+    parameters = body.parameters or SimilarityParameters()
+    model = models.find(parameters.model, FeatureExtraction)
+    require_few(model, body.inputs.sentences, "inputs.sentences")
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    found, _ = await embeddings(
+        parameters, model, texts, "sentences", prompt=parameters.prompt_name
+    )
+    return (found[1:] @ found[0]).tolist()
+
+
+@router.post("/rerank", response_model_exclude_none=True)
+async def rerank(body: RerankRequest, models: Models) -> list[Rank]:
     """Texts by how well they answer a query, best first."""
-    require_task(model, TextRanking)
-    names = require_few(model, body.texts, "texts")
-    pairs = [(body.query, text) for text in body.texts]
-    _, results = await model.ask(body.pipeline_of(model), pairs, names)
-    logits = np.array([logits_of(result.outputs, 1)[0] for result in results])
-    scores = logits if body.raw_scores else ACTIVATIONS[SIGMOID](logits)
-    order = np.argsort(-scores, kind="stable").tolist()
+    model = models.find(body.model, TextRanking)
+    found, _ = await relevance(body, model, body.query, body.texts, "texts", raw=body.raw_scores)
     return [
-        Rank(
-            index=place,
-            score=float(scores[place]),
-            text=body.texts[place] if body.return_text else None,
-        )
-        for place in order
+        Rank(index=place, score=score, text=body.texts[place] if body.return_text else None)
+        for place, score in found
     ]
 
 
-@router.post("/predict", tags=["text-embeddings-inference"])
-async def predict(body: PredictRequest, model: Model) -> list[Label] | list[list[Label]]:
+@router.post("/predict")
+async def predict(body: PredictRequest, models: Models) -> list[Label] | list[list[Label]]:
     """Labels of a text by how probable they are, or of each of several: best first.
 
     As there, a list of strings is a pair of texts, and a list of lists has texts or pairs.
     """
-    require_task(model, TextClassification)
+    model = models.find(body.model, TextClassification)
     many = isinstance(body.inputs, list) and not all(isinstance(each, str) for each in body.inputs)
-    given = body.inputs if many else [body.inputs]
+    given = body.inputs if many or not body.inputs else [body.inputs]
     names = require_few(model, list(given), "inputs")
     texts = [_text_of(each, name) for each, name in zip(given, names, strict=True)]
-    asked, results = await model.ask(body.pipeline_of(model), texts, names)
+    pipeline = body.pipeline_of(model)
+    asked, results = await body.ask(model, pipeline, texts, names)
     if body.raw_scores:
         scores = [
-            dict(zip(model.pipeline.labels, map(float, result.outputs[LOGITS]), strict=True))
+            dict(zip(pipeline.labels, map(float, result.outputs[LOGITS]), strict=True))
             for result in results
         ]
     else:
-        scores = [
-            prediction.to_json()["scores"] for prediction in model.pipeline.told(asked, results)
-        ]
+        scores = [answer.to_json()["scores"] for answer in pipeline.told(asked, results)]
     labels = [
         [
             Label(label=label, score=score)
@@ -191,10 +186,41 @@ def _text_of(given: Any, name: str) -> Text:
     raise DataError(f"{name} has {len(given)} strings: expected a text, or a pair of two")
 
 
-@router.get("/info", tags=["text-embeddings-inference"])
-async def info(model: Model) -> dict[str, Any]:
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, models: Models) -> list[list[SimpleToken]]:
+    """The tokens of texts as the model reads them, so that one that is too long is cut."""
+    model = models.find(body.model)
+    texts = listed(body.inputs)
+    names = require_few(model, texts, "inputs")
+    pipeline = body.pipeline_of(model, prompt=body.prompt_name)
+    read = [str(text) for text in pipeline.inputs_of(texts)]
+    encodings = await asyncio.to_thread(pipeline.tokenizer.encode, read, names)
+    found = [_tokens(encoding, text) for encoding, text in zip(encodings, read, strict=True)]
+    return [[each for each in one if body.add_special_tokens or not each.special] for one in found]
+
+
+def _tokens(encoding: Encoding, text: str) -> list[SimpleToken]:
+    """The tokens of a text, each with the part of the text that it stands for."""
+    found = []
+    for place, (start, stop) in enumerate(encoding.offsets):
+        special = bool(encoding.special_tokens_mask[place])
+        found.append(
+            SimpleToken(
+                id=encoding.ids[place],
+                text=encoding.tokens[place] if special else text[start:stop],
+                special=special,
+                start=None if special else len(text[:start].encode()),
+                stop=None if special else len(text[:stop].encode()),
+            )
+        )
+    return found
+
+
+@router.get("/info")
+async def info(models: Models, model: str | None = None) -> dict[str, Any]:
     """What is served."""
-    pipeline = model.pipeline
+    found = models.find(model)
+    pipeline, limits = found.pipeline, found.limits
     labels = dict(enumerate(pipeline.labels))
     named = {"id2label": labels, "label2id": {label: place for place, label in labels.items()}}
     kind = (
@@ -204,16 +230,20 @@ async def info(model: Model) -> dict[str, Any]:
     )
     return {
         "model_id": pipeline.path.name,
+        "served_model_name": found.name,
         "model_dtype": pipeline.chain.backend.description["precision"],
         "model_type": kind,
+        "max_concurrent_requests": limits.waiting_tokens,  # none waits without a token
         "max_input_length": pipeline.tokenizer.max_length,
         "max_batch_tokens": pipeline.chain.max_batch_tokens,
-        "max_client_batch_size": model.limits.texts,
+        "max_client_batch_size": limits.texts,
         "auto_truncate": pipeline.tokenizer.truncate,
+        "tokenization_workers": 1,
         "version": __version__,
     }
 
 
-@router.get("/health", tags=["text-embeddings-inference"])
-async def health(model: Model) -> None:
+@router.get("/health")
+@router.get("/ping", include_in_schema=False)
+async def health(models: Models) -> None:
     """Whether the service answers."""

@@ -1,0 +1,103 @@
+"""What the routes of all APIs have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from trbert_deploy.errors import ConfigError, DataError
+from trbert_deploy.runtime.pipeline import Asked, Pipeline
+from trbert_deploy.runtime.token_state import RowResult
+from trbert_deploy.serving.refusals import NothingAsked
+from trbert_deploy.serving.served import ServedModel, ServedModels
+from trbert_deploy.tasks.task import Text, TextList
+
+
+def _served(request: Request) -> ServedModels:
+    models = request.app.state.models
+    assert isinstance(models, ServedModels)
+    return models
+
+
+#: The models of the service, as a route's argument.
+Models = Annotated[ServedModels, Depends(_served)]
+
+
+class Body(BaseModel):
+    """What every request may say.
+
+    Unknown fields are left aside: clients of other services send some that mean nothing here.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = Field(
+        default=None, description="Which model answers, where there are several."
+    )
+    truncate: bool | None = Field(
+        default=None, description="Cut texts that are too long, or refuse them."
+    )
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="Keep probability from which a token survives."
+    )
+
+    def pipeline_of(self, model: ServedModel, **options: Any) -> Pipeline:
+        """The model, cutting texts or not, and answering as the request wants it.
+
+        Args:
+            options: as ``Task.set_up`` takes them.
+
+        Raises:
+            ConfigError: nothing that the model's task has, or out of range.
+        """
+        pipeline = model.strict if self.truncate is False else model.pipeline
+        return pipeline.set_up(**options)
+
+    async def ask(
+        self,
+        model: ServedModel,
+        pipeline: Pipeline,
+        texts: Sequence[Text | TextList],
+        names: Sequence[str],
+    ) -> tuple[Asked, list[RowResult]]:
+        """Run texts with others that wait, at the operating point that the request wants.
+
+        Raises:
+            TrbertError: as ``ServedModel.ask``.
+        """
+        return await model.ask(pipeline, texts, names, model.point_of(self.threshold))
+
+
+def require_few(model: ServedModel, texts: Sequence[Any], field: str) -> list[str]:
+    """What errors call the texts of a request.
+
+    Raises:
+        NothingAsked: there are none.
+        DataError: there are more than a request may have.
+    """
+    if not texts:
+        raise NothingAsked(f"{field} is empty: expected at least one text")
+    most = model.limits.texts
+    if len(texts) > most:
+        raise DataError(f"{field} has {len(texts):,} texts: expected at most {most:,}")
+    return [f"{field}[{place}]" for place in range(len(texts))]
+
+
+def listed(inputs: str | list[str]) -> list[str]:
+    """Texts of a field that may have a single one."""
+    return [inputs] if isinstance(inputs, str) else inputs
+
+
+def require_known(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse options that a task does not have.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    for name in options:
+        if name not in known:
+            has = f"expected one of {', '.join(known)}" if known else "the model has none"
+            raise ConfigError(f"unknown option {name}: {has}")
