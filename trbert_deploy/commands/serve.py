@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -99,6 +100,7 @@ MOST_SECONDS = 86400
     metavar="FILE",
     help=f"Key of requests; else in ${KEY_VARIABLE}.",
 )
+@click.option("--watch", is_flag=True, help="Take over bundles as they are replaced.")
 @needs("serve")
 def serve(
     bundles: tuple[str, ...],
@@ -117,11 +119,13 @@ def serve(
     grace: int,
     thresholds: tuple[float, float] | None,
     api_key_file: Path | None,
+    watch: bool,
 ) -> None:
     """Answer texts with BUNDLEs over HTTP, as services that clients know do (docs/serving.md)."""
     import uvicorn
 
     from trbert_deploy.runtime.loading import load
+    from trbert_deploy.runtime.pipeline import Pipeline
     from trbert_deploy.serving.app import create_app
     from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 
@@ -137,11 +141,10 @@ def serve(
         timeout_s=timeout,
         thresholds=thresholds,
     )
-    models = []
-    for bundle in bundles or ("bundle",):
-        name, path = _named(bundle)
+
+    def opened(path: Path) -> Pipeline:
         with console.progress() as progress:
-            pipeline = load(
+            return load(
                 path,
                 backend,
                 threads=threads,
@@ -153,8 +156,13 @@ def serve(
                 progress=progress,
                 **asdict(point),
             )
-        models.append(ServedModel(pipeline, limits, name))
-    app = create_app(ServedModels(models), key)
+
+    models = [
+        ServedModel(opened(path), limits, name)
+        for name, path in map(_named, bundles or ("bundle",))
+    ]
+    app = create_app(ServedModels(models), key, opened, watch)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     uvicorn.run(
         app,
         host=host,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from math import ceil
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,12 +18,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError, TrbertError
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.error_answers import error_answer
+from trbert_deploy.serving.flights import Flights, FollowedRequests
 from trbert_deploy.serving.keys import RequiredKey
 from trbert_deploy.serving.metrics import Metrics
 from trbert_deploy.serving.refusals import Refusal
 from trbert_deploy.serving.routes import embeddings_inference, openai, own, rerankers
 from trbert_deploy.serving.served import ServedModels
+from trbert_deploy.serving.takeover import Takeover
 from trbert_deploy.version import __version__
 
 log = logging.getLogger("trbert_deploy.serving")
@@ -38,7 +43,12 @@ _STATUS: dict[type[TrbertError], tuple[int, str]] = {
 }
 
 
-def create_app(models: ServedModels, key: str | None = None) -> FastAPI:
+def create_app(
+    models: ServedModels,
+    key: str | None = None,
+    load: Callable[[Path], Pipeline] | None = None,
+    watch: bool = False,
+) -> FastAPI:
     """A service of models.
 
     A server that ends waits for its requests first, as long as it has patience; what waits for a
@@ -46,11 +56,17 @@ def create_app(models: ServedModels, key: str | None = None) -> FastAPI:
 
     Args:
         key: that requests must bring; None where they need none.
+        load: opens a bundle that was replaced, which SIGHUP asks for; None for no such takeover.
+        watch: look for such bundles, too.
     """
+    metrics, flights = Metrics(), Flights()
+    for model in models:
+        model.watch(metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with _taking_over(Takeover(models, load, metrics, flights) if load else None, watch):
+            yield
         await models.close(grace_s=0.0)
 
     app = FastAPI(title="trbert-deploy", version=__version__, lifespan=lifespan)
@@ -60,9 +76,6 @@ def create_app(models: ServedModels, key: str | None = None) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(TrbertError, _refused)
     app.add_exception_handler(Exception, _failed)
-    metrics = Metrics()
-    for model in models:
-        model.watch(metrics)
 
     @app.get("/metrics", tags=["trbert-deploy"], response_class=PlainTextResponse)
     async def tell_metrics() -> Response:
@@ -73,8 +86,34 @@ def create_app(models: ServedModels, key: str | None = None) -> FastAPI:
     app.add_middleware(WatchedRequests, most_bytes=limits.body_bytes)
     if key is not None:
         app.add_middleware(RequiredKey, key=key)
+    app.add_middleware(FollowedRequests, flights=flights)
     app.add_middleware(MeasuredRequests, metrics=metrics)
     return app
+
+
+@asynccontextmanager
+async def _taking_over(takeover: Takeover | None, watch: bool) -> AsyncIterator[None]:
+    """Take over replaced bundles meanwhile, on SIGHUP or as they come."""
+    if takeover is None:
+        yield
+        return
+    tasks: set[asyncio.Task[None]] = set()
+
+    def start(work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        tasks.add(task)  # or nobody holds it
+        task.add_done_callback(tasks.discard)
+
+    loop = asyncio.get_running_loop()
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # no signals in other threads
+        loop.add_signal_handler(signal.SIGHUP, lambda: start(takeover.take_over()))
+    if watch:
+        start(takeover.watch())
+    try:
+        yield
+    finally:
+        for task in list(tasks):
+            task.cancel()
 
 
 async def _malformed(request: Request, problem: Exception) -> Response:

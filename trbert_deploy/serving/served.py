@@ -176,6 +176,10 @@ class ServedModels:
         """Of all models, in order."""
         return tuple(self._models)
 
+    def put(self, model: ServedModel) -> None:
+        """Have a model in the place of the one of its name."""
+        self._models[model.name] = model
+
     def find(self, name: str | None, *kinds: type[Task]) -> ServedModel:
         """The model that answers a request.
 

@@ -1,0 +1,115 @@
+"""Bundles that are replaced while a service answers from them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+from conftest import make_texts, tiny_model
+
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
+
+SOON = 60.0
+BODY = {"inputs": make_texts(1, seed=5)[0]["text"]}
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A bundle of the same task and labels, with other weights."""
+    place = tmp_path_factory.mktemp("other")
+    save_checkpoint(Checkpoint(tiny_model("none", seed=7), tokenizer_dir, 64), place / "ckpt")
+    export_bundle(place / "ckpt", place / "bundle")
+    return place / "bundle"
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """The command, and a client of it."""
+    command = [sys.executable, "-m", "trbert_deploy", "serve", str(bundle), "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--threads", "1", *options], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        try:
+            lines = iter(process.stderr.readline, "")
+            address = next(match[0] for line in lines if (match := re.search(r"http://\S+", line)))
+            with httpx.Client(base_url=address, timeout=SOON) as client:
+                yield process, client
+        finally:
+            process.kill()
+
+
+def replace(bundle: Path, other: Path) -> None:
+    """Put another bundle into a bundle's place, as an export does."""
+    staged = bundle.with_name("staged")
+    shutil.copytree(other, staged)
+    old = bundle.with_name("old")
+    bundle.rename(old)
+    staged.rename(bundle)
+    shutil.rmtree(old)
+
+
+def score(client: httpx.Client) -> float:
+    answer = client.post("/predict", json=BODY)
+    assert answer.status_code == 200, answer.text
+    return round(float(answer.json()[0]["score"]), 4)  # rows of others shift it by less
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_replaced_bundle_is_taken_over_and_no_request_is_lost(
+    tiny_bundle: Path, other_bundle: Path, tmp_path: Path, watch: bool
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    with serving(bundle, *(["--watch"] if watch else [])) as (process, client):
+        old = score(client)
+        scores: list[float] = []
+        ends = threading.Event()
+
+        def ask() -> None:
+            while not ends.is_set():
+                scores.append(score(client))
+
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        try:
+            replace(bundle, other_bundle)
+            if not watch:
+                os.kill(process.pid, signal.SIGHUP)
+            stop = time.monotonic() + SOON
+            while scores[-1:] in ([], [old]):
+                assert time.monotonic() < stop, "it was never taken over"
+                time.sleep(0.01)
+        finally:
+            ends.set()
+            for asker in askers:
+                asker.join(SOON)
+        assert len(set(scores)) == 2  # the old one's answers and the new one's, nothing between
+        assert score(client) != old
+
+
+def test_what_does_not_load_is_not_taken(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    with serving(bundle) as (process, client):
+        old = score(client)
+        (bundle / "weights.safetensors").unlink()  # what is mapped into memory is not written to
+        (bundle / "weights.safetensors").write_bytes(b"torn")
+        os.kill(process.pid, signal.SIGHUP)
+        assert process.stderr is not None
+        line = next(line for line in iter(process.stderr.readline, "") if "stays" in line)
+        assert "weights.safetensors was altered or truncated" in line
+        assert score(client) == old
