@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
+import tritonclient.http as tritonclient
 from conftest import make_texts
 from huggingface_hub import InferenceClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,6 +23,7 @@ from serving.test_serve import answering
 from tasks.test_text_ranking import folder_of
 from test_embeddings_end_to_end import write_folder
 from transformers import AutoTokenizer
+from tritonclient.utils import InferenceServerException
 
 from trbert_deploy import load
 from trbert_deploy.errors import ConfigError
@@ -248,3 +251,67 @@ def test_a_key_opens_what_it_guards(classifier: Pipeline) -> None:
         assert client.post("/predict", json={"inputs": "a"}, headers=right).status_code == 200
         assert client.get("/metrics").status_code == 401
         assert re.search("trbert_requests", client.get("/metrics", headers=right).text)
+
+
+def test_triton_infers(client: httpx.Client, classifier: Pipeline, encoder: Pipeline) -> None:
+    address = base(client).removeprefix("http://")
+    asked = tritonclient.InferenceServerClient(address)
+    assert asked.is_server_live() and asked.is_server_ready() and asked.is_model_ready("labels")
+    told = asked.get_model_metadata("labels")
+    assert [each["name"] for each in told["outputs"]] == ["answer", "scores"]
+    texts = tritonclient.InferInput("text", [3], "BYTES")
+    texts.set_data_from_numpy(np.array(TEXTS[:3], dtype=object), binary_data=False)
+
+    def infer(model: str, *outputs: str) -> Any:
+        wanted = [tritonclient.InferRequestedOutput(name, binary_data=False) for name in outputs]
+        return asked.infer(model, [texts], outputs=wanted, request_id="7")
+
+    found = infer("labels", "scores", "answer")
+    assert found.get_response()["id"] == "7"
+    expected = [each.to_json() for each in classifier(TEXTS[:3])]
+    scores = [[each["scores"][label] for label in classifier.labels] for each in expected]
+    np.testing.assert_allclose(found.as_numpy("scores"), scores, atol=1e-6)
+    labels = [json.loads(each)["label"] for each in found.as_numpy("answer")]
+    assert labels == [each["label"] for each in expected]
+    vectors = infer("vectors", "embedding").as_numpy("embedding")
+    wanted = [each.to_json()["embedding"] for each in encoder(TEXTS[:3])]
+    np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+    with pytest.raises(InferenceServerException, match="no model 'nobody'"):
+        asked.get_model_metadata("nobody")
+    asked.close()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], "there is no input text"),
+        ([("words", [1], "BYTES", ["a"])], "input 'words': expected text"),
+        ([("text", [2], "BYTES", ["a"])], r"text has 1 values and the shape \[2\]"),
+        ([("text", [1, 1, 1], "BYTES", ["a"])], r"expected \[N\] or \[N, 1\]"),
+        ([("text", [1], "FP32", [0.5])], "text is of type FP32: expected BYTES"),
+        ([("text", [1], "BYTES", ["a"]), ("text_pair", [2], "BYTES", ["b", "c"])], "as many"),
+        ([("text", [0], "BYTES", [])], "text is empty"),
+    ],
+)  # fmt: skip
+def test_triton_is_told_what_is_wrong(
+    client: httpx.Client, inputs: list[tuple[Any, ...]], message: str
+) -> None:
+    keys = ("name", "shape", "datatype", "data")
+    body = {"inputs": [dict(zip(keys, each, strict=True)) for each in inputs]}
+    answer = client.post("/v2/models/labels/infer", json=body)
+    assert answer.status_code in (400, 422)
+    assert re.search(message, answer.json()["error"])
+
+
+def test_triton_reads_pairs(client: httpx.Client, reranker: Pipeline) -> None:
+    def tensor(name: str, data: list[str]) -> dict[str, Any]:
+        return {"name": name, "shape": [len(data), 1], "datatype": "BYTES", "data": data}
+
+    body = {"inputs": [tensor("text", [QUERY] * 3), tensor("text_pair", TEXTS[:3])]}
+    told = client.post("/v2/models/ranks/infer", json=body).json()
+    outputs = {each["name"]: each for each in told["outputs"]}
+    expected = [each.to_json()["score"] for each in reranker([(QUERY, t) for t in TEXTS[:3]])]
+    assert outputs["scores"]["shape"] == [3, 1]
+    assert outputs["scores"]["data"] == pytest.approx(expected, abs=1e-6)
+    wrong = client.post("/v2/models/ranks/infer", json={**body, "outputs": [{"name": "labels"}]})
+    assert wrong.status_code == 422 and "no output 'labels'" in wrong.json()["error"]

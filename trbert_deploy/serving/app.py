@@ -24,7 +24,13 @@ from trbert_deploy.serving.flights import Flights, FollowedRequests
 from trbert_deploy.serving.keys import RequiredKey
 from trbert_deploy.serving.metrics import Metrics
 from trbert_deploy.serving.refusals import Refusal
-from trbert_deploy.serving.routes import embeddings_inference, openai, own, rerankers
+from trbert_deploy.serving.routes import (
+    embeddings_inference,
+    open_inference,
+    openai,
+    own,
+    rerankers,
+)
 from trbert_deploy.serving.served import ServedModels
 from trbert_deploy.serving.takeover import Takeover
 from trbert_deploy.version import __version__
@@ -71,7 +77,7 @@ def create_app(
 
     app = FastAPI(title="trbert-deploy", version=__version__, lifespan=lifespan)
     app.state.models = models
-    for api in (embeddings_inference, openai, rerankers, own):
+    for api in (embeddings_inference, openai, rerankers, open_inference, own):
         app.include_router(api.router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(TrbertError, _refused)
