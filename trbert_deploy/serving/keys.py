@@ -9,8 +9,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trbert_deploy.serving.error_answers import error_answer
 
-#: Paths that need no key: what probes ask.
-OPEN_PATHS = frozenset({"/health", "/ping"})
+#: Paths that need no key: what probes ask, and a page that asks for one.
+OPEN_PATHS = frozenset({"/", "/health", "/ping", "/v2/health/live", "/v2/health/ready"})
 
 
 class RequiredKey:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from trbert_deploy.runtime.reading.examples import examples_of
@@ -17,6 +18,10 @@ from trbert_deploy.tasks.task import Prediction, Task, Text, TextList
 from trbert_deploy.tasks.token_classification import TokenClassification
 
 router = APIRouter(tags=["trbert-deploy"])
+#: A page loads nothing, and asks nobody but its service.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+)
 
 
 class AnswersRequest(Body):
@@ -78,6 +83,13 @@ class QuestionsRequest(Body):
     parameters: QuestionsParameters | None = None
 
 
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """A page on which a person asks a model, and sees at which cut each token leaves."""
+    html = resources.files("trbert_deploy.serving").joinpath("page.html").read_bytes()
+    return Response(html, media_type="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
 @router.post("/answers", response_model_exclude_none=True)
 async def answers(body: AnswersRequest, models: Models) -> AnswersResponse:
     """Answers to texts by a model for any task."""
@@ -90,8 +102,13 @@ async def answers(body: AnswersRequest, models: Models) -> AnswersResponse:
         for each, name in zip(given, names, strict=True)
     ]
     require_known(body.parameters, task.options)
-    found = await _answer(body, model, texts, names, body.parameters, body.return_kept)
+    pipeline = body.pipeline_of(model, **body.parameters)
+    asked, results = await body.ask(model, pipeline, texts, names)
+    found = pipeline.told(asked, results, body.return_kept)
     told = [answer.to_json() for answer in found]
+    if body.return_kept and len(asked.encodings) == len(told):  # none is read in several rows
+        for answer, encoding in zip(told, asked.encodings, strict=True):
+            answer["tokens"] = encoding.tokens
     return AnswersResponse(answers=told, model=model.name, threshold=body.threshold)
 
 
@@ -143,8 +160,7 @@ async def _answer(
     texts: Sequence[Text | TextList],
     names: Sequence[str],
     options: Mapping[str, Any],
-    return_kept: bool = False,
 ) -> list[Prediction]:
     pipeline = body.pipeline_of(model, **options)
     asked, results = await body.ask(model, pipeline, texts, names)
-    return pipeline.told(asked, results, return_kept)
+    return pipeline.told(asked, results)
