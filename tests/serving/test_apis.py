@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.drift import RECENT, Drift
+from trbert_deploy.serving.logs import JsonLines
 from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 from trbert_deploy.tasks.activations import SIGMOID
 
@@ -315,3 +318,21 @@ def test_triton_reads_pairs(client: httpx.Client, reranker: Pipeline) -> None:
     assert outputs["scores"]["data"] == pytest.approx(expected, abs=1e-6)
     wrong = client.post("/v2/models/ranks/infer", json={**body, "outputs": [{"name": "labels"}]})
     assert wrong.status_code == 422 and "no output 'labels'" in wrong.json()["error"]
+
+
+def test_the_log_has_each_request_and_no_text_of_a_user(
+    client: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"model": "labels", "inputs": "a very private word"}
+    with caplog.at_level(logging.INFO):
+        own = client.post("/predict", json=body, headers={"x-request-id": "mine-7"})
+        new = client.post("/predict", json=body, headers={"x-request-id": "not\tone"})
+        client.post("/embed", json={"model": "vectors", "inputs": ["private", ""]})
+        time.sleep(0.05)  # a line comes behind its answer
+    assert own.headers["x-request-id"] == "mine-7"
+    assert re.fullmatch("[0-9a-f]{32}", new.headers["x-request-id"])
+    lines = [JsonLines().format(record) for record in caplog.records]
+    told = [json.loads(line) for line in lines if "request_id" in line]
+    assert [each["status"] for each in told] == [200, 200, 422]
+    assert told[0]["request_id"] == "mine-7" and told[0]["route"] == "/predict"
+    assert told[0]["ms"] > 0 and "private" not in "".join(lines)

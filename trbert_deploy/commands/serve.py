@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +100,7 @@ MOST_SECONDS = 86400
     help=f"Key of requests; else in ${KEY_VARIABLE}.",
 )
 @click.option("--watch", is_flag=True, help="Take over bundles as they are replaced.")
+@click.option("--json-logs", is_flag=True, help="Log lines of JSON.")
 @needs("serve")
 def serve(
     bundles: tuple[str, ...],
@@ -120,18 +120,21 @@ def serve(
     thresholds: tuple[float, float] | None,
     api_key_file: Path | None,
     watch: bool,
+    json_logs: bool,
 ) -> None:
     """Answer texts with BUNDLEs over HTTP, as services that clients know do (docs/serving.md)."""
     import uvicorn
 
     from trbert_deploy.runtime.loading import load
     from trbert_deploy.runtime.pipeline import Pipeline
+    from trbert_deploy.serving import logs
     from trbert_deploy.serving.app import create_app
     from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 
     if thresholds is not None and not 0 <= thresholds[0] <= thresholds[1] <= 1:
         given = " ".join(map(str, thresholds))
         raise ConfigError(f"--thresholds is {given}: expected two from 0 to 1, the lower one first")
+    logs.set_up(json_logs)
     key = _key(api_key_file)
     if key is None and host not in LOOPBACK:
         console.notes.print(f"anyone who reaches {host} may ask: --api-key-file sets a key")
@@ -162,12 +165,11 @@ def serve(
         for name, path in map(_named, bundles or ("bundle",))
     ]
     app = create_app(ServedModels(models), key, opened, watch)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     uvicorn.run(
         app,
         host=host,
         port=port,
-        log_level="info",
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=max(1, grace),
     )

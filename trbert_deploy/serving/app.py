@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError, TrbertError
@@ -22,6 +23,7 @@ from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.error_answers import error_answer
 from trbert_deploy.serving.flights import Flights, FollowedRequests
 from trbert_deploy.serving.keys import RequiredKey
+from trbert_deploy.serving.logs import FIELDS, request_id
 from trbert_deploy.serving.metrics import Metrics
 from trbert_deploy.serving.refusals import Refusal
 from trbert_deploy.serving.routes import (
@@ -39,6 +41,7 @@ log = logging.getLogger("trbert_deploy.serving")
 
 #: Status of requests that nobody waits for any more, as nginx has it.
 CLIENT_GONE = 499
+REQUEST_ID = "X-Request-ID"
 
 #: Error -> HTTP status and what text-embeddings-inference calls it; the first that fits.
 _STATUS: dict[type[TrbertError], tuple[int, str]] = {
@@ -194,7 +197,10 @@ class WatchedRequests:
 
 
 class MeasuredRequests:
-    """Counts requests by route and status, and times them."""
+    """Counts requests by route and status, times them, and writes a line of each to the log.
+
+    A request has an id, its own (``X-Request-ID``) or a new one, which its answer brings, too.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -206,15 +212,26 @@ class MeasuredRequests:
             return
         start = time.perf_counter()
         status = CLIENT_GONE
+        name = request_id(Headers(scope=scope).get(REQUEST_ID))
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = name
             await send(message)
 
         try:
             await self.app(scope, receive, noting)
         finally:
+            seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.answered(route, status, time.perf_counter() - start)
+            self.metrics.answered(route, status, seconds)
+            told = {"method": scope["method"], "route": route, "status": status}
+            log.info(
+                "%s %s %d in %.1f ms, %s",
+                *told.values(),
+                1e3 * seconds,
+                name,
+                extra={FIELDS: {**told, "ms": round(1e3 * seconds, 3), "request_id": name}},
+            )
