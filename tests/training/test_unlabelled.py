@@ -215,3 +215,16 @@ def test_a_path_without_label_is_held_to_the_teacher_alone() -> None:
     torch.testing.assert_close(mixed[:, 1], alone[:, 1])
     torch.testing.assert_close(mixed[:, ::2], labelled[:, ::2])
     assert not torch.allclose(mixed[:, ::2], alone[:, ::2])
+
+
+def test_rows_that_are_held_out_may_have_labels_of_their_own(
+    options: TrainOptions, workplace: Path, tmp_path: Path
+) -> None:
+    rows = [{**row, "label": f"kind {place}"} for place, row in enumerate(make_texts(30, 8))]
+    data = write(tmp_path / "data.jsonl", rows)
+    model = str(workplace / "encoder")
+    run = prepare(
+        replace(options, model=model, train=data, validation=None), tmp_path, CPU, lambda told: None
+    )
+    assert len(run.validator.rows) == 3
+    assert set(run.checkpoint.model.spec.labels) == {row["label"] for row in rows}

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trbert_deploy.errors import ConfigError, DataError, LengthError, OutputError, TrbertError
@@ -83,6 +84,7 @@ def create_app(
     for api in (embeddings_inference, openai, rerankers, open_inference, own):
         app.include_router(api.router)
     app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(TrbertError, _refused)
     app.add_exception_handler(Exception, _failed)
 
@@ -131,6 +133,14 @@ async def _malformed(request: Request, problem: Exception) -> Response:
     first = problem.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
     return error_answer(request.url.path, 422, "Validation", f"{where}: {first['msg']}")
+
+
+async def _not_found(request: Request, problem: Exception) -> Response:
+    """No such route or method, or a body that cannot be read."""
+    assert isinstance(problem, HTTPException)
+    message = f"{problem.detail}: /docs describes all routes"
+    headers = problem.headers or {}
+    return error_answer(request.url.path, problem.status_code, "Validation", message, **headers)
 
 
 async def _refused(request: Request, problem: Exception) -> Response:

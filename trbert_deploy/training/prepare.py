@@ -93,12 +93,13 @@ def prepare(
         return read_data(source, task_kind, split, options.columns, note, progress)
 
     training = read(options.train, "train")
+    # Rows that are held out of these may have labels that the others lack.
+    labelled = [example for example in training if example.target is not None]
     if options.validation is None:
         training, validation = split_validation(training, recipe.seed)
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
         validation = read(options.validation, "validation")
-    labelled = [example for example in training if example.target is not None]
     head = task_kind.new_head(labelled) if labelled else None
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(

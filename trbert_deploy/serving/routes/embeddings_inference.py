@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from tokenizers import Encoding
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.asking import embeddings, relevance
 from trbert_deploy.serving.routes.common import Body, Models, listed, require_few
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
@@ -22,7 +23,7 @@ from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.version import __version__
 
-router = APIRouter(tags=["text-embeddings-inference"])
+router = APIRouter(tags=["text-embeddings-inference"], responses=documented())
 
 
 class EmbedRequest(Body):

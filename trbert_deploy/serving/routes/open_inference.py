@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.refusals import UnknownModel
 from trbert_deploy.serving.routes.common import Body, Models, require_few
 from trbert_deploy.serving.served import ServedModel, ServedModels
@@ -29,7 +30,12 @@ from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.version import __version__
 
 #: Its clients do not say that what they send is JSON.
-router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], strict_content_type=False)
+router = APIRouter(
+    prefix="/v2",
+    tags=["Open Inference Protocol"],
+    strict_content_type=False,
+    responses=documented(),
+)
 
 TEXT, TEXT_PAIR, ANSWER = "text", "text_pair", "answer"
 

@@ -10,11 +10,12 @@ import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from trbert_deploy.serving.error_answers import OpenAIErrorBody, documented
 from trbert_deploy.serving.routes.asking import embeddings
 from trbert_deploy.serving.routes.common import Body, Models, listed
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=documented(OpenAIErrorBody))
 STARTED = int(time.time())
 
 

@@ -11,13 +11,14 @@ from pydantic import BaseModel, Field
 
 from trbert_deploy.runtime.reading.examples import examples_of
 from trbert_deploy.runtime.reading.records import Record
+from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.common import Body, Models, listed, require_few, require_known
 from trbert_deploy.serving.served import ServedModel
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.task import Prediction, Task, Text, TextList
 from trbert_deploy.tasks.token_classification import TokenClassification
 
-router = APIRouter(tags=["trbert-deploy"])
+router = APIRouter(tags=["trbert-deploy"], responses=documented())
 #: A page loads nothing, and asks nobody but its service.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"

@@ -14,11 +14,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.serving.error_answers import CohereErrorBody, documented
 from trbert_deploy.serving.routes.asking import relevance
 from trbert_deploy.serving.routes.common import Body, Models
 from trbert_deploy.tasks.text_ranking import TextRanking
 
-router = APIRouter(tags=["Cohere and Jina"])
+router = APIRouter(tags=["Cohere and Jina"], responses=documented(CohereErrorBody))
 
 
 class RerankRequest(Body):
