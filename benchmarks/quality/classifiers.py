@@ -9,7 +9,8 @@ TEST are JSONL, gzipped or not, of phrases with one ``[MASK]`` in ``text``, and 
 
     encoder/           a small BERT of single characters with random weights
     words.jsonl        the newspaper's lines with some characters masked: a language to learn first
-    newspaper.jsonl    its own phrases with a masked classifier, one that TRAIN has
+    newspaper.jsonl    its own phrases with a masked classifier, one that TRAIN has, and TRAIN's, so
+                       that all classifiers are among them
     train.jsonl        a share of TRAIN, validation.jsonl the rest, test.jsonl as TEST
     baselines.json     accuracy on TEST of the most frequent classifier, and of n-grams of the words
                        beside the mask, by TRAIN alone and with the newspaper's phrases
@@ -93,8 +94,10 @@ def masked(line: str, generator: random.Random) -> dict[str, object]:
 def phrases_of(
     clauses: Sequence[Sequence[Word]], known: frozenset[str]
 ) -> Iterator[dict[str, str]]:
-    """Clauses with a masked classifier behind a numeral or a pronoun."""
+    """Clauses with a masked classifier behind a numeral or a pronoun; none too long to be read."""
     for clause in clauses:
+        if sum(len(word) for word, _ in clause) > LONGEST:
+            continue
         for place in range(1, len(clause)):
             (word, tag), before = clause[place], clause[place - 1][1]
             if tag == CLASSIFIER and before in BEFORE and word in known:
@@ -175,10 +178,13 @@ def make(tagged: Path, train: Path, test: Path, output: Path, seed: int) -> None
     generator.shuffle(lines)
     held_out = len(learned) // 10
     parts = {"train": learned[:-held_out], "validation": learned[-held_out:], "test": tested}
-    for name, examples in parts.items():
-        rows = [{"text": each.text, "label": each.target} for each in examples]
-        write_json_lines(output / f"{name}.jsonl", rows)
-    write_json_lines(output / "newspaper.jsonl", phrases)
+    rows = {
+        name: [{"text": str(each.text), "label": str(each.target)} for each in examples]
+        for name, examples in parts.items()
+    }
+    for name, each in rows.items():
+        write_json_lines(output / f"{name}.jsonl", each)
+    write_json_lines(output / "newspaper.jsonl", [*phrases, *rows["train"]])
     write_json_lines(output / "words.jsonl", [masked(line, generator) for line in lines])
     texts = (*lines, *(str(each.text) for each in parts["train"]), *known)
     if not (output / "encoder").exists():

@@ -46,7 +46,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_phrases_and_lines_are_traditional_and_masked(made: Path) -> None:
     phrases = read(made / "newspaper.jsonl")
-    assert {(each["text"], each["label"]) for each in phrases} == {
+    learned = read(made / "train.jsonl")
+    assert phrases[-len(learned) :] == learned
+    assert {(each["text"], each["label"]) for each in phrases[: -len(learned)]} == {
         ("這[MASK]路走不通", "條"),
         ("他買了三[MASK]書", "本"),
     }  # and no cat: nobody asks for its classifier

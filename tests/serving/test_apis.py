@@ -23,7 +23,7 @@ import tritonclient.http as tritonclient
 from conftest import make_texts
 from huggingface_hub import InferenceClient
 from prometheus_client.parser import text_string_to_metric_families
-from serving.test_serve import answering
+from services_in_tests import answering
 from tasks.test_text_ranking import folder_of
 from test_embeddings_end_to_end import write_folder
 from transformers import AutoTokenizer

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 from conftest import make_texts
-from serving.test_serve import answering
+from services_in_tests import answering
 
 from trbert_deploy import load
 from trbert_deploy.serving.served import Limits, ServedModel

@@ -18,8 +18,8 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
-import uvicorn
 from conftest import make_texts
+from services_in_tests import SOON, answering, serving
 from starlette.types import Message, Receive, Scope, Send
 from tasks.test_text_ranking import folder_of
 from test_embeddings_end_to_end import write_folder
@@ -27,43 +27,14 @@ from test_embeddings_end_to_end import write_folder
 from trbert_deploy import load
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.serving.app import WatchedRequests, create_app
-from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
+from trbert_deploy.serving.middleware import WatchedRequests
+from trbert_deploy.serving.served import Limits, ServedModel
 from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
 
 pytestmark = pytest.mark.filterwarnings("ignore:texts longer than")
 
 TEXTS = [row["text"] for row in make_texts(40, seed=5)]
 BODY = {"inputs": TEXTS[0]}
-SOON = 20.0
-
-
-@contextmanager
-def serving(pipeline: Pipeline, **limits: Any) -> Iterator[httpx.Client]:
-    """A client of a service of a model."""
-    with answering(ServedModel(pipeline, Limits(**limits))) as client:
-        yield client
-
-
-@contextmanager
-def answering(*models: ServedModel, key: str | None = None) -> Iterator[httpx.Client]:
-    """A client of the service of some models."""
-    app = create_app(ServedModels(models), key)
-    config = uvicorn.Config(app, port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(SOON)
-    assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,12 @@ def score(client: httpx.Client) -> float:
     return round(float(answer.json()[0]["score"]), 4)  # rows of others shift it by less
 
 
+def told(process: subprocess.Popen[str], what: str) -> str:
+    """The next line of the log that says something."""
+    assert process.stderr is not None
+    return next(line for line in iter(process.stderr.readline, "") if what in line)
+
+
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_replaced_bundle_is_taken_over_and_no_request_is_lost(
     tiny_bundle: Path, other_bundle: Path, tmp_path: Path, watch: bool
@@ -109,7 +115,37 @@ def test_what_does_not_load_is_not_taken(tiny_bundle: Path, tmp_path: Path) -> N
         (bundle / "weights.safetensors").unlink()  # what is mapped into memory is not written to
         (bundle / "weights.safetensors").write_bytes(b"torn")
         os.kill(process.pid, signal.SIGHUP)
-        assert process.stderr is not None
-        line = next(line for line in iter(process.stderr.readline, "") if "stays" in line)
-        assert "weights.safetensors was altered or truncated" in line
+        assert "weights.safetensors was altered or truncated" in told(process, "stays")
+        assert score(client) == old
+
+
+def test_a_bundle_that_comes_file_by_file_is_taken_when_it_is_whole(
+    tiny_bundle: Path, other_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    with serving(bundle, "--watch") as (process, client):
+        old = score(client)
+        bundle.rename(tmp_path / "old")
+        bundle.mkdir()
+        shutil.copy(other_bundle / "manifest.json", bundle)
+        assert "is missing" in told(process, "stays")
+        shutil.copytree(other_bundle, bundle, dirs_exist_ok=True)
+        told(process, "answers now")
+        assert score(client) != old
+
+
+def test_a_bundle_for_something_else_is_not_taken(
+    tiny_bundle: Path, tmp_path: Path, tokenizer_dir: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    model = tiny_model("none", labels=("bad", "middling", "good"))
+    save_checkpoint(Checkpoint(model, tokenizer_dir, 64), tmp_path / "ckpt")
+    export_bundle(tmp_path / "ckpt", tmp_path / "three")
+    with serving(bundle) as (process, client):
+        old = score(client)
+        replace(bundle, tmp_path / "three")
+        os.kill(process.pid, signal.SIGHUP)
+        assert "other labels" in told(process, "stays")
         assert score(client) == old

@@ -8,6 +8,8 @@ import re
 import uuid
 from typing import Any
 
+#: Name of a service's own log.
+LOGGER = "trbert_deploy.serving"
 #: What may be the id of a request that a client or a proxy gives.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 #: Of a record: values that are fields of its line of JSON.

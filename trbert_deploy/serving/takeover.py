@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from trbert_deploy.bundle.manifest import MANIFEST
+from trbert_deploy.bundle.manifest import DIGEST, MANIFEST
 from trbert_deploy.errors import ConfigError, TrbertError
+from trbert_deploy.files import read_json
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.flights import Flights
+from trbert_deploy.serving.logs import LOGGER
 from trbert_deploy.serving.metrics import Metrics
 from trbert_deploy.serving.served import ServedModel, ServedModels
 
-log = logging.getLogger("trbert_deploy.serving")
+log = logging.getLogger(LOGGER)
 #: Seconds between two looks at the bundles.
 WATCH_SECONDS = 1.0
+#: Most seconds between two tries of a bundle that is refused.
+MOST_PAUSE = 60.0
 
 
 class Takeover:
@@ -43,7 +48,6 @@ class Takeover:
         self._load = load
         self._metrics = metrics
         self._flights = flights
-        self._seen = {model.name: _look(model) for model in models}
         self._lock = asyncio.Lock()
 
     async def take_over(self) -> None:
@@ -53,28 +57,37 @@ class Takeover:
                 await self._take_over(model)
 
     async def watch(self) -> None:
-        """Take over bundles as they are replaced, until cancelled."""
+        """Take over bundles as they are replaced, until cancelled.
+
+        One that is refused is tried again, ever less often: its files may not all be there yet.
+        """
+        pauses: dict[str, tuple[float, float]] = {}  # name -> until when, and how long the next is
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            looks = {model.name: _look(model) for model in self._models}
-            changed = [name for name, look in looks.items() if look != self._seen[name]]
-            if changed:
-                await self.take_over()
-                self._seen.update((name, looks[name]) for name in changed)
+            async with self._lock:
+                for model in list(self._models):
+                    until, pause = pauses.get(model.name, (0.0, WATCH_SECONDS))
+                    if time.monotonic() < until or not await asyncio.to_thread(_is_other, model):
+                        continue
+                    if await self._take_over(model):
+                        pauses.pop(model.name, None)
+                    else:
+                        pauses[model.name] = (time.monotonic() + pause, min(2 * pause, MOST_PAUSE))
 
-    async def _take_over(self, old: ServedModel) -> None:
+    async def _take_over(self, old: ServedModel) -> bool:
+        """Take over a model's bundle if it is another one; False if it is refused."""
         try:
             new = await asyncio.to_thread(self._replacement, old)
         except TrbertError as problem:
             log.error("model %s stays as it was: %s", old.name, problem)
-            return
-        if new is None:
-            return
-        new.watch(self._metrics)
-        self._models.put(new)
-        log.info("model %s: the bundle that replaced it answers now", new.name)
-        await self._flights.landed()  # those that hold the old one
-        await asyncio.to_thread(old.close, 0.0)
+            return False
+        if new is not None:
+            new.watch(self._metrics)
+            self._models.put(new)
+            log.info("model %s: the bundle that replaced it answers now", new.name)
+            await self._flights.landed()  # those that hold the old one
+            await asyncio.to_thread(old.close, 0.0)
+        return True
 
     def _replacement(self, old: ServedModel) -> ServedModel | None:
         """The model that stands in a model's place now; None where it is the same.
@@ -86,21 +99,21 @@ class Takeover:
         if pipeline.require_bundle().digest == old.pipeline.require_bundle().digest:
             return None
         for what, before, now in (
-            ("task", old.pipeline.task.name, pipeline.task.name),
-            ("labels", old.pipeline.labels, pipeline.labels),
+            ("another task", old.pipeline.task.name, pipeline.task.name),
+            ("other labels", old.pipeline.labels, pipeline.labels),
         ):
             if before != now:
                 raise ConfigError(
-                    f"{pipeline.path} has other {what} than the bundle it replaced: start the "
+                    f"{pipeline.path} has {what} than the bundle that it replaced: start the "
                     "service again to serve it"
                 )
         return ServedModel(pipeline, old.limits, old.name)
 
 
-def _look(model: ServedModel) -> tuple[int, int] | None:
-    """Tells one state of a model's bundle from another; None while it is gone."""
+def _is_other(model: ServedModel) -> bool:
+    """Whether another bundle stands in a model's place; not while there is none."""
     try:
-        found = (model.pipeline.path / MANIFEST).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        found = read_json(model.pipeline.path / MANIFEST).get(DIGEST)
+    except TrbertError:
+        return False
+    return found != model.pipeline.require_bundle().digest

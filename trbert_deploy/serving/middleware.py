@@ -1,0 +1,104 @@
+"""What every request passes on its way to its route."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trbert_deploy.serving.error_answers import error_answer
+from trbert_deploy.serving.logs import FIELDS, LOGGER, request_id
+from trbert_deploy.serving.metrics import Metrics
+
+log = logging.getLogger(LOGGER)
+
+#: Status of requests that nobody waits for any more, as nginx has it.
+CLIENT_GONE = 499
+REQUEST_ID = "X-Request-ID"
+
+
+class WatchedRequests:
+    """Refuses bodies that are too long, and lets requests go whose client is gone.
+
+    Args:
+        most_bytes: of a body.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+        self.app = app
+        self.most_bytes = most_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        answer = asyncio.ensure_future(self.app(scope, messages.get, send))
+        watch = asyncio.ensure_future(self._watch(receive, messages))
+        await asyncio.wait({answer, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            watch.cancel()
+            await answer  # whatever it raised
+            return
+        answer.cancel()
+        await asyncio.wait({answer})
+        if watch.result():
+            message = f"the body has more than {self.most_bytes:,} bytes: send fewer texts at once"
+            answer_413 = error_answer(scope["path"], 413, "Validation", message)
+            await answer_413(scope, receive, send)
+
+    async def _watch(self, receive: Receive, messages: asyncio.Queue[Message]) -> bool:
+        """Hand on what a client sends, until it is gone (False) or has sent too much (True)."""
+        left = self.most_bytes
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return False
+            left -= len(message.get("body", b""))
+            if left < 0:
+                return True
+            await messages.put(message)
+
+
+class MeasuredRequests:
+    """Counts requests by route and status, times them, and writes a line of each to the log.
+
+    A request has an id, its own (``X-Request-ID``) or a new one, which its answer brings, too.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = CLIENT_GONE
+        name = request_id(Headers(scope=scope).get(REQUEST_ID))
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = name
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            seconds = time.perf_counter() - start
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.answered(route, status, seconds)
+            told = {"method": scope["method"], "route": route, "status": status}
+            log.info(
+                "%s %s %d in %.1f ms, %s",
+                *told.values(),
+                1e3 * seconds,
+                name,
+                extra={FIELDS: {**told, "ms": round(1e3 * seconds, 3), "request_id": name}},
+            )
