@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import MANIFEST, Manifest
 from trbert_deploy.errors import BundleError, ParityError
 from trbert_deploy.exporters.checks.half_precision import compare_precision
-from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.export import ExportReport, export_bundle
 from trbert_deploy.modeling.blocks.projection import Projection
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 
@@ -29,18 +30,28 @@ TASKS: dict[str, dict[str, Any]] = {
 TEXTS = [row["text"] for row in make_texts(8, seed=1)]
 
 
-@pytest.fixture(params=TASKS)
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path, tokenizer_dir: Path) -> Path:
+@pytest.fixture(scope="module", params=TASKS)
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
+) -> Path:
+    place = tmp_path_factory.mktemp("dropped") / "ckpt"
     model = tiny_model("0.5,2", **TASKS[request.param])
-    save_checkpoint(Checkpoint(model, tokenizer_dir, 64, samples=tuple(TEXTS)), tmp_path / "ckpt")
-    return tmp_path / "ckpt"
+    save_checkpoint(Checkpoint(model, tokenizer_dir, 64, samples=tuple(TEXTS)), place)
+    return place
 
 
-def test_they_run_in_every_precision_and_backend(checkpoint: Path, tmp_path: Path) -> None:
-    report = export_bundle(checkpoint, tmp_path / "bundle", int8=True)
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> tuple[Path, ExportReport]:
+    """A bundle that tests only read."""
+    place = checkpoint.with_name("bundle")
+    return place, export_bundle(checkpoint, place, int8=True)
+
+
+def test_they_run_in_every_precision_and_backend(exported: tuple[Path, ExportReport]) -> None:
+    path, report = exported
     names = [graph.graph for graph in report.graphs]
     assert names == ["segment_0", "segment_1", "segment_2", "dense", "dropped_0", "dropped_1"]
-    bundle = Bundle.open(tmp_path / "bundle")
+    bundle = Bundle.open(path)
     models = {
         graph.name: onnx.load(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs
     }
@@ -51,7 +62,7 @@ def test_they_run_in_every_precision_and_backend(checkpoint: Path, tmp_path: Pat
         ("torch", None), ("onnxruntime", "fp32"), ("openvino", "fp32"),
         ("onnxruntime", "int8"), ("openvino", "int8"),
     ):  # fmt: skip
-        pipeline = load(tmp_path / "bundle", backend, threads=1, precision=precision)
+        pipeline = load(path, backend, threads=1, precision=precision)
         results = pipeline.run(pipeline.tokenize([*TEXTS, "a"]))
         assert any(len(each.kept[0]) > len(each.kept[1]) for each in results)
         found[backend, precision] = [next(iter(each.outputs.values())) for each in results]
@@ -76,14 +87,12 @@ def test_a_fault_in_them_is_seen(
 
 
 def test_a_manifest_whose_graphs_of_them_make_no_sense_is_refused(
-    checkpoint: Path, tmp_path: Path
+    exported: tuple[Path, ExportReport],
 ) -> None:
-    export_bundle(checkpoint, tmp_path / "bundle")
-    written = json.loads((tmp_path / "bundle" / MANIFEST).read_text())
+    written = json.loads((exported[0] / MANIFEST).read_text())
     manifest = Manifest.from_json(written)
     assert manifest.graph("dropped_0").token_outputs == {*manifest.graph("dropped_0").answers}
     assert not manifest.graph("dropped_0").takes_mask and manifest.graph("dense").takes_mask
-    from dataclasses import replace
 
     first, *others = manifest.graphs[-2:]
     for wrong, message in (
