@@ -340,7 +340,7 @@ def test_the_log_has_each_request_and_no_text_of_a_user(
     assert told[0]["ms"] > 0 and "private" not in "".join(lines)
 
 
-def test_the_description_of_all_routes_holds(client: httpx.Client) -> None:
+def test_the_description_of_all_routes_holds(client: httpx.Client, tmp_path: Path) -> None:
     """By schemathesis: no fault of the service, and no answer that its description lacks."""
     command = [
         str(Path(sys.executable).parent / "schemathesis"),
@@ -353,6 +353,13 @@ def test_the_description_of_all_routes_holds(client: httpx.Client) -> None:
         # what a model does not answer is refused though its form is right
         "--exclude-checks=positive_data_acceptance",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,  # it keeps what it finds
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-5000:]
     assert "Tested: 2" in done.stdout  # some twenty routes
