@@ -180,6 +180,16 @@ class ServedModels:
         """Have a model in the place of the one of its name."""
         self._models[model.name] = model
 
+    def named(self, name: str) -> ServedModel:
+        """The model of exactly this name.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        if name not in self._models:
+            raise UnknownModel(f"there is no model {name!r}: expected {_any_of(self.names)}")
+        return self._models[name]
+
     def find(self, name: str | None, *kinds: type[Task]) -> ServedModel:
         """The model that answers a request.
 
@@ -193,19 +203,17 @@ class ServedModels:
             ConfigError: it is for another task; or none is named, and several could be meant.
         """
         if len(self._models) == 1:
-            ((name, model),) = self._models.items()
+            (model,) = self._models.values()
         elif name is None:
-            name, model = self._only(kinds)
-        elif name in self._models:
-            model = self._models[name]
+            model = self._only(kinds)
         else:
-            raise UnknownModel(f"there is no model {name!r}: expected {_any_of(self.names)}")
+            model = self.named(name)
         task = model.pipeline.task
         if kinds and not isinstance(task, kinds):
             raise ConfigError(f"the model is for {task.name}: ask the route of that task")
         return model
 
-    def _only(self, kinds: tuple[type[Task], ...]) -> tuple[str, ServedModel]:
+    def _only(self, kinds: tuple[type[Task], ...]) -> ServedModel:
         """The only model for one of these tasks."""
         fitting = [
             name
@@ -218,7 +226,7 @@ class ServedModels:
                 f"{len(fitting)} models here are for {what}: give model, which is "
                 f"{_any_of(fitting or self.names)}"
             )
-        return fitting[0], self._models[fitting[0]]
+        return self._models[fitting[0]]
 
     async def close(self, grace_s: float) -> None:
         """Answer what waits, and take no more."""

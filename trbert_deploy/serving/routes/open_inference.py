@@ -20,9 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.error_answers import documented
-from trbert_deploy.serving.refusals import UnknownModel
 from trbert_deploy.serving.routes.common import Body, Models, require_few
-from trbert_deploy.serving.served import ServedModel, ServedModels
+from trbert_deploy.serving.served import ServedModel
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.task import Prediction, Text
 from trbert_deploy.tasks.text_classification import TextClassification
@@ -89,13 +88,6 @@ _NUMBERS = {
 }
 
 
-def _named(models: ServedModels, name: str) -> ServedModel:
-    """The model of exactly this name."""
-    if name not in models.names:
-        raise UnknownModel(f"there is no model {name!r}: expected one of {', '.join(models.names)}")
-    return models.find(name)
-
-
 def _numbers_of(model: ServedModel) -> Any:
     task = model.pipeline.task
     return next((made for kind, made in _NUMBERS.items() if isinstance(task, kind)), None)
@@ -122,13 +114,13 @@ async def ready() -> dict[str, bool]:
 @router.get("/models/{name}/ready")
 async def model_ready(name: str, models: Models) -> dict[str, Any]:
     """Whether a model answers."""
-    return {"name": _named(models, name).name, "ready": True}
+    return {"name": models.named(name).name, "ready": True}
 
 
 @router.get("/models/{name}")
 async def model_metadata(name: str, models: Models) -> dict[str, Any]:
     """What a model takes and gives."""
-    model = _named(models, name)
+    model = models.named(name)
     outputs = [{"name": ANSWER, "datatype": "BYTES", "shape": [-1]}]
     if numbers := _numbers_of(model):
         outputs.append({"name": numbers[0], "datatype": "FP32", "shape": [-1, -1]})
@@ -146,7 +138,7 @@ async def model_metadata(name: str, models: Models) -> dict[str, Any]:
 @router.post("/models/{name}/infer")
 async def infer(name: str, body: InferRequest, models: Models) -> dict[str, Any]:
     """Answers to texts, in order."""
-    model = _named(models, name)
+    model = models.named(name)
     texts = _texts(body.inputs)
     names = require_few(model, texts, TEXT)
     plain = Body()
