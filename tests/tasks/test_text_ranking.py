@@ -296,7 +296,8 @@ def test_an_encoder_learns_to_rank(tmp_path: Path, tokenizer_dir: Path) -> None:
     changes = {"model": str(encoder), "train": write_pairs(tmp_path / "pairs.jsonl")}
     options = replace(options, task="text-ranking", validation=None, **changes)
     notes: list[str] = []
-    report = train(with_recipe(options, stages=("teacher",)), tmp_path / "ckpt", note=notes.append)
+    recipe = {"stages": ("teacher",), "teacher": {"epochs": 12.0}}
+    report = train(with_recipe(options, **recipe), tmp_path / "ckpt", note=notes.append)
     assert any("a new one is trained for the relevance of passages" in note for note in notes)
     assert report.measure == "mrr_10"
     assert report.stages["teacher"].dense_score == 1.0
