@@ -40,7 +40,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 LABELS = ("bad", "good")
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 GOOD = ("wonderful", "superb", "delightful", "brilliant")
 BAD = ("dreadful", "boring", "awful", "clumsy")
 FILLER = tuple(
@@ -70,7 +70,7 @@ def make_texts(count: int, seed: int = 0) -> list[dict[str, str]]:
     return rows
 
 
-def word_pieces() -> dict[str, int]:
+def vocabulary() -> dict[str, int]:
     """All words of the test texts, and the letters that other words are written with.
 
     No trained vocabulary: the trainer breaks ties by chance, so that a model would learn other
@@ -78,7 +78,7 @@ def word_pieces() -> dict[str, int]:
     """
     words = sorted({*FILLER, *GOOD, *BAD})
     letters = sorted({letter for word in words for letter in word})
-    pieces = [*SPECIAL, ".", *letters, *(f"##{letter}" for letter in letters), *words]
+    pieces = [*BERT_SPECIAL, ".", *letters, *(f"##{letter}" for letter in letters), *words]
     return {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
 
 
@@ -86,8 +86,8 @@ def word_pieces() -> dict[str, int]:
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a WordPiece tokenizer of the words of the test texts."""
     directory = tmp_path_factory.mktemp("tokenizer")
-    tokenizer = Tokenizer(WordPiece(word_pieces(), unk_token="[UNK]"))
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer = Tokenizer(WordPiece(vocabulary(), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(BERT_SPECIAL))
     tokenizer.normalizer = BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = TemplateProcessing(

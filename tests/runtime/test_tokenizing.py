@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import BERT_SPECIAL
 from many_scripts import lines, pairs
-from tokenizer_kinds import BERT_SPECIAL, KINDS, template, word_pieces, write_kind
+from tokenizer_kinds import KINDS, template, word_pieces, write_kind
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer

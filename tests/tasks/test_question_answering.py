@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_spec
+from conftest import BERT_SPECIAL, tiny_spec
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_kinds import KINDS, template, write_kind
@@ -46,8 +46,7 @@ def pieces() -> Tokenizer:
     """WordPiece of some words and all letters."""
     words = ["where", "does", "she", "live", "in", "the", "paris", "angela", "merkel"]
     letters = [*string.ascii_lowercase, *string.digits, *".,'?()-"]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocab = [*special, *words, *letters, *(f"##{each}" for each in letters)]
+    vocab = [*BERT_SPECIAL, *words, *letters, *(f"##{each}" for each in letters)]
     made = Tokenizer(
         models.WordPiece({token: place for place, token in enumerate(vocab)}, unk_token="[UNK]")
     )
