@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.serving.queue import RowQueue
+from trbert_deploy.serving.queue import Ran, RowQueue
 from trbert_deploy.serving.refusals import DeadlinePassed, QueueFull, ShuttingDown
 
 SOON = 20.0
@@ -59,8 +59,8 @@ def held(**options: Any) -> tuple[Model, RowQueue]:
     return model, queue
 
 
-def marks_of(future: Future[list[RowResult]]) -> list[int]:
-    return [int(result.outputs["mark"][0]) for result in future.result(SOON)]
+def marks_of(future: Future[Ran]) -> list[int]:
+    return [int(result.outputs["mark"][0]) for result in future.result(SOON).results]
 
 
 @settings(deadline=None, max_examples=30)
@@ -195,6 +195,41 @@ def test_what_waits_longer_than_the_grace_is_refused() -> None:
 
 def test_no_rows_are_answered_at_once() -> None:
     model, queue = held()
-    assert queue.submit([]).result(0) == []
+    assert queue.submit([]).result(0).results == []
     model.free.set()
     queue.close()
+
+
+def test_the_load_chooses_where_requests_run_that_chose_nothing() -> None:
+    loads: list[float] = []
+
+    def shed(load: float) -> OperatingPoint | None:
+        loads.append(load)
+        return OperatingPoint(0.9) if load > 0.4 else None
+
+    model, queue = held(most_waiting_tokens=300, batch_tokens=60, shed=shed)
+    chosen = queue.submit([a_row(10, 1)], OperatingPoint(0.2))
+    large = queue.submit([a_row(50, mark) for mark in range(100, 104)])
+    small = queue.submit([a_row(10, 2)])
+    model.free.set()
+    assert marks_of(large) == [100, 101, 102, 103] and marks_of(small) == [2]
+    points = [queue_of.result(0).point for queue_of in (chosen, large, small)]
+    assert points == [OperatingPoint(0.2), OperatingPoint(0.9), OperatingPoint(0.9)]
+    late = queue.submit([a_row(10, 3)])
+    assert late.result(SOON).point is None
+    queue.close()
+    ran = [(int(row.input_ids[0]), point) for point, rows in model.batches for row in rows]
+    assert {point for mark, point in ran if mark >= 100} == {OperatingPoint(0.9)}  # the load fell
+    assert loads[1] == (220 - 60) / 300 and min(loads[2:]) < 0.4
+
+
+def test_what_will_be_late_is_a_load_too() -> None:
+    loads: list[float] = []
+    model, queue = held(shed=lambda load: loads.append(load))
+    model.running.clear()
+    soon = queue.submit([a_row(100), a_row(50)], timeout_s=SOON)
+    time.sleep(0.1)
+    model.free.set()
+    soon.result(SOON)
+    queue.close()
+    assert 50 * 0.1 / SOON <= loads[1] <= 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -89,7 +90,9 @@ def test_many_at_a_time_get_their_own_answers(client: httpx.Client, classifier: 
         ("/predict", {"inputs": "a" * 30_000}, 413, "more than 20,000 bytes"),
         ("/embed", {"inputs": "a"}, 422, "the model is for text-classification"),
         ("/rerank", {"query": "a", "texts": ["b"]}, 422, "the model is for text-classification"),
-        ("/predict", {"inputs": "a", "threshold": 0.5}, 422, "choose no threshold"),
+        ("/predict", {"inputs": "a", "threshold": 0.5}, 422, "choose no operating point"),
+        ("/predict", {"inputs": "a", "latency_budget_ms": 5}, 422, "choose no operating point"),
+        ("/predict", {"inputs": "a", "latency_budget_ms": 0}, 422, "latency_budget_ms: .* than 0"),
         ("/predict", {"inputs": "a", "threshold": 2}, 422, "threshold: .* less than or equal to 1"),
         ("/answers", {"inputs": [{"txt": "a"}]}, 422, r"inputs\[0\].*txt"),
         ("/answers", {"inputs": "a", "parameters": {"top": 1}}, 422, "unknown option top"),
@@ -278,15 +281,19 @@ def test_what_an_application_raises_is_not_lost() -> None:
 
 def test_the_command_serves_until_it_is_told_to_end(tiny_bundle: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trbert_deploy", "serve", str(tiny_bundle), "--port", "0"]
+    options = ["--threads", "1", "--thresholds", "0.1", "0.9", "--shed", "quality"]
+    cached = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     with subprocess.Popen(
-        [*command, "--threads", "1"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=cached
     ) as process:
         assert process.stderr is not None
         try:
             lines = iter(process.stderr.readline, "")
             address = next(match[0] for line in lines if (match := re.search(r"http://\S+", line)))
-            answer = httpx.post(f"{address}/predict", json={"inputs": TEXTS[0]}, timeout=SOON)
+            body = {"inputs": TEXTS[0], "latency_budget_ms": 1e6}
+            answer = httpx.post(f"{address}/predict", json=body, timeout=SOON)
             assert answer.status_code == 200 and len(answer.json()) == 2
+            assert 0.1 <= float(answer.headers["x-threshold"]) <= 0.9
             process.send_signal(signal.SIGTERM)
             assert process.wait(SOON) in (0, -signal.SIGTERM)
         finally:

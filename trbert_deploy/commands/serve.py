@@ -25,6 +25,7 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.selection.operating_point import OperatingPoint
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SHED_QUALITY = "quality"
 KEY_VARIABLE = "TRBERT_DEPLOY_API_KEY"
 MOST_PORT = 65535
 MOST_SECONDS = 86400
@@ -94,6 +95,20 @@ MOST_SECONDS = 86400
     help="Thresholds a request may choose.",
 )
 @click.option(
+    "--shed",
+    type=click.Choice([SHED_QUALITY]),
+    metavar="quality",
+    help="Drop more as requests wait.",
+)
+@click.option(
+    "--min-agreement",
+    type=float,
+    metavar="PERCENT",
+    default=97,
+    show_default=True,
+    help="Least that answers agree then.",
+)
+@click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
@@ -118,6 +133,8 @@ def serve(
     timeout: int,
     grace: int,
     thresholds: tuple[float, float] | None,
+    shed: str | None,
+    min_agreement: float,
     api_key_file: Path | None,
     watch: bool,
     json_logs: bool,
@@ -134,6 +151,10 @@ def serve(
     if thresholds is not None and not 0 <= thresholds[0] <= thresholds[1] <= 1:
         given = " ".join(map(str, thresholds))
         raise ConfigError(f"--thresholds is {given}: expected two from 0 to 1, the lower one first")
+    if not 1 < min_agreement <= 100:
+        raise ConfigError(
+            f"--min-agreement is {min_agreement:g}: expected a percentage, such as 97"
+        )
     logs.set_up(json_logs)
     key = _key(api_key_file)
     if key is None and host not in LOOPBACK:
@@ -143,6 +164,7 @@ def serve(
         waiting_tokens=max_waiting_tokens,
         timeout_s=timeout,
         thresholds=thresholds,
+        min_agreement=min_agreement / 100 if shed == SHED_QUALITY else None,
     )
 
     def opened(path: Path) -> Pipeline:
@@ -160,10 +182,12 @@ def serve(
                 **asdict(point),
             )
 
-    models = [
-        ServedModel(opened(path), limits, name)
-        for name, path in map(_named, bundles or ("bundle",))
-    ]
+    def served(name: str | None, path: Path) -> ServedModel:
+        pipeline = opened(path)
+        with console.progress(transient=True) as progress:
+            return ServedModel(pipeline, limits, name, console.notes.print, progress)
+
+    models = [served(*_named(bundle)) for bundle in bundles or ("bundle",)]
     app = create_app(ServedModels(models), key, opened, watch)
     uvicorn.run(
         app,

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.selection.operating_point import OperatingPoint
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
@@ -39,6 +40,10 @@ class Metrics:
             "request_seconds", "From a request to its answer.", _SECONDS, "route"
         )
         self.waiting = gauge("queue_tokens", "Tokens that wait.")
+        self.load = gauge("load", "Of what may wait, the share that does (the last batch's).")
+        self.shed_threshold = gauge(
+            "shed_threshold", "At which the last batch shed load; 0: the model's own point."
+        )
         self.waits = histogram("queue_seconds", "Before the first row runs.", _SECONDS, "model")
         self.batch_tokens = histogram("batch_tokens", "Tokens of a run.", _TOKENS, "model")
         self.batch_rows = histogram("batch_rows", "Rows of a run.", _ROWS, "model")
@@ -87,6 +92,12 @@ class ModelMetrics:
     def waited(self, seconds: float) -> None:
         """A request's first row runs after so long."""
         self._metrics.waits.labels(self._name).observe(seconds)
+
+    def shed(self, load: float, point: OperatingPoint | None) -> None:
+        """A batch begins under this load, at this point; the model's own where None."""
+        self._metrics.load.labels(self._name).set(load)
+        threshold = 0.0 if point is None else point.threshold or 0.0
+        self._metrics.shed_threshold.labels(self._name).set(threshold)
 
     def ran(self, rows: Sequence[TokenRow], results: Sequence[RowResult], timing: Timing) -> None:
         """Rows ran together."""

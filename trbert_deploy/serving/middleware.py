@@ -9,6 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trbert_deploy.serving.answered_at import noted_threshold, noting
 from trbert_deploy.serving.error_answers import error_answer
 from trbert_deploy.serving.logs import FIELDS, LOGGER, request_id
 from trbert_deploy.serving.metrics import Metrics
@@ -18,6 +19,7 @@ log = logging.getLogger(LOGGER)
 #: Status of requests that nobody waits for any more, as nginx has it.
 CLIENT_GONE = 499
 REQUEST_ID = "X-Request-ID"
+THRESHOLD = "X-Threshold"
 
 
 class WatchedRequests:
@@ -67,6 +69,7 @@ class MeasuredRequests:
     """Counts requests by route and status, times them, and writes a line of each to the log.
 
     A request has an id, its own (``X-Request-ID``) or a new one, which its answer brings, too.
+    Where it was answered at another threshold than the model's own, ``X-Threshold`` says at which.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -81,15 +84,19 @@ class MeasuredRequests:
         status = CLIENT_GONE
         name = request_id(Headers(scope=scope).get(REQUEST_ID))
 
-        async def noting(message: Message) -> None:
+        async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = name
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = name
+                if (threshold := noted_threshold()) is not None:
+                    headers[THRESHOLD] = f"{threshold:.6g}"
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            with noting():
+                await self.app(scope, receive, sending)
         finally:
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")

@@ -6,6 +6,9 @@ segment (``Chain``), so that rows of different requests share batches at every c
 
 Rows are taken from the waiting requests in turn, one of each: a request of many rows does not hold
 up those behind it.
+
+A request that chose no operating point gets one when its first row is taken, by how much waits
+then; its other rows run at the same.
 """
 
 from __future__ import annotations
@@ -26,12 +29,25 @@ from trbert_deploy.serving.refusals import DeadlinePassed, QueueFull, ShuttingDo
 Run = Callable[[OperatingPoint | None, list[TokenRow]], list[RowResult]]
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What came of a request's rows.
+
+    Attributes:
+        results: one per row, in order.
+        point: at which they ran; the model's own where None.
+    """
+
+    results: list[RowResult]
+    point: OperatingPoint | None
+
+
 @dataclass(eq=False)
 class _Request:
     """Rows that wait together.
 
     Attributes:
-        point: at which they are to run.
+        point: at which they are to run, or do as soon as the first is taken.
         rows: all of them.
         came, deadline: on the monotonic clock, in seconds; when nobody wants them any more.
         future: gets the results.
@@ -43,7 +59,7 @@ class _Request:
     rows: Sequence[TokenRow]
     came: float
     deadline: float
-    future: Future[list[RowResult]]
+    future: Future[Ran]
     taken: int = 0
     results: dict[int, RowResult] = field(default_factory=dict)
 
@@ -57,7 +73,8 @@ class _Request:
 
     def complete(self) -> None:
         if self.future.set_running_or_notify_cancel():
-            self.future.set_result([self.results[place] for place in range(len(self.rows))])
+            results = [self.results[place] for place in range(len(self.rows))]
+            self.future.set_result(Ran(results, self.point))
 
 
 #: A row that was taken: whose, and which of its rows.
@@ -72,6 +89,9 @@ class RowQueue:
         batch_tokens: of one run; a longer row runs alone.
         most_waiting_tokens: of all rows that wait; a request that comes when so many wait is
             refused.
+        shed: where requests run that chose no point, by the load: from 0 to 1, the share of what
+            may wait that waits beyond the batch, or the share of its time that this takes a
+            request, if that is more; the model's own point where it says None.
         waited: told the seconds that a request waited before its first row runs.
     """
 
@@ -80,9 +100,11 @@ class RowQueue:
         run: Run,
         batch_tokens: int,
         most_waiting_tokens: int,
+        shed: Callable[[float], OperatingPoint | None] = lambda load: None,
         waited: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._run = run
+        self._shed = shed
         self._waited = waited
         self._batch_tokens = batch_tokens
         self._most_waiting_tokens = most_waiting_tokens
@@ -104,15 +126,15 @@ class RowQueue:
         rows: Sequence[TokenRow],
         point: OperatingPoint | None = None,
         timeout_s: float = float("inf"),
-    ) -> Future[list[RowResult]]:
+    ) -> Future[Ran]:
         """Let rows run as soon as it is their turn.
 
         Args:
-            point: to run at; the model's own where None.
+            point: to run at; where None, as the load has it.
             timeout_s: when nobody wants the results any more.
 
         Returns:
-            One result per row, in order. If it is cancelled, rows that still wait do not run.
+            What comes of them. If it is cancelled, rows that still wait do not run.
 
         Raises:
             QueueFull: too much waits.
@@ -204,8 +226,14 @@ class RowQueue:
 
     def _take(self) -> list[_Taken]:
         """One row of each request in turn, until a batch is full."""
-        point = next(iter(self._waiting)).point
-        together = deque(request for request in self._waiting if request.point == point)
+        first = next(iter(self._waiting))
+        usual = self._shed(self._load(first))
+
+        def point_of(request: _Request) -> OperatingPoint | None:
+            return request.point if request.taken else request.point or usual
+
+        point = point_of(first)
+        together = deque(request for request in self._waiting if point_of(request) == point)
         taken: list[_Taken] = []
         tokens = 0
         while together:
@@ -215,6 +243,7 @@ class RowQueue:
                 break
             if not request.taken:
                 self._waited(time.monotonic() - request.came)
+                request.point = point
             taken.append((request, request.taken))
             tokens += len(row)
             request.taken += 1
@@ -224,6 +253,13 @@ class RowQueue:
             else:
                 del self._waiting[request]
         return taken
+
+    def _load(self, first: _Request) -> float:
+        """How far what has to wait for the next batch is from what cannot wait, from 0 to 1."""
+        tokens = max(0, self._waiting_tokens - self._batch_tokens)
+        share = tokens / self._most_waiting_tokens
+        seconds = tokens * self._seconds_per_token
+        return min(1.0, max(share, seconds / (first.deadline - first.came)))
 
     def _after_failure(self, batch: Sequence[_Taken], problem: Exception) -> None:
         """Run the requests of a batch that failed each for itself: one may have been the reason."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.autotune.latency_budget import LatencyTable, latency_table, within
 from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Asked, Pipeline
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.serving.answered_at import note_threshold
 from trbert_deploy.serving.drift import Drift, kept_share
 from trbert_deploy.serving.metrics import Metrics, ModelMetrics
 from trbert_deploy.serving.queue import RowQueue
 from trbert_deploy.serving.refusals import UnknownModel
+from trbert_deploy.serving.shedding import Shedding, shedding_of
 from trbert_deploy.tasks.task import Task, Text, TextList
 
 
@@ -30,6 +34,8 @@ class Limits:
         waiting_tokens: most that wait for the model, of all requests.
         timeout_s: seconds after which a request that still waits is refused.
         thresholds: the lowest and the highest that a request may choose; none where None.
+        min_agreement: with the dense model's answers, from 0 to 1, down to which a model drops
+            more as requests wait; where None it never does.
     """
 
     texts: int = 1024
@@ -37,6 +43,7 @@ class Limits:
     waiting_tokens: int = 1 << 18
     timeout_s: float = 30.0
     thresholds: tuple[float, float] | None = None
+    min_agreement: float | None = None
 
 
 class ServedModel:
@@ -47,13 +54,25 @@ class ServedModel:
 
     Args:
         name: by which requests ask for it; that of the bundle's folder by default.
+        note: told what was measured, for latency budgets and of what may be shed.
+        progress: told while it is measured.
+
+    Raises:
+        ConfigError: there is nothing that could be shed.
 
     Attributes:
         pipeline: cuts or refuses texts that are too long, as it was loaded.
         strict: the same model, which refuses them.
     """
 
-    def __init__(self, pipeline: Pipeline, limits: Limits, name: str | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        limits: Limits,
+        name: str | None = None,
+        note: Callable[[str], None] = lambda message: None,
+        progress: Progress = no_progress,
+    ) -> None:
         self.name = name or pipeline.path.resolve().name
         self.pipeline = pipeline
         self.limits = limits
@@ -63,24 +82,55 @@ class ServedModel:
         )
         self._metrics: ModelMetrics | None = None
         self._drift = Drift(shares) if (shares := _calibration(pipeline)) else None
+        self._latencies: LatencyTable = ()
+        if limits.thresholds is not None and pipeline.reduction.cuts:
+            bundle = pipeline.require_bundle()
+            self._latencies = latency_table(bundle, pipeline.chain, note, progress)
+        self._shedding = Shedding(())
+        if limits.min_agreement is not None:
+            self._shedding = shedding_of(pipeline, limits.min_agreement, note, progress)
         self._queue = RowQueue(
-            self._run, pipeline.chain.max_batch_tokens, limits.waiting_tokens, self._waited
+            self._run,
+            pipeline.chain.max_batch_tokens,
+            limits.waiting_tokens,
+            self._shed,
+            self._waited,
         )
 
-    def point_of(self, threshold: float | None) -> OperatingPoint | None:
+    def point_of(self, threshold: float | None, budget_ms: float | None) -> OperatingPoint | None:
         """The operating point that a request wants; the model's own where it says nothing.
 
+        Args:
+            budget_ms: milliseconds that a text of the longest length may take in the model: the
+                lowest threshold that the service allows and that takes at most so long, or else the
+                fastest of them.
+
         Raises:
-            ConfigError: the service does not allow it.
+            ConfigError: the service does not allow it, or both are given.
         """
-        if threshold is None:
+        if threshold is None and budget_ms is None:
             return None
+        if threshold is not None and budget_ms is not None:
+            raise ConfigError("a latency budget decides the threshold: give one of the two")
         allowed = self.limits.thresholds
         if allowed is None:
-            raise ConfigError("this service lets requests choose no threshold: leave it out")
-        if not allowed[0] <= threshold <= allowed[1]:
             raise ConfigError(
-                f"threshold is {threshold:g}: this service allows {allowed[0]:g} to {allowed[1]:g}"
+                "this service lets requests choose no operating point: leave threshold and "
+                "latency_budget_ms out"
+            )
+        low, high = allowed
+        if budget_ms is not None:
+            within_limits = [each for each in self._latencies if low <= each[0] <= high]
+            if not within_limits:
+                raise ConfigError(
+                    f"no latency is known between the thresholds {low:g} and {high:g} that this "
+                    "service allows: give a threshold"
+                )
+            return OperatingPoint(within(within_limits, budget_ms)[0])
+        assert threshold is not None
+        if not low <= threshold <= high:
+            raise ConfigError(
+                f"threshold is {threshold:g}: this service allows {low:g} to {high:g}"
             )
         return OperatingPoint(threshold)
 
@@ -104,12 +154,16 @@ class ServedModel:
         Raises:
             DataError, LengthError, OutputError: as a call of the pipeline.
             Refusal: not now.
+
+        The answer's headers tell at which threshold they ran, where it is not the model's own.
         """
         asked = await asyncio.to_thread(pipeline.ask, texts, names)
         parts = [part for row in asked.rows for part in row.parts]
         future = self._queue.submit(parts, point, self.limits.timeout_s)
-        results = await asyncio.wrap_future(future)
-        return asked, results_of_parts(asked.rows, results)
+        ran = await asyncio.wrap_future(future)
+        if ran.point is not None and ran.point.threshold is not None:
+            note_threshold(ran.point.threshold)
+        return asked, results_of_parts(asked.rows, ran.results)
 
     @property
     def waiting_tokens(self) -> int:
@@ -126,6 +180,12 @@ class ServedModel:
         self._metrics = metrics.of_model(
             self.name, lambda: self.waiting_tokens, None if drift is None else lambda: drift.value
         )
+
+    def _shed(self, load: float) -> OperatingPoint | None:
+        point = self._shedding.point_at(load)
+        if self._metrics is not None:
+            self._metrics.shed(load, point)
+        return point
 
     def _waited(self, seconds: float) -> None:
         if self._metrics is not None:

@@ -107,7 +107,7 @@ class Takeover:
                     f"{pipeline.path} has {what} than the bundle that it replaced: start the "
                     "service again to serve it"
                 )
-        return ServedModel(pipeline, old.limits, old.name)
+        return ServedModel(pipeline, old.limits, old.name, log.info)
 
 
 def _is_other(model: ServedModel) -> bool:

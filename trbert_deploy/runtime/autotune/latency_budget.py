@@ -19,8 +19,8 @@ from trbert_deploy.runtime.samples import sample_rows
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.operating_point import OperatingPoint
 
-#: Keep logits of the thresholds that are measured, beside 0, which keeps everything.
-_LOGITS = np.linspace(-4.0, 4.0, 17)
+#: Those that are measured: 0, which keeps everything, and those of keep logits in even steps.
+THRESHOLDS = (0.0, *(1.0 / (1.0 + np.exp(-np.linspace(-4.0, 4.0, 17)))).round(6).tolist())
 ROWS = 3
 ROUNDS = 3
 
@@ -50,22 +50,45 @@ def threshold_within(
     """
     if not (budget_ms > 0 and math.isfinite(budget_ms)):
         raise ConfigError(f"the latency budget is {budget_ms:g} ms: expected more than 0")
+    threshold, spent = within(latency_table(bundle, chain, note, progress), budget_ms)
+    note(
+        f"threshold {threshold:.3f} takes {spent:.1f} ms for {bundle.manifest.max_length} tokens "
+        "here"
+        + (
+            f", the fastest there is: the budget of {budget_ms:g} ms is missed"
+            if spent > budget_ms
+            else ""
+        )
+        + of_which_rows(bundle)
+    )
+    return threshold
+
+
+def latency_table(
+    bundle: Bundle,
+    chain: Chain,
+    note: Callable[[str], None],
+    progress: Progress = no_progress,
+) -> LatencyTable:
+    """What rows of the longest length take at each threshold, from the last time or measured now.
+
+    Args:
+        note: told that another process has its turn.
+    """
     length = bundle.manifest.max_length
-    key = chain_conditions(bundle, chain) | {"length": length}
-    table: LatencyTable = remembered(
+    found = remembered(
         "latency",
-        key,
+        chain_conditions(bundle, chain) | {"length": length},
         lambda: measure(chain, sample_rows(bundle, [length], ROWS), progress=progress),
         note,
     )
+    return [(float(threshold), float(spent)) for threshold, spent in found]
+
+
+def within(table: LatencyTable, budget_ms: float) -> tuple[float, float]:
+    """The lowest threshold that takes at most so long, or else the fastest; and its time."""
     fitting = [(threshold, spent) for threshold, spent in table if spent <= budget_ms]
-    threshold, spent = min(fitting) if fitting else min(table, key=lambda point: point[1])
-    note(
-        f"threshold {threshold:.3f} takes {spent:.1f} ms for {length} tokens here"
-        + ("" if fitting else f", the fastest there is: the budget of {budget_ms:g} ms is missed")
-        + of_which_rows(bundle)
-    )
-    return float(threshold)
+    return min(fitting) if fitting else min(table, key=lambda point: point[1])
 
 
 def measure(
@@ -75,8 +98,7 @@ def measure(
     progress: Progress = no_progress,
 ) -> LatencyTable:
     """Median milliseconds a row at each threshold, measured in turns."""
-    thresholds = [0.0, *(float(1.0 / (1.0 + np.exp(-logit))) for logit in _LOGITS)]
-    chains = [chain.at(OperatingPoint(threshold)) for threshold in thresholds]
+    chains = [chain.at(OperatingPoint(threshold)) for threshold in THRESHOLDS]
     spent = np.empty((ROUNDS + 1, len(rows), len(chains)))
     done = 0
     for number in range(ROUNDS + 1):  # the first warms up
@@ -89,4 +111,4 @@ def measure(
                 done += 1
     progress("measure latencies", done, spent.size)
     medians = np.median(spent[1:], axis=(0, 1)).round(3).tolist()
-    return list(zip(thresholds, medians, strict=True))
+    return list(zip(THRESHOLDS, medians, strict=True))

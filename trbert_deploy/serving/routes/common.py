@@ -44,6 +44,14 @@ class Body(BaseModel):
         default=None, ge=0, le=1, description="Keep probability from which a token survives."
     )
 
+    latency_budget_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Instead of a threshold: milliseconds that a text of the longest length may "
+        "take in the model.",
+    )
+
     def pipeline_of(self, model: ServedModel, **options: Any) -> Pipeline:
         """The model, cutting texts or not, and answering as the request wants it.
 
@@ -68,7 +76,8 @@ class Body(BaseModel):
         Raises:
             TrbertError: as ``ServedModel.ask``.
         """
-        return await model.ask(pipeline, texts, names, model.point_of(self.threshold))
+        point = model.point_of(self.threshold, self.latency_budget_ms)
+        return await model.ask(pipeline, texts, names, point)
 
 
 def require_few(model: ServedModel, texts: Sequence[Any], field: str) -> list[str]:

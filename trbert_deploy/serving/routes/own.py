@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from trbert_deploy.runtime.reading.examples import examples_of
 from trbert_deploy.runtime.reading.records import Record
+from trbert_deploy.serving.answered_at import noted_threshold
 from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.common import Body, Models, listed, require_few, require_known
 from trbert_deploy.serving.served import ServedModel
@@ -41,7 +42,7 @@ class AnswersResponse(BaseModel):
     """What ``trbert-deploy predict`` prints of each text.
 
     Attributes:
-        threshold: at which the texts were run, where the request chose it.
+        threshold: at which the texts were run, where that is not the model's own.
     """
 
     answers: list[dict[str, Any]]
@@ -110,7 +111,7 @@ async def answers(body: AnswersRequest, models: Models) -> AnswersResponse:
     if body.return_kept and len(asked.encodings) == len(told):  # none is read in several rows
         for answer, encoding in zip(told, asked.encodings, strict=True):
             answer["tokens"] = encoding.tokens
-    return AnswersResponse(answers=told, model=model.name, threshold=body.threshold)
+    return AnswersResponse(answers=told, model=model.name, threshold=noted_threshold())
 
 
 @router.post("/token-classification")
