@@ -88,7 +88,7 @@ def create_app(
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     limits = next(iter(models)).limits
-    app.add_middleware(WatchedRequests, most_bytes=limits.body_bytes)
+    app.add_middleware(WatchedRequests, most_bytes=limits.body_bytes, most_seconds=limits.timeout_s)
     if key is not None:
         app.add_middleware(RequiredKey, key=key)
     app.add_middleware(FollowedRequests, flights=flights)

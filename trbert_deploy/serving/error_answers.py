@@ -68,6 +68,7 @@ STATUSES = {
     400: "Nothing is asked, or the body is no JSON.",
     401: "The key is missing, or another one.",
     404: "There is no such model.",
+    408: "The body did not come in time.",
     413: "A text or the body is too long.",
     422: "What is asked is malformed, or nothing that the model answers.",
     424: "The model's output is no number.",

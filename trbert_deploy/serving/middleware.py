@@ -23,15 +23,17 @@ THRESHOLD = "X-Threshold"
 
 
 class WatchedRequests:
-    """Refuses bodies that are too long, and lets requests go whose client is gone.
+    """Refuses bodies that are too long or too slow, and lets requests go whose client is gone.
 
     Args:
         most_bytes: of a body.
+        most_seconds: that it may take to come; as long as it likes where None.
     """
 
-    def __init__(self, app: ASGIApp, most_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, most_bytes: int, most_seconds: float | None = None) -> None:
         self.app = app
         self.most_bytes = most_bytes
+        self.most_seconds = most_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,22 +49,33 @@ class WatchedRequests:
             return
         answer.cancel()
         await asyncio.wait({answer})
-        if watch.result():
-            message = f"the body has more than {self.most_bytes:,} bytes: send fewer texts at once"
-            answer_413 = error_answer(scope["path"], 413, "Validation", message)
-            await answer_413(scope, receive, send)
+        if refusal := watch.result():
+            status, message = refusal
+            refused = error_answer(scope["path"], status, "Validation", message)
+            await refused(scope, receive, send)
 
-    async def _watch(self, receive: Receive, messages: asyncio.Queue[Message]) -> bool:
-        """Hand on what a client sends, until it is gone (False) or has sent too much (True)."""
+    async def _watch(
+        self, receive: Receive, messages: asyncio.Queue[Message]
+    ) -> tuple[int, str] | None:
+        """Hand on what a client sends, until it is gone (None), or its body is to be refused."""
         left = self.most_bytes
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return False
-            left -= len(message.get("body", b""))
-            if left < 0:
-                return True
-            await messages.put(message)
+        try:
+            async with asyncio.timeout(self.most_seconds) as time_left:
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    left -= len(message.get("body", b""))
+                    if left < 0:
+                        return 413, (
+                            f"the body has more than {self.most_bytes:,} bytes: send fewer texts "
+                            "at once"
+                        )
+                    await messages.put(message)
+                    if not message.get("more_body", False):
+                        time_left.reschedule(None)
+        except TimeoutError:
+            return 408, f"the body did not come within {self.most_seconds:g} s: send it at once"
 
 
 class MeasuredRequests:

@@ -32,7 +32,8 @@ class Limits:
         texts: most of one request.
         body_bytes: most of a request's body.
         waiting_tokens: most that wait for the model, of all requests.
-        timeout_s: seconds after which a request that still waits is refused.
+        timeout_s: seconds after which a request that still waits is refused, or whose body has not
+            come.
         thresholds: the lowest and the highest that a request may choose; none where None.
         min_agreement: with the dense model's answers, from 0 to 1, down to which a model drops
             more as requests wait; where None it never does.
