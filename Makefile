@@ -14,7 +14,7 @@ EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,serve,benchmarks,d
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint faults fuzz soak mutants test-gpu bench-gpu clean
+.PHONY: help quickstart test lint faults fuzz fuzz-api soak mutants test-gpu bench-gpu clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint        style, types and import rules only"
 	@echo "make faults      kill every kind of writer at its system calls (needs strace); FAULTS=9: each ninth"
 	@echo "make fuzz        100,000 damaged bundles (half an hour); ARGS=--fuzz-case=N repeats one"
+	@echo "make fuzz-api    20,000 requests that schemathesis makes up, to every route of a service"
 	@echo "make soak        memory and answers over many texts; ARGS='BUNDLE --backend openvino'"
 	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
@@ -51,6 +52,10 @@ faults: $(STAMP)
 fuzz: ARGS = --fuzz-cases=100000
 fuzz: $(STAMP)
 	@$(BIN)/pytest -n 0 -q -s tests/fuzz $(ARGS)
+
+fuzz-api: API_EXAMPLES = 1000
+fuzz-api: $(STAMP)
+	@API_EXAMPLES=$(API_EXAMPLES) $(BIN)/pytest -n 0 -q -s tests/serving/test_apis.py -k description $(ARGS)
 
 soak: $(STAMP)
 	@$(BIN)/python benchmarks/soak.py $(ARGS)

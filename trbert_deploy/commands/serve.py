@@ -144,7 +144,7 @@ def serve(
 
     from trbert_deploy.runtime.loading import load
     from trbert_deploy.runtime.pipeline import Pipeline
-    from trbert_deploy.serving import logs
+    from trbert_deploy.serving import logs, traces
     from trbert_deploy.serving.app import create_app
     from trbert_deploy.serving.served import Limits, ServedModel, ServedModels
 
@@ -156,6 +156,7 @@ def serve(
             f"--min-agreement is {min_agreement:g}: expected a percentage, such as 97"
         )
     logs.set_up(json_logs)
+    traces.set_up()
     key = _key(api_key_file)
     if key is None and host not in LOOPBACK:
         console.notes.print(f"anyone who reaches {host} may ask: --api-key-file sets a key")

@@ -9,6 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trbert_deploy.serving import traces
 from trbert_deploy.serving.answered_at import noted_threshold, noting
 from trbert_deploy.serving.error_answers import error_answer
 from trbert_deploy.serving.logs import FIELDS, LOGGER, request_id
@@ -108,11 +109,13 @@ class MeasuredRequests:
             await send(message)
 
         try:
-            with noting():
-                await self.app(scope, receive, sending)
+            with noting(), traces.request(scope["method"], Headers(scope=scope)) as span:
+                try:
+                    await self.app(scope, receive, sending)
+                finally:
+                    span.route, span.status = _route(scope), status
         finally:
-            seconds = time.perf_counter() - start
-            route = getattr(scope.get("route"), "path", "other")
+            seconds, route = time.perf_counter() - start, _route(scope)
             self.metrics.answered(route, status, seconds)
             told = {"method": scope["method"], "route": route, "status": status}
             log.info(
@@ -122,3 +125,8 @@ class MeasuredRequests:
                 name,
                 extra={FIELDS: {**told, "ms": round(1e3 * seconds, 3), "request_id": name}},
             )
+
+
+def _route(scope: Scope) -> str:
+    """The route that a request found, as its description has it."""
+    return str(getattr(scope.get("route"), "path", "other"))

@@ -36,10 +36,12 @@ class Ran:
     Attributes:
         results: one per row, in order.
         point: at which they ran; the model's own where None.
+        began: when the first of them was taken, on the monotonic clock, in seconds.
     """
 
     results: list[RowResult]
     point: OperatingPoint | None
+    began: float
 
 
 @dataclass(eq=False)
@@ -49,7 +51,8 @@ class _Request:
     Attributes:
         point: at which they are to run, or do as soon as the first is taken.
         rows: all of them.
-        came, deadline: on the monotonic clock, in seconds; when nobody wants them any more.
+        came, began, deadline: on the monotonic clock, in seconds: when they came, when the first
+            was taken, when nobody wants them any more.
         future: gets the results.
         taken: how many have been taken.
         results: of those that have run, by place.
@@ -61,6 +64,7 @@ class _Request:
     deadline: float
     future: Future[Ran]
     taken: int = 0
+    began: float = 0.0
     results: dict[int, RowResult] = field(default_factory=dict)
 
     @property
@@ -74,7 +78,7 @@ class _Request:
     def complete(self) -> None:
         if self.future.set_running_or_notify_cancel():
             results = [self.results[place] for place in range(len(self.rows))]
-            self.future.set_result(Ran(results, self.point))
+            self.future.set_result(Ran(results, self.point, self.began))
 
 
 #: A row that was taken: whose, and which of its rows.
@@ -154,6 +158,7 @@ class RowQueue:
                     wait,
                 )
             if not rows:
+                request.began = now
                 request.complete()
                 return request.future
             self._waiting[request] = None
@@ -242,8 +247,8 @@ class RowQueue:
             if taken and tokens + len(row) > self._batch_tokens:
                 break
             if not request.taken:
-                self._waited(time.monotonic() - request.came)
-                request.point = point
+                request.point, request.began = point, time.monotonic()
+                self._waited(request.began - request.came)
             taken.append((request, request.taken))
             tokens += len(row)
             request.taken += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from trbert_deploy.runtime.pipeline import Asked, Pipeline
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.serving import traces
 from trbert_deploy.serving.answered_at import note_threshold
 from trbert_deploy.serving.drift import Drift, kept_share
 from trbert_deploy.serving.metrics import Metrics, ModelMetrics
@@ -158,12 +160,19 @@ class ServedModel:
 
         The answer's headers tell at which threshold they ran, where it is not the model's own.
         """
+        came = time.monotonic()
         asked = await asyncio.to_thread(pipeline.ask, texts, names)
         parts = [part for row in asked.rows for part in row.parts]
+        tokenized = time.monotonic()
+        traces.part("tokenize", came, tokenized, texts=len(texts), tokens=sum(map(len, parts)))
         future = self._queue.submit(parts, point, self.limits.timeout_s)
         ran = await asyncio.wrap_future(future)
+        at = {}
         if ran.point is not None and ran.point.threshold is not None:
             note_threshold(ran.point.threshold)
+            at = {"threshold": ran.point.threshold}
+        traces.part("wait", tokenized, ran.began)
+        traces.part("run", ran.began, time.monotonic(), model=self.name, rows=len(parts), **at)
         return asked, results_of_parts(asked.rows, ran.results)
 
     @property
