@@ -155,6 +155,22 @@ def test_tokens_stand_where_the_text_has_them(client: httpx.Client, tokenizer_di
     assert client.post("/tokenize", json=bare).json() == [told[1:-1]]
 
 
+def test_tokens_make_texts_again(client: httpx.Client, tokenizer_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    ids = tokenizer(TEXTS[:2])["input_ids"]
+
+    def decode(**body: Any) -> httpx.Response:
+        return client.post("/decode", json={"model": "labels", **body})
+
+    for skip in (True, False):
+        expected = [tokenizer.decode(each, skip_special_tokens=skip) for each in ids]
+        assert decode(ids=ids, skip_special_tokens=skip).json() == expected
+        assert decode(ids=ids[0], skip_special_tokens=skip).json() == expected[:1]
+    assert decode(ids=[]).status_code == 400
+    refused = decode(ids=[[1], [10**6]])
+    assert refused.status_code == 422 and "ids[1] has 1000000: expected numbers" in refused.text
+
+
 def test_any_answer_with_what_was_kept(client: httpx.Client, classifier: Pipeline) -> None:
     body = {"model": "labels", "inputs": TEXTS[:2], "return_kept": True, "threshold": 0.6}
     told = client.post("/answers", json=body).json()

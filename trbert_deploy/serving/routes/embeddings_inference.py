@@ -81,6 +81,13 @@ class TokenizeRequest(Body):
     prompt_name: str | None = None
 
 
+class DecodeRequest(Body):
+    """Numbers of tokens, of one text or several."""
+
+    ids: list[int] | list[list[int]] = Field(examples=[[101, 2023, 102]])
+    skip_special_tokens: bool = True
+
+
 class Rank(BaseModel):
     """How well a text answers."""
 
@@ -198,6 +205,22 @@ async def tokenize(body: TokenizeRequest, models: Models) -> list[list[SimpleTok
     encodings = await asyncio.to_thread(pipeline.tokenizer.encode, read, names)
     found = [_tokens(encoding, text) for encoding, text in zip(encodings, read, strict=True)]
     return [[each for each in one if body.add_special_tokens or not each.special] for one in found]
+
+
+@router.post("/decode")
+async def decode(body: DecodeRequest, models: Models) -> list[str]:
+    """The texts that tokens make."""
+    model = models.find(body.model)
+    several = [each for each in body.ids if isinstance(each, list)]
+    texts = several or [[each for each in body.ids if isinstance(each, int)]]
+    names = require_few(model, texts if body.ids else [], "ids")
+    size = model.pipeline.encoder.vocab_size
+    for name, ids in zip(names, texts, strict=True):
+        for each in ids:
+            if not 0 <= each < size:
+                raise DataError(f"{name} has {each}: expected numbers from 0 to {size - 1}")
+    decoded = model.pipeline.tokenizer.spelling.decoded
+    return [await asyncio.to_thread(decoded, ids, body.skip_special_tokens) for ids in texts]
 
 
 def _tokens(encoding: Encoding, text: str) -> list[SimpleToken]:
