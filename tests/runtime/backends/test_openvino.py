@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_texts
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from trbert_deploy.runtime.backends.openvino import OpenVinoBackend
+from trbert_deploy.runtime.backends.openvino import OpenVinoBackend, one_of_few_lengths
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -44,6 +47,54 @@ def test_rows_of_one_token_spoil_nothing(tiny_bundle: Path, precision: str) -> N
                 difference = np.abs(received - expected[output]).max()
                 bound = 1e-4 if precision == "fp32" else 5e-2
                 assert difference <= bound * max(1.0, np.abs(expected[output]).max()), shape
+
+
+@given(length=st.integers(1, 100_000))
+def test_rows_are_padded_to_few_lengths(length: int) -> None:
+    padded = one_of_few_lengths(length)
+    assert length <= padded <= max(16, length + 15, 9 * length // 8)
+    assert one_of_few_lengths(padded) == padded <= one_of_few_lengths(length + 1)
+    assert len({one_of_few_lengths(each) for each in range(1, 2049)}) == 40
+
+
+def test_padding_is_no_part_of_an_answer(tiny_bundle: Path, exact: Pipeline) -> None:
+    """At every length, of every graph, and never longer than the model takes."""
+    backend = exact.chain.backend
+    assert isinstance(backend, OpenVinoBackend)
+    reference = OnnxRuntimeBackend(Bundle.open(tiny_bundle), BackendOptions(1))
+    generator = np.random.default_rng(0)
+    for name in ("dense", "segment_0", "segment_1", "segment_2"):
+        graph = backend.graph(name)
+        seen: set[int] = set()
+        call = graph._call
+
+        def noted(variant: str, call: Any = call, seen: set[int] = seen) -> Any:
+            found = call(variant)
+
+            class Request:
+                def set_tensor(self, place: str, tensor: Any) -> None:
+                    seen.add(tensor.shape[1])
+                    found.request.set_tensor(place, tensor)
+
+                infer = found.request.infer
+                get_output_tensor = found.request.get_output_tensor
+
+            return type(found)(Request(), found.outputs)
+
+        graph._call = noted  # type: ignore[method-assign]
+        for length in range(1, 65):
+            shape = (1 + length % 3, length)
+            inputs: dict[str, np.ndarray] = {
+                "input_ids": generator.integers(5, 200, shape),
+                "token_type_ids": generator.integers(0, 2, shape),
+            }
+            if name in ("segment_1", "segment_2"):
+                inputs = {"hidden": generator.standard_normal((*shape, 32), np.float32)}
+            expected = reference.graph(name)(inputs)
+            for output, received in graph(inputs).items():
+                assert received.shape == expected[output].shape
+                np.testing.assert_allclose(received, expected[output], atol=1e-4, rtol=1e-4)
+        assert seen == {16, 32, 48, 64}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import numpy as np
 import openvino
@@ -33,8 +34,11 @@ _DEVICE = "CPU"
 #: Precision -> the library's name of what products are computed in, where it has no 8 bits.
 _COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 #: Kernels that a graph keeps for shapes that it met: without a bound every new length takes up to
-#: two megabytes for good. A shape that was forgotten costs what a new one does.
-_KEPT_KERNELS = 4
+#: two megabytes for good. A shape that was forgotten costs what a new one does. A layer has four or
+#: five products, so these are enough for the lengths that ``one_of_few_lengths`` has up to 512.
+_KEPT_KERNELS = 128
+#: Between two of these lengths, at the least.
+_LEAST_STEP = 16
 #: The same of the matrix library below, for all graphs of the process, read at its first use.
 _KEPT_BY_LIBRARY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(4 * _KEPT_KERNELS))
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
@@ -42,14 +46,16 @@ _RANGE_SIZE = 128
 
 
 class OpenVinoGraph:
-    """A graph compiled for batches without padding, and for those with it when needed.
+    """A graph compiled for batches without padding, and for those with it.
 
-    Every thread that calls it has requests of its own.
+    Rows are padded to one of few lengths (``one_of_few_lengths``), and what they are padded with is
+    left out of the outputs again. Every thread that calls it has requests of its own.
 
     Args:
         graph: what the manifest says of it.
         compile_variant: variant -> the graph, compiled.
         without_mask: the variant for batches without padding.
+        padded_length: length of rows -> the one that they are padded to; None pads none.
     """
 
     def __init__(
@@ -57,18 +63,27 @@ class OpenVinoGraph:
         graph: GraphDescription,
         compile_variant: Callable[[str], openvino.CompiledModel],
         without_mask: str,
+        padded_length: Callable[[int], int] | None,
     ) -> None:
         self._name = graph.name
+        self._token_outputs = graph.token_outputs
+        self._padded_length = padded_length
         self.inputs = graph.token_inputs
         self._takes_mask = graph.takes_mask
         self._answers = graph.answers
         self._without_mask = without_mask
         self._compiled = OncePerKey(compile_variant)
         self._compiled(without_mask)
+        if padded_length is not None and graph.takes_mask:
+            self._compiled(MASKED)
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        if self._takes_mask and next(iter(inputs.values())).shape[1] == 1:
+        length = next(iter(inputs.values())).shape[1]
+        padded = self._padded_length(length) if self._padded_length else length
+        if padded > length:
+            inputs = _padded(with_mask(inputs) if self._takes_mask else inputs, padded)
+        elif self._takes_mask and length == 1:
             # Attention without a mask that meets rows of one token first is wrong about rows of
             # eight and more ever after (OpenVINO 2026.4).
             inputs = with_mask(inputs)
@@ -82,9 +97,12 @@ class OpenVinoGraph:
             raise BundleError(f"OpenVINO cannot run {self._name}: {_reason(problem)}") from problem
         # Inputs and outputs are used where they lie; but the request overwrites its outputs at
         # the next call, so what is returned is a copy.
+        outputs = {
+            name: call.request.get_output_tensor(place).data for name, place in call.outputs.items()
+        }
         return {
-            name: call.request.get_output_tensor(place).data.copy()
-            for name, place in call.outputs.items()
+            name: (each[:, :length] if name in self._token_outputs else each).copy()
+            for name, each in outputs.items()
         }
 
     def _call(self, variant: str) -> _Call:
@@ -114,7 +132,7 @@ class OpenVinoBackend:
     """OpenVINO on the CPU: bfloat16 where the processor computes in it, float32 elsewhere.
 
     In int8 the weights are the bundle's 8-bit ones, and activations are rounded as they come;
-    padded batches, which CPUs do not like, run in float32.
+    padded batches run in float32, so none is padded.
 
     Raises:
         ConfigError: the processor, or the bundle, lacks the wanted precision.
@@ -144,9 +162,11 @@ class OpenVinoBackend:
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
+        longest = bundle.manifest.max_length
+        padded = None if precision == "int8" else lambda n: min(one_of_few_lengths(n), longest)
         self.graph: OncePerKey[str, OpenVinoGraph] = OncePerKey(
             lambda name: OpenVinoGraph(
-                bundle.manifest.graph(name), partial(self._open, name), variant
+                bundle.manifest.graph(name), partial(self._open, name), variant, padded
             )
         )
         self.description: Mapping[str, str] = {
@@ -173,6 +193,24 @@ class OpenVinoBackend:
                 raise BundleError(f"OpenVINO cannot load {path}: {_reason(problem)}") from problem
         require_signature(path, graph, *ports)
         return compiled
+
+
+def one_of_few_lengths(length: int) -> int:
+    """The length that rows are padded to, so that a graph meets few of them: eight a doubling.
+
+    A graph prepares itself anew for a length that it does not remember, which takes longer than
+    some more tokens do: for MiniLM about as long as 128 tokens in bfloat16.
+    """
+    step = max(_LEAST_STEP, 1 << max(0, (length - 1).bit_length() - 4))
+    return ceil(length / step) * step
+
+
+def _padded(inputs: Tensors, length: int) -> Tensors:
+    """Rows [B, S, ...] with zeros up to a length."""
+    return {
+        name: np.pad(each, [(0, 0), (0, length - each.shape[1]), *[(0, 0)] * (each.ndim - 2)])
+        for name, each in inputs.items()
+    }
 
 
 def _reason(problem: Exception) -> str:
