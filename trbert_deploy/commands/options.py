@@ -41,6 +41,7 @@ _OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("evaluate", "matplotlib"): (("--sweep",), "plots"),
     ("bench", "matplotlib"): (("--html", "--sweep"), "plots"),
     ("bench", "jinja2"): (("--html",), "plots"),
+    ("predict", "ray"): (("--engine ray",), "ray"),
     ("compress", "matplotlib"): (("--html",), "plots"),
     ("compress", "jinja2"): (("--html",), "plots"),
 } | {

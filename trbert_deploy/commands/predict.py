@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,10 +24,15 @@ from trbert_deploy.commands.options import (
     threads_option,
     truncate_option,
 )
+from trbert_deploy.commands.predict_files import predict_on_ray
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.entities import AGGREGATIONS
 from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSWERS
+
+#: Where texts are answered: in this process, or by the workers of a cluster.
+ENGINES = ("local", "ray")
+MOST_WORKERS = 65536
 
 
 @click.command()
@@ -34,15 +41,28 @@ from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSW
 @click.option(
     "--input",
     "source",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="Texts in a file; - for stdin.",
 )
 @column_options(label=False)
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write to this file instead of standard output.",
+    metavar="FILE",
+    help="Write to this file instead.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    metavar="NAME",
+    default=ENGINES[0],
+    show_default=True,
+    help="local; or ray, for folders.",
+)
+@click.option(
+    "--workers",
+    type=Whole(1, MOST_WORKERS),
+    metavar="N",
+    help="Workers of ray [default: by CPUs]",
 )
 @backend_option
 @precision_option
@@ -94,9 +114,11 @@ from trbert_deploy.tasks.question_answering import MOST_ANSWER_TOKENS, MOST_ANSW
 def predict(
     bundle: Path,
     texts: tuple[str, ...],
-    source: Path | None,
+    source: str | None,
     columns: ColumnNames,
-    output: Path | None,
+    output: str | None,
+    engine: str,
+    workers: int | None,
     backend: str,
     precision: str | None,
     engines: bool,
@@ -116,6 +138,77 @@ def predict(
     handle_impossible_answer: bool | None,
 ) -> None:
     """Answer texts with BUNDLE: one JSON object a line, in the order of the texts."""
+    options = {
+        "backend": backend,
+        "precision": precision,
+        "engines": engines,
+        "truncate": truncate,
+        "max_length": max_length,
+        "dimensions": dimensions,
+        "prompt": prompt,
+        "aggregation_strategy": aggregation_strategy,
+        "top_k": top_k,
+        "max_answer_len": max_answer_len,
+        "handle_impossible_answer": handle_impossible_answer,
+        **asdict(point),
+    }
+    if engine == "ray":
+        predict_on_ray(
+            bundle,
+            source,
+            output,
+            columns,
+            point,
+            options,
+            has_texts=bool(texts),
+            workers=workers,
+            threads=threads,
+            kept=kept,
+            dense=dense,
+            batch_size=batch_size,
+            max_batch_tokens=max_batch_tokens,
+        )
+        return
+    if workers is not None:
+        raise click.UsageError("--workers is for --engine ray")
+    _predict(
+        bundle,
+        texts,
+        _file("source", source),
+        columns,
+        _file("output", output),
+        options,
+        threads=threads,
+        kept=kept,
+        dense=dense,
+        batch_size=batch_size,
+        max_batch_tokens=max_batch_tokens,
+    )
+
+
+def _file(name: str, value: str | None) -> Path | None:
+    """What an option names on this machine: a file, and no directory."""
+    context = click.get_current_context()
+    (option,) = (each for each in context.command.params if each.name == name)
+    kind = click.Path(path_type=Path, dir_okay=False, allow_dash=name == "source")
+    return None if value is None else kind.convert(value, option, context)
+
+
+def _predict(
+    bundle: Path,
+    texts: tuple[str, ...],
+    source: Path | None,
+    columns: ColumnNames,
+    output: Path | None,
+    options: Mapping[str, Any],
+    *,
+    threads: int,
+    kept: bool,
+    dense: bool,
+    batch_size: int,
+    max_batch_tokens: int,
+) -> None:
+    """Answer texts in this process."""
     from trbert_deploy.files import staged_file
     from trbert_deploy.progress import told
     from trbert_deploy.runtime.loading import load
@@ -128,22 +221,11 @@ def predict(
     with console.progress(transient=True) as progress:
         pipeline = load(
             bundle,
-            backend,
             threads=threads,
-            precision=precision,
-            engines=engines,
-            truncate=truncate,
-            max_length=max_length,
             max_batch_tokens=max_batch_tokens,
-            dimensions=dimensions,
-            prompt=prompt,
-            aggregation_strategy=aggregation_strategy,
-            top_k=top_k,
-            max_answer_len=max_answer_len,
-            handle_impossible_answer=handle_impossible_answer,
             note=console.notes.print,
             progress=progress,
-            **asdict(point),
+            **options,
         )
     if source is None:
         examples = name_texts(texts)
