@@ -104,3 +104,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written: "):
         put(Place(str(tmp_path / "file")), "a.jsonl", "", tmp_path)
+
+
+def test_other_file_systems_are_read_and_written(texts: Place, tmp_path: Path) -> None:
+    foreign = Place(f"fsspec+file://{texts.url}")
+    files = input_files(foreign)
+    assert list(files) == ["a.jsonl", "b.jsonl"]
+    foreign.fetch(files["a.jsonl"].path, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "texts" / "a.jsonl").read_bytes()
+    put(foreign, "c.jsonl", "{}\n", tmp_path)
+    assert list(input_files(texts)) == ["a.jsonl", "b.jsonl", "c.jsonl"]
