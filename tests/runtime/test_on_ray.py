@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
 import pytest
 from commands_in_tests import run, write
 from conftest import make_texts
-from pyarrow import parquet
+from pyarrow import fs, parquet
 from ray_in_tests import process_of
 
 from trbert_deploy.errors import TrbertError
@@ -145,6 +145,47 @@ def test_a_killed_command_goes_on(tiny_bundle: Path, texts: Path, tmp_path: Path
     subprocess.run(command, env=environment, check=True)
     require_equal_to_local(tiny_bundle, texts, answers, tmp_path)
     assert all(path.stat().st_mtime_ns == when for path, when in times.items())
+
+
+@pytest.fixture
+def bucket() -> Iterator[Callable[[str], str]]:
+    """A bucket of a server that speaks S3: name of a folder -> its URL."""
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    where = f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    system, path = fs.FileSystem.from_uri(f"s3://key:secret@texts?{where}&allow_bucket_creation=1")
+    system.create_dir(path)
+    yield lambda folder: f"s3://key:secret@texts/{folder}?{where}"
+    server.stop()
+
+
+def test_an_object_store_is_a_folder_too(
+    cluster: None,
+    tiny_bundle: Path,
+    texts: Path,
+    tmp_path: Path,
+    bucket: Callable[[str], str],
+) -> None:
+    source, target = Place.named(bucket("texts")), Place.named(bucket("answers"))
+    for path in texts.rglob("part-*"):
+        source.put(str(path.relative_to(texts)), path)
+    job = job_of(tiny_bundle, texts, texts, source=source, target=target)
+    killed: list[int] = []
+
+    def kill(step: str, done: int, total: int | None) -> None:
+        if done and not killed:
+            killed.append(process_of("ray::Worker"))
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert predict_files(job, 2, kill).problem is None and killed
+    answers = tmp_path / "answers"
+    for name, info in target.files().items():
+        (answers / name).parent.mkdir(parents=True, exist_ok=True)
+        target.fetch(info.path, answers / name)
+    require_equal_to_local(tiny_bundle, texts, answers, tmp_path)
+    assert predict_files(job, 2, no_progress).encoded == 0  # all is there
 
 
 def test_a_bad_row_ends_the_run_and_names_it(
