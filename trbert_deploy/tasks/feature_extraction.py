@@ -70,6 +70,7 @@ class FeatureExtraction(Task):
     name = "feature-extraction"
     measure = AGREEMENT
     options = (DIMENSIONS, PROMPT)
+    takes_pairs = False
 
     def __init__(
         self,

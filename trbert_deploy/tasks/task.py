@@ -175,6 +175,7 @@ class Task(ABC):
             windows that share so many tokens.
         texts: further names by which that of the text is known, before all others.
         lists: names by which that of a list of second texts is known (see ``divided``).
+        takes_pairs: whether a text may be a pair.
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
         options: names of what a user may choose of how it answers (see ``set_up``).
         pair_rules: what is asked of the texts of pairs.
@@ -189,6 +190,7 @@ class Task(ABC):
     overlap: ClassVar[int] = 0
     texts: ClassVar[tuple[str, ...]] = ()
     lists: ClassVar[tuple[str, ...]] = ()
+    takes_pairs: ClassVar[bool] = True
     entries: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     pair_rules: PairRules = PairRules()

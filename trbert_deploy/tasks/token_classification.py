@@ -74,6 +74,7 @@ class TokenClassification(LabelledTask):
     columns = ("ner_tags", "tags", "labels", LABEL)
     texts = WORDS
     entries = options = (AGGREGATION,)
+    takes_pairs = False
     overlap: ClassVar[int] = 64
 
     def __init__(

@@ -1,31 +1,33 @@
 """The Open Inference Protocol, in JSON: what clients of Triton and KServe speak.
 
-A model takes the tensor ``text``, and ``text_pair`` where it reads pairs, of type BYTES and shape
-[N] or [N, 1]. It gives ``answer``, BYTES [N]: what ``trbert-deploy predict`` prints of each text;
-and where answers are numbers, these: ``scores`` FP32 [N, C] or ``embedding`` FP32 [N, D].
+Which tensors a model takes and gives is in ``serving/tensors.py``. Here strings are of type BYTES,
+those that come of shape [N] or [N, 1], those that go of shape [N].
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from trbert_deploy.errors import DataError
-from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.common import Body, Models, require_few
-from trbert_deploy.serving.served import ServedModel
-from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.task import Prediction, Text
-from trbert_deploy.tasks.text_classification import TextClassification
-from trbert_deploy.tasks.text_ranking import TextRanking
+from trbert_deploy.serving.tensors import (
+    ANSWER,
+    TEXT,
+    TEXT_PAIR,
+    inputs_of,
+    numbers_of,
+    outputs_of,
+    strings_of,
+    texts_of,
+    values_of,
+)
+from trbert_deploy.tasks.task import Text
 from trbert_deploy.version import __version__
 
 #: Its clients do not say that what they send is JSON.
@@ -35,8 +37,6 @@ router = APIRouter(
     strict_content_type=False,
     responses=documented(),
 )
-
-TEXT, TEXT_PAIR, ANSWER = "text", "text_pair", "answer"
 
 
 class Tensor(BaseModel):
@@ -66,33 +66,6 @@ class InferRequest(BaseModel):
     outputs: list[Wanted] | None = None
 
 
-def _scores(pipeline: Pipeline, answers: Sequence[Prediction]) -> NDArray[np.float32]:
-    told = [answer.to_json()["scores"] for answer in answers]
-    return np.array([[each[label] for label in pipeline.labels] for each in told], np.float32)
-
-
-def _relevance(pipeline: Pipeline, answers: Sequence[Prediction]) -> NDArray[np.float32]:
-    return np.array([[answer.to_json()["score"]] for answer in answers], np.float32)
-
-
-def _embedding(pipeline: Pipeline, answers: Sequence[Prediction]) -> NDArray[np.float32]:
-    return np.array([answer.to_json()["embedding"] for answer in answers], np.float32)
-
-
-#: Task -> the output beside ``answer``, and what makes it: [N, C] or [N, D].
-_NUMBERS: dict[type, tuple[str, Callable[[Pipeline, Sequence[Prediction]], NDArray[np.float32]]]]
-_NUMBERS = {
-    TextClassification: ("scores", _scores),
-    TextRanking: ("scores", _relevance),
-    FeatureExtraction: ("embedding", _embedding),
-}
-
-
-def _numbers_of(model: ServedModel) -> Any:
-    task = model.pipeline.task
-    return next((made for kind, made in _NUMBERS.items() if isinstance(task, kind)), None)
-
-
 @router.get("")
 async def server() -> dict[str, Any]:
     """What answers."""
@@ -120,18 +93,18 @@ async def model_ready(name: str, models: Models) -> dict[str, Any]:
 @router.get("/models/{name}")
 async def model_metadata(name: str, models: Models) -> dict[str, Any]:
     """What a model takes and gives."""
-    model = models.named(name)
-    outputs = [{"name": ANSWER, "datatype": "BYTES", "shape": [-1]}]
-    if numbers := _numbers_of(model):
-        outputs.append({"name": numbers[0], "datatype": "FP32", "shape": [-1, -1]})
+    task = models.named(name).pipeline.task
     return {
         "name": name,
         "versions": ["1"],
         "platform": "trbert-deploy",
-        "inputs": [
-            {"name": each, "datatype": "BYTES", "shape": [-1]} for each in (TEXT, TEXT_PAIR)
+        "inputs": [{"name": each, "datatype": "BYTES", "shape": [-1]} for each in inputs_of(task)],
+        "outputs": [
+            {"name": each, "datatype": "BYTES", "shape": [-1]}
+            if width is None
+            else {"name": each, "datatype": "FP32", "shape": [-1, width]}
+            for each, width in outputs_of(task).items()
         ],
-        "outputs": outputs,
     }
 
 
@@ -145,18 +118,17 @@ async def infer(name: str, body: InferRequest, models: Models) -> dict[str, Any]
     pipeline = plain.pipeline_of(model)
     asked, results = await plain.ask(model, pipeline, texts, names)
     answers = pipeline.told(asked, results)
-    numbers = _numbers_of(model)
-    known = [ANSWER, *([numbers[0]] if numbers else [])]
+    numbers, known = numbers_of(pipeline.task), outputs_of(pipeline.task)
     outputs = []
     for wanted in known if body.outputs is None else [each.name for each in body.outputs]:
         if wanted not in known:
             raise DataError(f"there is no output {wanted!r}: expected {' or '.join(known)}")
-        if wanted == ANSWER:
-            told = [json.dumps(answer.to_json(), ensure_ascii=False) for answer in answers]
-            outputs.append(_tensor(ANSWER, "BYTES", [len(told)], told))
-        else:
-            values = numbers[1](pipeline, answers)
+        if numbers is not None and wanted == numbers.name:
+            values = values_of(numbers, answers)
             outputs.append(_tensor(wanted, "FP32", list(values.shape), values.ravel().tolist()))
+        else:
+            told = strings_of(answers)
+            outputs.append(_tensor(ANSWER, "BYTES", [len(told)], told))
     told_id = {} if body.id is None else {"id": body.id}
     return {"model_name": name, "model_version": "1", **told_id, "outputs": outputs}
 
@@ -178,17 +150,7 @@ def _texts(tensors: Sequence[Tensor]) -> list[Text]:
                 f"input {tensor.name!r}: expected {TEXT}, and {TEXT_PAIR} for pairs, once each"
             )
         columns[tensor.name] = _strings(tensor)
-    if TEXT not in columns:
-        raise DataError(f"there is no input {TEXT}: expected strings of that name")
-    pairs = columns.get(TEXT_PAIR)
-    if pairs is None:
-        return list(columns[TEXT])
-    if len(pairs) != len(columns[TEXT]):
-        raise DataError(
-            f"{TEXT_PAIR} has {len(pairs)} strings and {TEXT} {len(columns[TEXT])}: expected as "
-            "many"
-        )
-    return list(zip(columns[TEXT], pairs, strict=True))
+    return texts_of(columns)
 
 
 def _strings(tensor: Tensor) -> list[str]:
