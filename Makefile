@@ -14,7 +14,7 @@ EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,plots,serve,ray,benchmar
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help quickstart test lint faults fuzz fuzz-api soak mutants test-gpu bench-gpu clean
+.PHONY: help quickstart test lint faults fuzz fuzz-api soak mutants test-gpu bench-gpu triton-env clean
 
 help:
 	@echo "make quickstart  train, export and time the demonstration; ARGS=... are passed on"
@@ -27,6 +27,7 @@ help:
 	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
 	@echo "make bench-gpu   the chain against the dense model on a GPU: docs/performance-gpu.md"
+	@echo "make triton-env  NVIDIA's Triton server for its tests, in build/triton-env"
 	@echo "make clean       remove .venv, caches and build outputs"
 
 quickstart: $(STAMP)
@@ -69,6 +70,11 @@ test-gpu: $(STAMP)
 
 bench-gpu: $(STAMP)
 	@$(BIN)/python benchmarks/gpu.py --output docs/performance-gpu.md $(ARGS)
+
+# An environment of its own: the wheel wants numpy 1.
+triton-env:
+	@$(PYTHON) -m venv --clear build/triton-env
+	@build/triton-env/bin/python -m pip install -q --disable-pip-version-check "nvidia-pytriton==0.7.0"
 
 clean:
 	rm -rf $(VENV) $(TOOL_CACHES) mutants build dist *.egg-info

@@ -18,6 +18,7 @@ from trbert_deploy.commands.predict import predict
 from trbert_deploy.commands.quickstart import quickstart
 from trbert_deploy.commands.serve import serve
 from trbert_deploy.commands.train import train
+from trbert_deploy.commands.triton_repo import triton_repo
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.version import __version__
 
@@ -28,7 +29,18 @@ def cli() -> None:
     """Make a fine-tuned BERT-type encoder several times faster by dropping tokens on the way."""
 
 
-for command in (compress, train, export, build_engine, bench, evaluate, predict, serve, quickstart):
+for command in (
+    compress,
+    train,
+    export,
+    build_engine,
+    bench,
+    evaluate,
+    predict,
+    serve,
+    triton_repo,
+    quickstart,
+):
     cli.add_command(command)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Literal
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError, MissingDependencyError
@@ -27,6 +28,7 @@ class BackendInfo:
         concurrent: whether calls may come from several threads at once.
         engines: whether it runs compiled code that lies in the bundle, instead of its graphs.
         distributions: on whose versions the time depends that it takes.
+        device: what it runs on; ``any`` where that depends on what is installed.
     """
 
     module: str
@@ -37,6 +39,7 @@ class BackendInfo:
     concurrent: bool = True
     engines: bool = False
     distributions: tuple[str, ...] = ()
+    device: Literal["cpu", "gpu", "any"] = "any"
 
 
 _HERE = "trbert_deploy.runtime.backends"
@@ -60,6 +63,7 @@ BACKENDS: dict[str, BackendInfo] = {
         ("fp32", "bf16", "int8"),
         auto=True,
         distributions=("openvino",),
+        device="cpu",
     ),
     "tensorrt": BackendInfo(
         f"{_HERE}.tensorrt.backend",
@@ -70,6 +74,7 @@ BACKENDS: dict[str, BackendInfo] = {
         concurrent=False,
         engines=True,
         distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
+        device="gpu",
     ),
     "cuda": BackendInfo(
         "trbert_deploy.modeling.cuda_backend",
@@ -78,6 +83,7 @@ BACKENDS: dict[str, BackendInfo] = {
         ("fp16", "bf16", "fp32"),
         auto=True,
         distributions=("torch", "triton", *_CUDA),
+        device="gpu",
     ),
     "torch": BackendInfo(  # the reference of the others; servers have no PyTorch
         "trbert_deploy.modeling.torch_backend",
@@ -85,6 +91,7 @@ BACKENDS: dict[str, BackendInfo] = {
         ("export",),
         ("fp32",),
         distributions=("torch",),
+        device="cpu",
     ),
 }
 DEFAULT_BACKEND = "onnxruntime"

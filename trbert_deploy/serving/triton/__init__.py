@@ -1,0 +1,1 @@
+"""Models in NVIDIA's Triton Inference Server: a repository for it, and what runs inside of it."""
