@@ -2,7 +2,9 @@
 
 ``make triton-env`` installs it into build/triton-env, an environment of its own, since it wants
 older packages; TRITON_ENV names another such environment. Its server is built for numpy 1, which it
-brings; what else the server's Python needs is lent by the environment of the tests.
+brings; what else the server's Python needs is lent by the environment of the tests. TRITON_STUB
+names a ``triton_python_backend_stub`` of the same server that is built for numpy 2, with which the
+tests' own numpy is taken.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PACKAGES = Path("lib", f"python{PYTHON}", "site-packages")
+STUB = "triton_python_backend_stub"
 START_S, END_S = 300, 60
 
 
@@ -38,14 +41,17 @@ def packages_with_server() -> Path:
     return packages
 
 
-def server_python(folder: Path, packages: Path) -> Path:
+def server_python(folder: Path, packages: Path, own_numpy: bool) -> Path:
     """A Python environment for the server: numpy of ``packages``, the rest of the tests' own.
 
     The server looks for Python by PATH, and not at PYTHONPATH.
+
+    Args:
+        own_numpy: take that of the tests, too.
     """
     venv.create(folder, symlinks=True)
     own = folder / PACKAGES
-    for each in packages.glob("numpy*"):
+    for each in () if own_numpy else packages.glob("numpy*"):
         (own / each.name).symlink_to(each)
     lent = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
     (own / "lent.pth").write_text("\n".join(lent))
@@ -63,12 +69,13 @@ def triton_server(repositories: Sequence[Path], scratch: Path) -> Iterator[str]:
     server = packages / "pytriton" / "tritonserver"
     backend = scratch / "backends" / "python"
     backend.mkdir(parents=True)
-    stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    own_stub = os.environ.get("TRITON_STUB")
+    stub = Path(own_stub or server / "python_backend_stubs" / PYTHON / STUB)
     for each in (*(server / "backends" / "python").glob("*.*"), stub):
         (backend / each.name).symlink_to(each)
     for program in (server / "bin" / "tritonserver", stub):
         program.chmod(0o755)
-    python = server_python(scratch / "python", packages)
+    python = server_python(scratch / "python", packages, own_numpy=bool(own_stub))
     http, metrics = _free_ports(2)
     libraries = (packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
     command = [

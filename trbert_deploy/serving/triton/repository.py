@@ -134,8 +134,8 @@ A model repository for NVIDIA's Triton Inference Server, written by `trbert-depl
 
     tritonserver --model-repository .
 
-The Python of the server's Python backend needs trbert-deploy with the extra of the backend
-`{settings.loading.backend}`: {installed}.
+The server is to be 24.11 or newer: the Python backend of older ones does not take numpy 2. Its
+Python needs trbert-deploy with the extra of the backend `{settings.loading.backend}`: {installed}.
 
 - Takes {taken}: TYPE_STRING [N, 1], in UTF-8.
 - Gives {given}: in `answer` is what `trbert-deploy predict` prints of a text.
