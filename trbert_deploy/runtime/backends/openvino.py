@@ -33,14 +33,17 @@ from trbert_deploy.runtime.once import OncePerKey
 _DEVICE = "CPU"
 #: Precision -> the library's name of what products are computed in, where it has no 8 bits.
 _COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-#: Kernels that a graph keeps for shapes that it met: without a bound every new length takes up to
-#: two megabytes for good. A shape that was forgotten costs what a new one does. A layer has four or
-#: five products, so these are enough for the lengths that ``one_of_few_lengths`` has up to 512.
-_KEPT_KERNELS = 128
-#: Between two of these lengths, at the least.
+#: Kernels that a graph keeps for shapes that it met, and that the matrix library below keeps for
+#: all graphs of the process, which share them: without a bound every new length takes up to two
+#: megabytes for good. A shape that was forgotten costs what a new one does. Of few lengths the
+#: library keeps all; a graph keeps few in any case, which costs little as long as the library knows
+#: them.
+_KEPT_OF_FEW_LENGTHS = (20, 1024)
+_KEPT_OF_ANY_LENGTH = (4, 16)
+#: Read by the library at its first use.
+_LIBRARY_KEEPS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+#: Between two of the few lengths, at the least.
 _LEAST_STEP = 16
-#: The same of the matrix library below, for all graphs of the process, read at its first use.
-_KEPT_BY_LIBRARY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(4 * _KEPT_KERNELS))
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
 _RANGE_SIZE = 128
 
@@ -140,7 +143,9 @@ class OpenVinoBackend:
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self._bundle = bundle
-        os.environ.setdefault(*_KEPT_BY_LIBRARY)
+        is_padded = options.precision != "int8"
+        kept, kept_by_library = _KEPT_OF_FEW_LENGTHS if is_padded else _KEPT_OF_ANY_LENGTH
+        os.environ.setdefault(_LIBRARY_KEEPS, str(kept_by_library))
         self._core = openvino.Core()
         precision = options.precision or ("bf16" if self._has_bf16() else "fp32")
         if precision == "bf16" and not self._has_bf16():
@@ -155,7 +160,7 @@ class OpenVinoBackend:
         self._settings: dict[str, str | int] = {
             "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
             "NUM_STREAMS": streams,
-            "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
+            "CPU_RUNTIME_CACHE_CAPACITY": kept,
         }
         if precision == "int8":
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _RANGE_SIZE
@@ -163,7 +168,7 @@ class OpenVinoBackend:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
         longest = bundle.manifest.max_length
-        padded = None if precision == "int8" else lambda n: min(one_of_few_lengths(n), longest)
+        padded = (lambda n: min(one_of_few_lengths(n), longest)) if is_padded else None
         self.graph: OncePerKey[str, OpenVinoGraph] = OncePerKey(
             lambda name: OpenVinoGraph(
                 bundle.manifest.graph(name), partial(self._open, name), variant, padded
