@@ -22,7 +22,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from math import isclose
@@ -31,6 +32,7 @@ from typing import Any
 
 import click
 import numpy as np
+from soak import Memory
 
 from trbert_deploy import console, load
 from trbert_deploy.commands.options import json_option
@@ -150,11 +152,7 @@ def ask(
     """
     counts, lock, start = Counts(), threading.Lock(), time.perf_counter()
 
-    def be_client(place: int) -> None:
-        with closing(HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
-            be_connected(place, connection)
-
-    def be_connected(place: int, connection: HTTPConnection) -> None:
+    def be_client(place: int, connection: HTTPConnection) -> None:
         for number in range(place, requests or sys.maxsize, clients):
             wait = start + number / rate - time.perf_counter()
             if wait > 0:
@@ -167,11 +165,13 @@ def ask(
                 _add(counts, one)
                 progress("ask", counts.asked, requests)
 
-    threads = [threading.Thread(target=be_client, args=(place,)) for place in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(clients))
+        connections = [HTTPConnection("127.0.0.1", port, timeout=120) for _ in range(clients)]
+        for connection in connections:
+            stack.callback(connection.close)
+        for done in [pool.submit(be_client, *each) for each in enumerate(connections)]:
+            done.result()
     return counts
 
 
@@ -224,12 +224,6 @@ def service(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[byte
             process.terminate()
 
 
-def memory_mib(process: subprocess.Popen[bytes]) -> float:
-    """Resident memory of a process (Linux)."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-
-
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--texts", "source", required=True, type=click.Path(path_type=Path, exists=True))
@@ -266,12 +260,12 @@ def main(
         capacity = few.right / SECONDS
         start = time.perf_counter()
         first = ask(port, answers, clients, requests=requests // 5, rate=times * capacity)
-        early = memory_mib(process)
+        early = Memory.of(process.pid).rss
         rest = ask(
             port, answers, clients, requests=requests - first.asked, rate=times * capacity,
             progress=progress,
         )  # fmt: skip
-        spent, late = time.perf_counter() - start, memory_mib(process)
+        spent, late = time.perf_counter() - start, Memory.of(process.pid).rss
     _add(first, rest)
     p50, p99 = np.percentile(first.accepted_ms or [0.0], [50, 99]).tolist()
     figures = {

@@ -59,9 +59,10 @@ class Memory:
     uss: float
 
     @classmethod
-    def of_this_process(cls) -> Memory:
+    def of(cls, process: int | str = "self") -> Memory:
+        """What a process takes, this one by default (Linux)."""
         kib: dict[str, int] = {}
-        for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
             name, value = line.split(":")
             kib[name] = int(value.split()[0])
         private = kib["Private_Clean"] + kib["Private_Dirty"]
@@ -220,7 +221,7 @@ def soak(
                 lengths.update(each.num_tokens for each in row)
                 if number == max(part) and len(repeated) < REPEATED:
                     repeated[number] = [Answer.of(each) for each in row]
-            readings.append(Reading(done, len(lengths), Memory.of_this_process()))
+            readings.append(Reading(done, len(lengths), Memory.of()))
             progress("soak", min(done, texts), texts)
     requests = [(asked(number), row) for number, row in repeated.items()]
     return Soak(tuple(readings), *compare(requests, opened_anew(), float32()))

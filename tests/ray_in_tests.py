@@ -1,9 +1,29 @@
-"""Processes of a Ray cluster that a test started, to be killed."""
+"""A Ray cluster for tests, and its processes, to be killed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def local_cluster() -> Iterator[None]:
+    """A cluster of two processors in processes of this machine."""
+    import ray  # where it is not installed, tests that need it are skipped
+
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def process_of(title: str) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 import pytest
+from services_in_tests import free_ports
 
 ROOT = Path(__file__).parents[1]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -76,7 +76,7 @@ def triton_server(repositories: Sequence[Path], scratch: Path) -> Iterator[str]:
     for program in (server / "bin" / "tritonserver", stub):
         program.chmod(0o755)
     python = server_python(scratch / "python", packages, own_numpy=bool(own_stub))
-    http, metrics = _free_ports(2)
+    http, metrics = free_ports(2)
     libraries = (packages / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR"))
     command = [
         str(server / "bin" / "tritonserver"),
@@ -115,14 +115,6 @@ def triton_server(repositories: Sequence[Path], scratch: Path) -> Iterator[str]:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

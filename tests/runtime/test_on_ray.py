@@ -16,16 +16,16 @@ import pytest
 from commands_in_tests import run, write
 from conftest import make_texts
 from pyarrow import fs, parquet
-from ray_in_tests import process_of
+from ray_in_tests import local_cluster, process_of
 
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.tasks.columns import ColumnNames
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("ray", reason="Ray is not installed")
 
-from trbert_deploy.progress import no_progress  # noqa: E402
-from trbert_deploy.runtime.many_files import MARKER, Place  # noqa: E402
-from trbert_deploy.runtime.on_ray import Job, predict_files  # noqa: E402
+from trbert_deploy.progress import no_progress
+from trbert_deploy.runtime.many_files import MARKER, Place
+from trbert_deploy.runtime.on_ray import Job, predict_files
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,15 +39,8 @@ ROWS = 40
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
+    with local_cluster():
+        yield
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import httpx2 as httpx
 import overload
 import pytest
 from conftest import make_texts
-from services_in_tests import SOON, serving
+from services_in_tests import SOON, free_ports, serving
 
 from trbert_deploy import load
 from trbert_deploy.errors import DataError
@@ -78,9 +78,7 @@ main()
 
 def test_a_full_disk_costs_the_log_and_no_answer(tiny_bundle: Path, tmp_path: Path) -> None:
     """Neither the log can be written, nor what was measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     log = tmp_path / "log"
     command = [sys.executable, "-c", LOGGING, "serve", str(tiny_bundle), "--threads", "1"]
     command += ["--port", str(port), "--thresholds", "0.1", "0.9"]

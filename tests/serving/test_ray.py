@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2 as httpx
 import pytest
 from conftest import make_texts
 from pydantic import ValidationError
-from ray_in_tests import process_of
+from ray_in_tests import local_cluster, process_of
+from services_in_tests import free_ports
 
 from trbert_deploy.errors import BundleError, ConfigError, StorageError
 from trbert_deploy.runtime.loading import load
 
-ray = pytest.importorskip("ray", reason="Ray is not installed")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
 from trbert_deploy.serving.ray import Arguments, application  # noqa: E402
@@ -29,24 +29,12 @@ pytestmark = [
 ]
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 def test_a_killed_replica_is_replaced_and_answers_stay_right(tiny_bundle: Path) -> None:
     texts = [row["text"] for row in make_texts(8, seed=5)]
     wanted = load(tiny_bundle)(texts)
-    port = free_port()
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 << 20,
-        log_to_driver=False,
-    )
-    try:
+    (port,) = free_ports(1)
+    with local_cluster(), ExitStack() as stack:
+        stack.callback(serve.shutdown)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         arguments = Arguments(bundle=str(tiny_bundle), min_replicas=2, max_replicas=2)
         serve.run(application(arguments), name="app")
@@ -70,9 +58,6 @@ def test_a_killed_replica_is_replaced_and_answers_stay_right(tiny_bundle: Path) 
                 time.sleep(0.1)
             assert running.replica_states == {"RUNNING": 2}
             assert client.post("/predict", json={"inputs": ""}).status_code in (400, 422)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 def test_bad_arguments_are_refused(own_bundle: Path, tmp_path: Path) -> None:

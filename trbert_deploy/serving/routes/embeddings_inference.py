@@ -211,16 +211,19 @@ async def tokenize(body: TokenizeRequest, models: Models) -> list[list[SimpleTok
 async def decode(body: DecodeRequest, models: Models) -> list[str]:
     """The texts that tokens make."""
     model = models.find(body.model)
-    several = [each for each in body.ids if isinstance(each, list)]
-    texts = several or [[each for each in body.ids if isinstance(each, int)]]
-    names = require_few(model, texts if body.ids else [], "ids")
+    texts = [ids for ids in body.ids if isinstance(ids, list)]
+    if one := [each for each in body.ids if isinstance(each, int)]:
+        texts = [one]
+    names = require_few(model, texts, "ids")
     size = model.pipeline.encoder.vocab_size
     for name, ids in zip(names, texts, strict=True):
         for each in ids:
             if not 0 <= each < size:
                 raise DataError(f"{name} has {each}: expected numbers from 0 to {size - 1}")
     decoded = model.pipeline.tokenizer.spelling.decoded
-    return [await asyncio.to_thread(decoded, ids, body.skip_special_tokens) for ids in texts]
+    return await asyncio.to_thread(
+        lambda: [decoded(ids, body.skip_special_tokens) for ids in texts]
+    )
 
 
 def _tokens(encoding: Encoding, text: str) -> list[SimpleToken]:
