@@ -14,7 +14,6 @@ Exit code 3: an answer was wrong, lost or no refusal, accepted ones took longer 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import numpy as np
@@ -52,6 +51,8 @@ TOLERANCE = 1e-4
 #: Times the memory after a fifth of the requests.
 MEMORY_LIMIT = 1.1
 REFUSALS = (429, 503)
+#: Seconds in which a service says what it is expected to.
+PATIENCE = 120.0
 
 
 @dataclass
@@ -206,20 +207,44 @@ def _add(counts: Counts, one: Counts) -> None:
     counts.accepted_ms += one.accepted_ms
 
 
+@dataclass
+class Service:
+    """The command over loopback.
+
+    Attributes:
+        process: that it runs in.
+        log: what it writes of itself, to be read.
+        port: that it answers at.
+    """
+
+    process: subprocess.Popen[bytes]
+    log: TextIO
+    port: int = 0
+
+    def told(self, what: str) -> str:
+        """The next line of the log that says something, as soon as it is there."""
+        stop = time.monotonic() + PATIENCE
+        while what not in (line := self.log.readline()):
+            if not line:
+                if self.process.poll() is not None or time.monotonic() > stop:
+                    sys.exit(f"error: the service never said {what!r}")
+                time.sleep(0.02)
+        return line
+
+
 @contextmanager
-def service(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command over loopback, and its port."""
+def service(bundle: Path, *options: str) -> Iterator[Service]:
+    """The command, with one thread and at any port, until it is not needed any more."""
     command = [sys.executable, "-m", "trbert_deploy", "serve", str(bundle), "--port", "0"]
     with (
         tempfile.NamedTemporaryFile() as log,
-        subprocess.Popen([*command, *options], stderr=log) as process,
+        Path(log.name).open() as lines,
+        subprocess.Popen([*command, "--threads", "1", *options], stderr=log) as process,
     ):
         try:
-            while not (found := re.search(r"http://[\d.]+:(\d+)", Path(log.name).read_text())):
-                if process.poll() is not None:
-                    sys.exit(f"error: this does not start: {' '.join(command)}")
-                time.sleep(0.02)
-            yield process, int(found[1])
+            started = Service(process, lines)
+            started.port = int(started.told("http://").rpartition(":")[2].split()[0])
+            yield started
         finally:
             process.terminate()
 
@@ -253,19 +278,19 @@ def main(
         answers = Answers(model, texts)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
-    options = ["--threads", "1", "--timeout", str(timeout)]
-    options += ["--max-waiting-tokens", str(waiting_tokens), *(["--shed", "quality"] * shed)]
-    with service(bundle, *options) as (process, port), console.progress() as progress:
-        few = ask(port, answers, FEW, seconds=SECONDS)
+    options = ["--timeout", str(timeout), "--max-waiting-tokens", str(waiting_tokens)]
+    options += ["--shed", "quality"] * shed
+    with service(bundle, *options) as asked, console.progress() as progress:
+        few = ask(asked.port, answers, FEW, seconds=SECONDS)
         capacity = few.right / SECONDS
         start = time.perf_counter()
-        first = ask(port, answers, clients, requests=requests // 5, rate=times * capacity)
-        early = Memory.of(process.pid).rss
+        first = ask(asked.port, answers, clients, requests=requests // 5, rate=times * capacity)
+        early = Memory.of(asked.process.pid).rss
         rest = ask(
-            port, answers, clients, requests=requests - first.asked, rate=times * capacity,
+            asked.port, answers, clients, requests=requests - first.asked, rate=times * capacity,
             progress=progress,
         )  # fmt: skip
-        spent, late = time.perf_counter() - start, Memory.of(process.pid).rss
+        spent, late = time.perf_counter() - start, Memory.of(asked.process.pid).rss
     _add(first, rest)
     p50, p99 = np.percentile(first.accepted_ms or [0.0], [50, 99]).tolist()
     figures = {

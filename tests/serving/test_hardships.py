@@ -59,11 +59,12 @@ def test_a_service_that_was_killed_starts_again(tiny_bundle: Path) -> None:
     """What it leaves behind hinders nobody: nothing is on disk but what it remembers."""
     before = sorted(path.name for path in tiny_bundle.iterdir())
     for _ in range(2):
-        with overload.service(tiny_bundle, "--threads", "1") as (process, port):
-            answer = httpx.post(f"http://127.0.0.1:{port}/predict", json=BODY, timeout=SOON)
+        with overload.service(tiny_bundle) as service:
+            url = f"http://127.0.0.1:{service.port}/predict"
+            answer = httpx.post(url, json=BODY, timeout=SOON)
             assert answer.status_code == 200
-            process.send_signal(signal.SIGKILL)
-            assert process.wait(SOON) == -signal.SIGKILL
+            service.process.send_signal(signal.SIGKILL)
+            assert service.process.wait(SOON) == -signal.SIGKILL
     assert sorted(path.name for path in tiny_bundle.iterdir()) == before
 
 
@@ -108,17 +109,17 @@ def test_a_bundle_that_is_torn_on_disk_is_not_started_and_not_taken(
     own_bundle: Path, tmp_path: Path
 ) -> None:
     with (
-        overload.service(own_bundle, "--threads", "1", "--watch") as (_, port),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SOON) as client,
+        overload.service(own_bundle, "--watch") as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=SOON) as client,
     ):
         first = client.post("/predict", json=BODY).json()
         torn = Path(shutil.copytree(own_bundle, tmp_path / "torn"))
         manifest = json.loads((torn / "manifest.json").read_text())
-        manifest["max_length"] = 63
+        manifest["sha256"] = "0" * 64  # of another bundle, and not of this one
         (torn / "manifest.json").write_text(json.dumps(manifest))
         own_bundle.rename(tmp_path / "old_bundle")
         torn.rename(own_bundle)
-        time.sleep(2.5)  # it looks each second
+        assert "manifest" in service.told("stays")
         assert client.post("/predict", json=BODY).json() == first
     started = subprocess.run(
         [sys.executable, "-m", "trbert_deploy", "serve", str(own_bundle), "--port", "0"],
@@ -140,9 +141,9 @@ def test_more_than_a_service_can_give_is_refused_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     answers = overload.Answers(load(tiny_bundle, threads=1, max_batch_tokens=64), TEXTS)
-    limits = ("--threads", "1", "--max-batch-tokens", "64", "--max-waiting-tokens", "300")
-    with overload.service(tiny_bundle, *limits, *options) as (_, port):
-        counts = overload.ask(port, answers, clients=24, requests=600)
+    limits = ("--max-batch-tokens", "64", "--max-waiting-tokens", "300")
+    with overload.service(tiny_bundle, *limits, *options) as service:
+        counts = overload.ask(service.port, answers, clients=24, requests=600)
     assert counts.asked == 600 and counts.right > 50 and counts.refused[429] > 0
     assert not (counts.wrong or counts.lost or counts.other)
     assert bool(counts.shed) == bool(options)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ from typing import Any
 
 import httpx2 as httpx
 import numpy as np
+import overload
 import pytest
 from conftest import make_texts
 from services_in_tests import SOON, answering, serving
@@ -279,22 +277,16 @@ def test_what_an_application_raises_is_not_lost() -> None:
         asyncio.run(ask())
 
 
-def test_the_command_serves_until_it_is_told_to_end(tiny_bundle: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trbert_deploy", "serve", str(tiny_bundle), "--port", "0"]
-    options = ["--threads", "1", "--thresholds", "0.1", "0.9", "--shed", "quality"]
-    cached = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    with subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=cached
-    ) as process:
-        assert process.stderr is not None
-        try:
-            lines = iter(process.stderr.readline, "")
-            address = next(match[0] for line in lines if (match := re.search(r"http://\S+", line)))
-            body = {"inputs": TEXTS[0], "latency_budget_ms": 1e6}
-            answer = httpx.post(f"{address}/predict", json=body, timeout=SOON)
-            assert answer.status_code == 200 and len(answer.json()) == 2
-            assert 0.1 <= float(answer.headers["x-threshold"]) <= 0.9
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(SOON) in (0, -signal.SIGTERM)
-        finally:
-            process.kill()
+def test_the_command_serves_until_it_is_told_to_end(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = ("--thresholds", "0.1", "0.9", "--shed", "quality")
+    with overload.service(tiny_bundle, *options) as service:
+        body = {"inputs": TEXTS[0], "latency_budget_ms": 1e6}
+        url = f"http://127.0.0.1:{service.port}/predict"
+        answer = httpx.post(url, json=body, timeout=SOON)
+        assert answer.status_code == 200 and len(answer.json()) == 2
+        assert 0.1 <= float(answer.headers["x-threshold"]) <= 0.9
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(SOON) in (0, -signal.SIGTERM)

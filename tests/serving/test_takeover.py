@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2 as httpx
+import overload
 import pytest
 from conftest import make_texts, tiny_model
+from overload import Service
 
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -35,20 +33,13 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) 
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+def serving(bundle: Path, *options: str) -> Iterator[tuple[Service, httpx.Client]]:
     """The command, and a client of it."""
-    command = [sys.executable, "-m", "trbert_deploy", "serve", str(bundle), "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--threads", "1", *options], stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stderr is not None
-        try:
-            lines = iter(process.stderr.readline, "")
-            address = next(match[0] for line in lines if (match := re.search(r"http://\S+", line)))
-            with httpx.Client(base_url=address, timeout=SOON) as client:
-                yield process, client
-        finally:
-            process.kill()
+    with (
+        overload.service(bundle, *options) as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=SOON) as client,
+    ):
+        yield service, client
 
 
 def replace(bundle: Path, other: Path) -> None:
@@ -67,19 +58,13 @@ def score(client: httpx.Client) -> float:
     return round(float(answer.json()[0]["score"]), 4)  # rows of others shift it by less
 
 
-def told(process: subprocess.Popen[str], what: str) -> str:
-    """The next line of the log that says something."""
-    assert process.stderr is not None
-    return next(line for line in iter(process.stderr.readline, "") if what in line)
-
-
 @pytest.mark.parametrize("watch", [False, True])
 def test_a_replaced_bundle_is_taken_over_and_no_request_is_lost(
     tiny_bundle: Path, other_bundle: Path, tmp_path: Path, watch: bool
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    with serving(bundle, *(["--watch"] if watch else [])) as (process, client):
+    with serving(bundle, *(["--watch"] if watch else [])) as (service, client):
         old = score(client)
         scores: list[float] = []
         ends = threading.Event()
@@ -94,7 +79,7 @@ def test_a_replaced_bundle_is_taken_over_and_no_request_is_lost(
         try:
             replace(bundle, other_bundle)
             if not watch:
-                os.kill(process.pid, signal.SIGHUP)
+                service.process.send_signal(signal.SIGHUP)
             stop = time.monotonic() + SOON
             while scores[-1:] in ([], [old]):
                 assert time.monotonic() < stop, "it was never taken over"
@@ -110,12 +95,12 @@ def test_a_replaced_bundle_is_taken_over_and_no_request_is_lost(
 def test_what_does_not_load_is_not_taken(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    with serving(bundle) as (process, client):
+    with serving(bundle) as (service, client):
         old = score(client)
         (bundle / "weights.safetensors").unlink()  # what is mapped into memory is not written to
         (bundle / "weights.safetensors").write_bytes(b"torn")
-        os.kill(process.pid, signal.SIGHUP)
-        assert "weights.safetensors was altered or truncated" in told(process, "stays")
+        service.process.send_signal(signal.SIGHUP)
+        assert "weights.safetensors was altered or truncated" in service.told("stays")
         assert score(client) == old
 
 
@@ -124,14 +109,14 @@ def test_a_bundle_that_comes_file_by_file_is_taken_when_it_is_whole(
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    with serving(bundle, "--watch") as (process, client):
+    with serving(bundle, "--watch") as (service, client):
         old = score(client)
         bundle.rename(tmp_path / "old")
         bundle.mkdir()
         shutil.copy(other_bundle / "manifest.json", bundle)
-        assert "is missing" in told(process, "stays")
+        assert "is missing" in service.told("stays")
         shutil.copytree(other_bundle, bundle, dirs_exist_ok=True)
-        told(process, "answers now")
+        service.told("answers now")
         assert score(client) != old
 
 
@@ -143,9 +128,9 @@ def test_a_bundle_for_something_else_is_not_taken(
     model = tiny_model("none", labels=("bad", "middling", "good"))
     save_checkpoint(Checkpoint(model, tokenizer_dir, 64), tmp_path / "ckpt")
     export_bundle(tmp_path / "ckpt", tmp_path / "three")
-    with serving(bundle) as (process, client):
+    with serving(bundle) as (service, client):
         old = score(client)
         replace(bundle, tmp_path / "three")
-        os.kill(process.pid, signal.SIGHUP)
-        assert "other labels" in told(process, "stays")
+        service.process.send_signal(signal.SIGHUP)
+        assert "other labels" in service.told("stays")
         assert score(client) == old
