@@ -137,13 +137,14 @@ round_to_option = click.option(
     metavar="N",
     help="Round the tokens kept up to a multiple of N.",
 )
+threshold_option = click.option(
+    "--threshold",
+    type=float,
+    metavar="P",
+    help="Keep tokens from this keep probability on.",
+)
 _operating_point = (
-    click.option(
-        "--threshold",
-        type=float,
-        metavar="P",
-        help="Keep tokens from this keep probability on.",
-    ),
+    threshold_option,
     click.option(
         "--ratio",
         type=float,

@@ -14,6 +14,7 @@ from trbert_deploy.commands.options import (
     backend_option,
     precision_option,
     threads_option,
+    threshold_option,
     truncate_option,
 )
 from trbert_deploy.serving.triton.settings import MOST_DELAY_US, MOST_INSTANCES, Loading, Settings
@@ -26,12 +27,7 @@ from trbert_deploy.serving.triton.settings import MOST_DELAY_US, MOST_INSTANCES,
 @backend_option
 @precision_option
 @threads_option
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="P",
-    help="Keep tokens from this keep probability on.",
-)
+@threshold_option
 @truncate_option
 @click.option(
     "--instances",
