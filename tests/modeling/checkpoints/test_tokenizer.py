@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,21 @@ def test_a_former_tokenizer_does_not_stay(tiny_checkpoint: Path, tmp_path: Path)
     assert (tmp_path / "notes.txt").exists() and (tmp_path / TOKENIZER_FILE).exists()
     save_checkpoint(load_checkpoint(tmp_path), tmp_path)  # over itself
     assert (tmp_path / TOKENIZER_FILE).exists()
+
+
+@pytest.mark.parametrize(("stated", "written"), [(64, 150), (512, 512), (None, None)])
+def test_transformers_cuts_no_text_at_positions_that_were_extended(
+    stated: int | None, written: int | None, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    edit_json(source / "tokenizer_config.json", model_max_length=stated)
+    checkpoint = load_checkpoint(source)
+    checkpoint.model.extend_positions(150)
+    save_checkpoint(replace(checkpoint, max_length=150), tmp_path / "longer")
+    settings = json.loads((tmp_path / "longer" / "tokenizer_config.json").read_text())
+    assert settings.get("model_max_length") == written
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "longer")
+    assert len(tokenizer("good " * 200, truncation=True).input_ids) == (written or 202)
 
 
 def test_an_export_holds_what_transformers_reads(

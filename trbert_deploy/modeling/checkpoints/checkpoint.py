@@ -44,7 +44,7 @@ from trbert_deploy.modeling.checkpoints.sentence_transformers import (
     modules_files,
 )
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
-from trbert_deploy.modeling.checkpoints.tokenizer import copy_tokenizer
+from trbert_deploy.modeling.checkpoints.tokenizer import allow_length, copy_tokenizer
 from trbert_deploy.modeling.checkpoints.weight_files import SAFETENSORS_FILE, write_safetensors
 from trbert_deploy.modeling.families.architectures import architecture_of
 from trbert_deploy.modeling.model import ReducedModel
@@ -103,6 +103,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         if checkpoint.recipe is not None:
             write_text(staging / RECIPE_FILE, checkpoint.recipe)
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
+        allow_length(staging, checkpoint.max_length)
         spec = model.spec
         modules = modules_files(spec.answers, spec.hidden_size, checkpoint.max_length)
         for name, content in modules.items():

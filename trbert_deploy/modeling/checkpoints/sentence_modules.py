@@ -8,6 +8,7 @@ from typing import Any
 
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.files import read_json
+from trbert_deploy.modeling.checkpoints.tokenizer_files import LONGEST_ROW
 from trbert_deploy.tasks.feature_extraction import Pooling
 
 TRANSFORMER_FILES = tuple(
@@ -105,7 +106,7 @@ def read_max_length(directory: Path) -> int | None:
         )
     length = config.get("max_seq_length")
     if length is None:
-        length = tokenizer.get("model_max_length")
+        length = tokenizer.get(LONGEST_ROW)
         if not isinstance(length, int | float) or length > _NO_LIMIT:
             return None
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:

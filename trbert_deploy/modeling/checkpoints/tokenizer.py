@@ -22,6 +22,7 @@ from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoints.checkpoint_files import settled
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
 from trbert_deploy.modeling.checkpoints.tokenizer_files import (
+    LONGEST_ROW,
     SETTINGS_FILES,
     TOKENIZER_FILE,
     TOKENIZER_FILES,
@@ -86,6 +87,19 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def allow_length(directory: Path, max_length: int) -> None:
+    """Let the tokenizer of ``directory`` give rows of ``max_length`` tokens.
+
+    Positions may have been added since its configuration was written, and transformers cuts texts
+    by what stands there.
+    """
+    path = directory / SETTINGS_FILES[0]
+    described = read_json(path, CheckpointError) if path.is_file() else {}
+    stated = described.get(LONGEST_ROW)
+    if isinstance(stated, int | float) and stated < max_length:
+        write_json(path, {**described, LONGEST_ROW: max_length})
 
 
 def _download(model: str) -> Path:

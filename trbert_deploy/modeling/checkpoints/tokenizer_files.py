@@ -17,6 +17,8 @@ VOCABULARIES = (
     ("vocab.json", "merges.txt"),
     *((name,) for name in SENTENCEPIECE_FILES),
 )
+#: Names the longest row, in tokens, in the first of these.
+LONGEST_ROW = "model_max_length"
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 #: All that belongs to a tokenizer, and travels with it.
