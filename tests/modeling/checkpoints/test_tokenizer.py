@@ -331,7 +331,9 @@ def test_transformers_cuts_no_text_at_positions_that_were_extended(
     settings = json.loads((tmp_path / "longer" / "tokenizer_config.json").read_text())
     assert settings.get("model_max_length") == written
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "longer")
-    assert len(tokenizer("good " * 200, truncation=True).input_ids) == (written or 202)
+    whole = len(tokenizer("good " * 200).input_ids)
+    assert len(tokenizer("good " * 200, truncation=True).input_ids) == min(whole, written or whole)
+    assert whole > 512
 
 
 def test_an_export_holds_what_transformers_reads(
