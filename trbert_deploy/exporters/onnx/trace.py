@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,9 @@ from trbert_deploy.bundle.manifest import (
     DENSE,
     DEQUANTIZED,
     HEAD,
-    HIDDEN,
     HIDDEN_OUT,
     INPUT_IDS,
     INT8,
-    KEEP_LOGIT,
     POSITIONS,
     TOKEN_TYPE_IDS,
     UNMASKED,
@@ -36,14 +35,15 @@ from trbert_deploy.bundle.manifest import (
     segment_name,
 )
 from trbert_deploy.errors import ParityError
+from trbert_deploy.exporters.onnx.parts import part_of
 from trbert_deploy.exporters.onnx.quantization import dequantized, quantized
+from trbert_deploy.exporters.onnx.together import Module, Together, outputs_of, tensor_of
 from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
 from trbert_deploy.exporters.onnx.weights import SharedWeights
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import (
     DroppedModule,
     HeadModule,
-    SegmentModule,
     dense_module,
     segment_module,
 )
@@ -53,8 +53,6 @@ from trbert_deploy.tasks.registry import task_of
 OPSET = 23
 TRACED_BATCH = 2
 TRACED_LENGTH = 24
-
-Module = SegmentModule | DroppedModule | HeadModule
 
 
 def export_graphs(
@@ -69,36 +67,25 @@ def export_graphs(
         int8: write the variants with 8-bit weights, too.
 
     Yields:
-        A description of each graph when it is traced; all files are there at the end.
+        A description of each graph when it is made; all files are there at the end.
 
     Raises:
         ParityError: the exporter fixed a dimension that must stay dynamic, or wrote attention in
             another way than expected.
     """
-    modules: dict[str, Module] = {
-        segment_name(segment.index): segment_module(model, segment) for segment in model.segments
-    }
-    if len(modules) == 1:  # without a cut the only segment is the dense model itself
-        modules.clear()
-    modules[DENSE] = dense_module(model)
-    if model.hears_dropped:
-        for segment in model.segments[:-1]:
-            modules[dropped_name(segment.index)] = DroppedModule(model, segment.index)
-    if model.asked_token is not None:
-        modules[HEAD] = HeadModule(model)
     weights = SharedWeights(model)
     protos = {}
     descriptions = {}
     rounded = {}
-    for name, module in modules.items():
-        protos[name] = _export(module, model)
+    for name, proto in _traced(model):
         if int8:
-            fused = fused_variant(protos[name], model.spec.num_heads)
+            fused = fused_variant(proto, model.spec.num_heads)
             with tempfile.TemporaryDirectory() as scratch:
                 rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
             weights.take(rounded[name], adopt=True)
-        weights.take(protos[name])
-        descriptions[name] = _describe(name, protos[name], model, int8)
+        weights.take(proto)
+        protos[name] = proto
+        descriptions[name] = _describe(name, proto, model, int8)
         yield descriptions[name]
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
@@ -112,25 +99,61 @@ def export_graphs(
             onnx.save(written, directory / descriptions[name].file_of(variant))
 
 
-def _export(module: Module, model: ReducedModel) -> onnx.ModelProto:
-    """Trace one module into an ONNX model that still carries its weights."""
+def _traced(model: ReducedModel) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """All graphs of a model by name, with their weights inside."""
+    modules: dict[str, Module] = {
+        segment_name(segment.index): segment_module(model, segment) for segment in model.segments
+    }
+    if len(modules) == 1:  # without a cut the only segment is the dense model itself
+        modules = {DENSE: dense_module(model)}
+    names = list(modules)
+    sources = dict(pairwise(reversed(names)))
+    if model.hears_dropped:
+        for segment in model.segments[:-1]:
+            name = dropped_name(segment.index)
+            modules[name] = DroppedModule(model, segment.index)
+            sources[name] = segment_name(segment.index)
+    if model.asked_token is not None:
+        modules[HEAD] = HeadModule(model)
+        sources[HEAD] = names[-1]
+    together = Together(model, modules, sources)
+    whole = _export(together)
+    for name in modules:
+        yield name, together.part(whole, name)
+        if name == names[-1] != DENSE:
+            yield DENSE, _dense(whole, together, name)
+
+
+def _dense(whole: onnx.ModelProto, together: Together, last: str) -> onnx.ModelProto:
+    """The dense model, of the graph that was traced with cuts where it computes the same.
+
+    A later segment is told the positions of its tokens, which need no telling where none is
+    missing.
+
+    Args:
+        last: name of the last segment.
+    """
+    if POSITIONS in together.inputs:
+        alone = Together(together.model, {DENSE: dense_module(together.model)}, {})
+        return alone.part(_export(alone), DENSE)
+    written = {tensor_of(last, each): each for each in outputs_of(together.modules_of[last])}
+    return part_of(whole, DENSE, {each: each for each in together.inputs}, written)
+
+
+def _export(together: Together) -> onnx.ModelProto:
+    """Trace modules into one ONNX model that still carries its weights."""
+    spec = together.model.spec
     batch = torch.export.Dim("B", min=1, max=65536)
-    length = torch.export.Dim("S", min=1, max=model.spec.max_positions)
-    inputs = _example_inputs(module, model)
-    answers = [output.name for output in task_of(model.spec).outputs]
-    outputs = answers
-    if isinstance(module, SegmentModule):
-        at_end = answers if module.answers else []
-        outputs = [HIDDEN_OUT, *(at_end if module.segment.is_last else [KEEP_LOGIT])]
+    length = torch.export.Dim("S", min=1, max=spec.max_positions)
     # A bias that wants a gradient would be traced with other strides than it runs with.
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            module.eval(),
-            kwargs=inputs,
-            input_names=list(inputs),
-            output_names=outputs,
+            together.eval(),
+            kwargs=_example_inputs(together),
+            input_names=list(together.inputs),
+            output_names=together.outputs,
             opset_version=OPSET,
-            dynamic_shapes={name: {0: batch, 1: length} for name in inputs},
+            dynamic_shapes={name: {0: batch, 1: length} for name in together.inputs},
             dynamo=True,
             verbose=False,
         )
@@ -143,19 +166,19 @@ def _export(module: Module, model: ReducedModel) -> onnx.ModelProto:
     return proto
 
 
-def _example_inputs(module: Module, model: ReducedModel) -> dict[str, Tensor]:
-    """What a module is traced with: by name, in the order of the graph's inputs."""
-    shape = (TRACED_BATCH, min(TRACED_LENGTH, model.spec.max_positions))
+def _example_inputs(together: Together) -> dict[str, Tensor]:
+    """What modules are traced with: by name, in the order of the graph's inputs."""
+    spec = together.model.spec
+    shape = (TRACED_BATCH, min(TRACED_LENGTH, spec.max_positions))
     mask = torch.ones(shape, dtype=torch.bool)
     mask[-1, shape[1] // 2 :] = False
-    makers: dict[str, Callable[[], Tensor]] = {
-        INPUT_IDS: lambda: torch.randint(0, model.spec.vocab_size, shape),
-        TOKEN_TYPE_IDS: lambda: torch.zeros(shape, dtype=torch.int64),
-        HIDDEN: lambda: torch.randn(*shape, model.spec.hidden_size),
-        POSITIONS: lambda: torch.arange(shape[1]).expand(shape).contiguous(),
+    columns = {
+        INPUT_IDS: torch.randint(0, spec.vocab_size, shape),
+        TOKEN_TYPE_IDS: torch.zeros(shape, dtype=torch.int64),
+        POSITIONS: torch.arange(shape[1]).expand(shape).contiguous(),
+        ATTENTION_MASK: mask,
     }
-    inputs = {name: makers[name]() for name in module.inputs}
-    return {**inputs, ATTENTION_MASK: mask} if isinstance(module, SegmentModule) else inputs
+    return {name: columns[name] for name in together.inputs}
 
 
 @contextmanager
