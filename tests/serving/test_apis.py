@@ -171,6 +171,28 @@ def test_tokens_make_texts_again(client: httpx.Client, tokenizer_dir: Path) -> N
     assert refused.status_code == 422 and "ids[1] has 1000000: expected numbers" in refused.text
 
 
+def test_texts_may_come_as_numbers_of_tokens(
+    client: httpx.Client, encoder: Pipeline, tokenizer_dir: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    ids = tokenizer(TEXTS[:3])["input_ids"]
+    said = [tokenizer.decode(each, skip_special_tokens=True) for each in ids]
+    expected = encoder.encode(said, normalize_embeddings=True)
+
+    def embed(**body: Any) -> httpx.Response:
+        return client.post("/embed", json={"model": "vectors", **body})
+
+    for inputs, places in ((ids, [0, 1, 2]), (ids[1], [1]), ([said[0], ids[2]], [0, 2])):
+        np.testing.assert_allclose(embed(inputs=inputs).json(), expected[places], atol=1e-6)
+    with openai.OpenAI(base_url=f"{base(client)}/v1", api_key="any") as asked:
+        found = asked.embeddings.create(model="vectors", input=ids[:2], encoding_format="float")
+    np.testing.assert_allclose([each.embedding for each in found.data], expected[:2], atol=1e-6)
+    refused = embed(inputs=["a", [-1]])
+    assert refused.status_code == 422 and "inputs[1] has -1: expected numbers" in refused.text
+    assert embed(inputs=[[3, "a"]]).status_code == 422
+    assert embed(inputs=[]).status_code == 400
+
+
 def test_any_answer_with_what_was_kept(client: httpx.Client, classifier: Pipeline) -> None:
     body = {"model": "labels", "inputs": TEXTS[:2], "return_kept": True, "threshold": 0.6}
     told = client.post("/answers", json=body).json()
@@ -275,17 +297,20 @@ def test_a_key_opens_what_it_guards(classifier: Pipeline) -> None:
         assert re.search("trbert_requests", client.get("/metrics", headers=right).text)
 
 
-def test_triton_infers(client: httpx.Client, classifier: Pipeline, encoder: Pipeline) -> None:
+@pytest.mark.parametrize("as_bytes", [True, False])  # the client's default, and JSON
+def test_triton_infers(
+    client: httpx.Client, classifier: Pipeline, encoder: Pipeline, as_bytes: bool
+) -> None:
     address = base(client).removeprefix("http://")
     asked = tritonclient.InferenceServerClient(address)
     assert asked.is_server_live() and asked.is_server_ready() and asked.is_model_ready("labels")
     told = asked.get_model_metadata("labels")
     assert [each["name"] for each in told["outputs"]] == ["answer", "scores"]
     texts = tritonclient.InferInput("text", [3], "BYTES")
-    texts.set_data_from_numpy(np.array(TEXTS[:3], dtype=object), binary_data=False)
+    texts.set_data_from_numpy(np.array(TEXTS[:3], dtype=object), binary_data=as_bytes)
 
     def infer(model: str, *outputs: str) -> Any:
-        wanted = [tritonclient.InferRequestedOutput(name, binary_data=False) for name in outputs]
+        wanted = [tritonclient.InferRequestedOutput(name, binary_data=as_bytes) for name in outputs]
         return asked.infer(model, [texts], outputs=wanted, request_id="7")
 
     found = infer("labels", "scores", "answer")
@@ -298,6 +323,8 @@ def test_triton_infers(client: httpx.Client, classifier: Pipeline, encoder: Pipe
     vectors = infer("vectors", "embedding").as_numpy("embedding")
     wanted = [each.to_json()["embedding"] for each in encoder(TEXTS[:3])]
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+    everything = asked.infer("labels", [texts])  # outputs unnamed, all of them come
+    np.testing.assert_array_equal(everything.as_numpy("scores"), found.as_numpy("scores"))
     with pytest.raises(InferenceServerException, match="no model 'nobody'"):
         asked.get_model_metadata("nobody")
     asked.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,6 +99,52 @@ def require_few(model: ServedModel, texts: Sequence[Any], field: str) -> list[st
 def listed(inputs: str | list[str]) -> list[str]:
     """Texts of a field that may have a single one."""
     return [inputs] if isinstance(inputs, str) else inputs
+
+
+#: Texts as some clients write them: one or several, each by itself or as the numbers of its tokens.
+TextsOrIds = str | list[str | list[int]] | list[int]
+
+
+async def texts_of(model: ServedModel, inputs: TextsOrIds, field: str) -> list[str]:
+    """Texts of a field that may have them as numbers of the model's tokens.
+
+    Raises:
+        NothingAsked, DataError: as ``require_few``; a number that no token has.
+    """
+    single = isinstance(inputs, str) or (inputs and isinstance(inputs[0], int))
+    given = cast(list[str | list[int]], [inputs] if single else inputs)
+    names = require_few(model, given, field)
+    numbered = [place for place, each in enumerate(given) if not isinstance(each, str)]
+    ids = [cast(list[int], given[place]) for place in numbered]
+    texts = dict(enumerate(given)) | dict(
+        zip(numbered, await decoded(model, ids, [names[place] for place in numbered]), strict=True)
+    )
+    return [str(texts[place]) for place in range(len(given))]
+
+
+async def decoded(
+    model: ServedModel,
+    ids: Sequence[Sequence[int]],
+    names: Sequence[str],
+    skip_special_tokens: bool = True,
+) -> list[str]:
+    """The texts that numbers of tokens make.
+
+    Args:
+        names: what errors call the texts.
+
+    Raises:
+        DataError: a number that no token has.
+    """
+    size = model.pipeline.encoder.vocab_size
+    for name, numbers in zip(names, ids, strict=True):
+        for each in numbers:
+            if not 0 <= each < size:
+                raise DataError(f"{name} has {each}: expected numbers from 0 to {size - 1}")
+    spelled = model.pipeline.tokenizer.spelling.decoded
+    return await asyncio.to_thread(
+        lambda: [spelled(list(each), skip_special_tokens) for each in ids]
+    )
 
 
 def require_known(options: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -16,7 +16,15 @@ from tokenizers import Encoding
 from trbert_deploy.errors import DataError
 from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.asking import embeddings, relevance
-from trbert_deploy.serving.routes.common import Body, Models, listed, require_few
+from trbert_deploy.serving.routes.common import (
+    Body,
+    Models,
+    TextsOrIds,
+    decoded,
+    listed,
+    require_few,
+    texts_of,
+)
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 from trbert_deploy.tasks.task import Text
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
@@ -29,7 +37,10 @@ router = APIRouter(tags=["text-embeddings-inference"], responses=documented())
 class EmbedRequest(Body):
     """Texts to embed."""
 
-    inputs: str | list[str] = Field(examples=[["What is deep learning?"]])
+    inputs: TextsOrIds = Field(
+        examples=[["What is deep learning?"]],
+        description="Texts, each by itself or as the numbers of its tokens.",
+    )
     normalize: bool = True
     prompt_name: str | None = None
     dimensions: int | None = Field(default=None, ge=1)
@@ -120,7 +131,7 @@ async def embed(body: EmbedRequest, models: Models) -> list[list[float]]:
     found, _ = await embeddings(
         body,
         model,
-        listed(body.inputs),
+        await texts_of(model, body.inputs, "inputs"),
         "inputs",
         normalize=body.normalize,
         prompt=body.prompt_name,
@@ -215,15 +226,7 @@ async def decode(body: DecodeRequest, models: Models) -> list[str]:
     if one := [each for each in body.ids if isinstance(each, int)]:
         texts = [one]
     names = require_few(model, texts, "ids")
-    size = model.pipeline.encoder.vocab_size
-    for name, ids in zip(names, texts, strict=True):
-        for each in ids:
-            if not 0 <= each < size:
-                raise DataError(f"{name} has {each}: expected numbers from 0 to {size - 1}")
-    decoded = model.pipeline.tokenizer.spelling.decoded
-    return await asyncio.to_thread(
-        lambda: [decoded(ids, body.skip_special_tokens) for ids in texts]
-    )
+    return await decoded(model, texts, names, body.skip_special_tokens)
 
 
 def _tokens(encoding: Encoding, text: str) -> list[SimpleToken]:

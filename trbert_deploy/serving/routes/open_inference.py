@@ -1,4 +1,5 @@
-"""The Open Inference Protocol, in JSON: what clients of Triton and KServe speak.
+"""The Open Inference Protocol: what clients of Triton and KServe speak, in JSON or with tensors as
+bytes (``serving/binary_tensors.py``).
 
 Which tensors a model takes and gives is in ``serving/tensors.py``. Here strings are of type BYTES,
 those that come of shape [N] or [N, 1], those that go of shape [N].
@@ -6,18 +7,28 @@ those that come of shape [N] or [N, 1], those that go of shape [N].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from math import prod
 from typing import Any
 
-from fastapi import APIRouter
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Message
 
 from trbert_deploy.errors import DataError
+from trbert_deploy.serving.binary_tensors import (
+    JSON_LENGTH,
+    SIZE,
+    binary_answer,
+    bytes_of,
+    with_data,
+)
 from trbert_deploy.serving.error_answers import documented
 from trbert_deploy.serving.routes.common import Body, Models, require_few
 from trbert_deploy.serving.tensors import (
-    ANSWER,
     TEXT,
     TEXT_PAIR,
     inputs_of,
@@ -30,9 +41,37 @@ from trbert_deploy.serving.tensors import (
 from trbert_deploy.tasks.task import Text
 from trbert_deploy.version import __version__
 
+
+class _Route(APIRoute):
+    """A route that reads tensors as bytes, too."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            json_length = request.headers.get(JSON_LENGTH)
+            if json_length is not None:
+                request = _replaced(request, with_data(await request.body(), json_length))
+            return await handle(request)
+
+        return answer
+
+
+def _replaced(request: Request, body: bytes) -> Request:
+    """A request with another body, which is JSON."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    others = [each for each in request.scope["headers"] if each[0] != b"content-type"]
+    headers = [*others, (b"content-type", b"application/json")]
+    return Request({**request.scope, "headers": headers}, receive)
+
+
 #: Its clients do not say that what they send is JSON.
 router = APIRouter(
     prefix="/v2",
+    route_class=_Route,
     tags=["Open Inference Protocol"],
     strict_content_type=False,
     responses=documented(),
@@ -50,10 +89,27 @@ class Tensor(BaseModel):
     data: list[Any] = Field(examples=[["A superb film."]])
 
 
+class WantedParameters(BaseModel):
+    """How an output is told."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    binary_data: bool | None = Field(default=None, description="As bytes behind the JSON.")
+
+
 class Wanted(BaseModel):
     """An output that is asked for."""
 
     name: str
+    parameters: WantedParameters | None = None
+
+
+class RequestParameters(BaseModel):
+    """How outputs are told that do not say it themselves."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    binary_data_output: bool = False
 
 
 class InferRequest(BaseModel):
@@ -64,12 +120,13 @@ class InferRequest(BaseModel):
     id: str | None = None
     inputs: list[Tensor]
     outputs: list[Wanted] | None = None
+    parameters: RequestParameters | None = None
 
 
 @router.get("")
 async def server() -> dict[str, Any]:
     """What answers."""
-    return {"name": "trbert-deploy", "version": __version__, "extensions": []}
+    return {"name": "trbert-deploy", "version": __version__, "extensions": ["binary_tensor_data"]}
 
 
 @router.get("/health/live")
@@ -109,8 +166,11 @@ async def model_metadata(name: str, models: Models) -> dict[str, Any]:
 
 
 @router.post("/models/{name}/infer")
-async def infer(name: str, body: InferRequest, models: Models) -> dict[str, Any]:
-    """Answers to texts, in order."""
+async def infer(name: str, body: InferRequest, models: Models) -> Any:
+    """Answers to texts, in order.
+
+    Tensors may come and go as bytes behind the JSON, with `Inference-Header-Content-Length`.
+    """
     model = models.named(name)
     texts = _texts(body.inputs)
     names = require_few(model, texts, TEXT)
@@ -119,22 +179,43 @@ async def infer(name: str, body: InferRequest, models: Models) -> dict[str, Any]
     asked, results = await plain.ask(model, pipeline, texts, names)
     answers = pipeline.told(asked, results)
     numbers, known = numbers_of(pipeline.task), outputs_of(pipeline.task)
-    outputs = []
-    for wanted in known if body.outputs is None else [each.name for each in body.outputs]:
+    outputs: list[dict[str, Any]] = []
+    data: list[bytes] = []
+    for wanted, as_bytes in _wanted(body, list(known)):
         if wanted not in known:
             raise DataError(f"there is no output {wanted!r}: expected {' or '.join(known)}")
+        values: list[str] | NDArray[np.float32] = strings_of(answers)
         if numbers is not None and wanted == numbers.name:
             values = values_of(numbers, answers)
-            outputs.append(_tensor(wanted, "FP32", list(values.shape), values.ravel().tolist()))
+        output: dict[str, Any] = {
+            "name": wanted,
+            "datatype": "BYTES" if isinstance(values, list) else "FP32",
+            "shape": list(np.shape(values)),
+        }
+        if as_bytes:
+            data.append(bytes_of(values))
+            output["parameters"] = {SIZE: len(data[-1])}
         else:
-            told = strings_of(answers)
-            outputs.append(_tensor(ANSWER, "BYTES", [len(told)], told))
+            output["data"] = np.ravel(values).tolist()
+        outputs.append(output)
     told_id = {} if body.id is None else {"id": body.id}
-    return {"model_name": name, "model_version": "1", **told_id, "outputs": outputs}
+    answer = {"model_name": name, "model_version": "1", **told_id, "outputs": outputs}
+    if not data:
+        return answer
+    content, headers = binary_answer(answer, data)
+    return Response(content, headers=headers)
 
 
-def _tensor(name: str, datatype: str, shape: list[int], data: list[Any]) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+def _wanted(body: InferRequest, known: Sequence[str]) -> list[tuple[str, bool]]:
+    """Names of the outputs that a request asks for, and whether as bytes."""
+    usual = body.parameters is not None and body.parameters.binary_data_output
+    if body.outputs is None:
+        return [(name, usual) for name in known]
+    wanted = []
+    for each in body.outputs:
+        own = None if each.parameters is None else each.parameters.binary_data
+        wanted.append((each.name, usual if own is None else own))
+    return wanted
 
 
 def _texts(tensors: Sequence[Tensor]) -> list[Text]:
@@ -155,6 +236,8 @@ def _texts(tensors: Sequence[Tensor]) -> list[Text]:
 
 def _strings(tensor: Tensor) -> list[str]:
     """The strings of a tensor, whose rows may be lists."""
+    if tensor.datatype != "BYTES":
+        raise DataError(f"{tensor.name} is of type {tensor.datatype}: expected BYTES, strings")
     flat = [each for row in tensor.data for each in (row if isinstance(row, list) else [row])]
     shape = tensor.shape
     fits = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
@@ -162,6 +245,6 @@ def _strings(tensor: Tensor) -> list[str]:
         raise DataError(
             f"{tensor.name} has {len(flat)} values and the shape {shape}: expected [N] or [N, 1]"
         )
-    if tensor.datatype != "BYTES" or not all(isinstance(each, str) for each in flat):
-        raise DataError(f"{tensor.name} is of type {tensor.datatype}: expected BYTES, strings")
+    if not all(isinstance(each, str) for each in flat):
+        raise DataError(f"{tensor.name} has other values than strings: expected BYTES, strings")
     return flat

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from trbert_deploy.serving.error_answers import OpenAIErrorBody, documented
 from trbert_deploy.serving.routes.asking import embeddings
-from trbert_deploy.serving.routes.common import Body, Models, listed
+from trbert_deploy.serving.routes.common import Body, Models, TextsOrIds, texts_of
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=documented(OpenAIErrorBody))
@@ -22,7 +22,11 @@ STARTED = int(time.time())
 class EmbeddingsRequest(Body):
     """Texts to embed."""
 
-    input: str | list[str] = Field(examples=[["What is deep learning?"]])
+    input: TextsOrIds = Field(
+        examples=[["What is deep learning?"]],
+        description="Texts, each by itself or as the numbers of its tokens: the model's, which "
+        "`/tokenize` tells.",
+    )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
 
@@ -55,9 +59,8 @@ class EmbeddingsResponse(BaseModel):
 async def embed(body: EmbeddingsRequest, models: Models) -> EmbeddingsResponse:
     """Embeddings of texts, of length 1."""
     model = models.find(body.model, FeatureExtraction)
-    found, tokens = await embeddings(
-        body, model, listed(body.input), "input", dimensions=body.dimensions
-    )
+    texts = await texts_of(model, body.input, "input")
+    found, tokens = await embeddings(body, model, texts, "input", dimensions=body.dimensions)
     data = [
         Embedding(index=place, embedding=_written(values, body.encoding_format))
         for place, values in enumerate(found)
