@@ -4,15 +4,16 @@
 
 The bundle must be a classifier. Its service answers with tokens dropped (``reduced``) and without
 (``dense``); with ``--checkpoint`` the dense model, or the teacher, answers behind FastAPI and
-transformers (``transformers_server.py``); with ``--infinity PYTHON`` behind infinity-emb, which the
-environment of that Python has. All are asked the same texts, one in a request, by wrk over the
-loopback, in turns; a figure is the median of the rounds. Then the library answers the same texts
-itself, without HTTP: one text at a time, and 32 at a time.
+transformers (``transformers_server.py``); with ``--infinity COMMAND`` behind infinity-emb, whose
+command is the ``infinity_emb`` of its environment. All are asked the same texts, one in a request,
+by wrk over the loopback, in turns; a figure is the median of the rounds. Then the library answers
+the same texts itself, without HTTP: one text at a time, and 32 at a time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -96,9 +97,15 @@ class Figures:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int) -> Iterator[None]:
-    """A service that answers at a port, until it is not needed any more."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+def running(command: Sequence[str], port: int, threads: int) -> Iterator[None]:
+    """A service that answers at a port, until it is not needed any more.
+
+    Args:
+        threads: of its model, for those that take them from the environment.
+    """
+    silent: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=environment, **silent) as process:
         try:
             stop = time.monotonic() + 120
             while True:
@@ -176,7 +183,7 @@ def library_figures(
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--texts", "source", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--infinity", metavar="PYTHON", help="Python with infinity-emb; needs --checkpoint.")
+@click.option("--infinity", metavar="COMMAND", help="That of infinity-emb; needs --checkpoint.")
 @click.option("--callers", multiple=True, type=int, default=(1, 8, 32), show_default=True)
 @click.option("--seconds", default=20, show_default=True, help="Of each round.")
 @click.option("--rounds", default=3, show_default=True)
@@ -226,7 +233,9 @@ def main(
             for number, name in enumerate(commands)
         ]
         if infinity is not None:
-            served = [infinity, "-m", "infinity_emb", "v2", "--model-id", str(checkpoint)]
+            if checkpoint is None or shutil.which(infinity) is None:
+                sys.exit("error: --infinity needs --checkpoint, and a command that there is")
+            served = [infinity, "v2", "--model-id", str(checkpoint), "--dtype", "float32"]
             served += ["--engine", "torch", "--device", "cpu", "--served-model-name", "dense"]
             commands["infinity-emb"] = [*served, "--port", str(port + 3)]
             listed = bodies("listed", lambda text: {"model": "dense", "input": [text]})
@@ -234,7 +243,7 @@ def main(
                 Service("infinity-emb", f"http://127.0.0.1:{port + 3}/classify", listed)
             )
         for number, command in enumerate(commands.values()):
-            stack.enter_context(running(command, port + number))
+            stack.enter_context(running(command, port + number, threads))
         with console.progress() as progress:
             figures = [
                 each
