@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -282,11 +283,19 @@ def test_the_command_serves_until_it_is_told_to_end(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = ("--thresholds", "0.1", "0.9", "--shed", "quality")
-    with overload.service(tiny_bundle, *options) as service:
+    with (
+        overload.service(tiny_bundle, *options) as service,
+        closing(HTTPConnection("127.0.0.1", service.port, timeout=SOON)) as idle,
+    ):
+        idle.request("GET", "/health")
+        assert idle.getresponse().read() is not None
         body = {"inputs": TEXTS[0], "latency_budget_ms": 1e6}
         url = f"http://127.0.0.1:{service.port}/predict"
         answer = httpx.post(url, json=body, timeout=SOON)
         assert answer.status_code == 200 and len(answer.json()) == 2
         assert 0.1 <= float(answer.headers["x-threshold"]) <= 0.9
+        time.sleep(6)  # longer than the server closes idle connections after by default
+        idle.request("GET", "/health")
+        assert idle.getresponse().status == 200
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(SOON) in (0, -signal.SIGTERM)

@@ -29,6 +29,9 @@ SHED_QUALITY = "quality"
 KEY_VARIABLE = "TRBERT_DEPLOY_API_KEY"
 MOST_PORT = 65535
 MOST_SECONDS = 86400
+#: How long an idle connection stays open: longer than proxies and load balancers keep theirs
+#: (60 s), which would else send a request into one that has just been closed.
+KEEP_ALIVE_SECONDS = 75
 
 
 @click.command()
@@ -196,6 +199,7 @@ def serve(
         port=port,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, grace),
     )
 
