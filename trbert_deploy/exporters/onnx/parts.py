@@ -29,13 +29,13 @@ def part_of(
     graph = whole.graph
     described = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
     foreign = {value.name for value in graph.input} - inputs.keys()
-    sized = _readers_of_sizes(graph.node, foreign)
+    sized = _sizes_of(graph.node, foreign)
     needed = set(outputs)
     taken = list[onnx.NodeProto]()
     for node in reversed(graph.node):  # in topological order
         if (needed - inputs.keys()).intersection(node.output):
             taken.append(node)
-            needed.update(() if node.name in sized else node.input)
+            needed.update(() if node.output[0] in sized else node.input)
     if missing := sorted(needed & foreign):
         raise ParityError(
             f"graph {name} was traced to read {', '.join(missing)}: expected {', '.join(inputs)} "
@@ -55,7 +55,7 @@ def part_of(
         copy.CopyFrom(node)
         copy.input[:] = [renamed.get(each, each) for each in node.input]
         copy.output[:] = [renamed.get(each, each) for each in node.output]
-        if node.name in sized:
+        if node.output[0] in sized:
             copy.input[0] = first
     part.graph.initializer.extend(each for each in graph.initializer if each.name in needed)
     computed = needed - inputs.keys() - outputs.keys()
@@ -68,10 +68,10 @@ def part_of(
     return part
 
 
-def _readers_of_sizes(nodes: Iterable[onnx.NodeProto], tensors: set[str]) -> set[str]:
-    """Names of the nodes that ask no more than batch or length of one of these tensors."""
+def _sizes_of(nodes: Iterable[onnx.NodeProto], tensors: set[str]) -> set[str]:
+    """What nodes give that ask no more than batch or length of one of these tensors."""
     return {
-        node.name
+        node.output[0]
         for node in nodes
         if node.op_type == "Shape"
         and node.input[0] in tensors

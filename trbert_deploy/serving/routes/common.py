@@ -113,13 +113,13 @@ async def texts_of(model: ServedModel, inputs: TextsOrIds, field: str) -> list[s
     """
     single = isinstance(inputs, str) or (inputs and isinstance(inputs[0], int))
     given = cast(list[str | list[int]], [inputs] if single else inputs)
-    names = require_few(model, given, field)
-    numbered = [place for place, each in enumerate(given) if not isinstance(each, str)]
-    ids = [cast(list[int], given[place]) for place in numbered]
-    texts = dict(enumerate(given)) | dict(
-        zip(numbered, await decoded(model, ids, [names[place] for place in numbered]), strict=True)
-    )
-    return [str(texts[place]) for place in range(len(given))]
+    numbered = {place: each for place, each in enumerate(given) if not isinstance(each, str)}
+    if numbered:
+        names = require_few(model, given, field)
+        ids, called = list(numbered.values()), [names[place] for place in numbered]
+        for place, text in zip(numbered, await decoded(model, ids, called), strict=True):
+            given[place] = text
+    return cast(list[str], given)
 
 
 async def decoded(

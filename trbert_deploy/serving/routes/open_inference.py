@@ -179,24 +179,24 @@ async def infer(name: str, body: InferRequest, models: Models) -> Any:
     asked, results = await plain.ask(model, pipeline, texts, names)
     answers = pipeline.told(asked, results)
     numbers, known = numbers_of(pipeline.task), outputs_of(pipeline.task)
+    output: dict[str, Any]
     outputs: list[dict[str, Any]] = []
     data: list[bytes] = []
     for wanted, as_bytes in _wanted(body, list(known)):
         if wanted not in known:
             raise DataError(f"there is no output {wanted!r}: expected {' or '.join(known)}")
-        values: list[str] | NDArray[np.float32] = strings_of(answers)
+        values: list[str] | NDArray[np.float32]
         if numbers is not None and wanted == numbers.name:
             values = values_of(numbers, answers)
-        output: dict[str, Any] = {
-            "name": wanted,
-            "datatype": "BYTES" if isinstance(values, list) else "FP32",
-            "shape": list(np.shape(values)),
-        }
+            output = {"name": wanted, "datatype": "FP32", "shape": list(values.shape)}
+        else:
+            values = strings_of(answers)
+            output = {"name": wanted, "datatype": "BYTES", "shape": [len(values)]}
         if as_bytes:
             data.append(bytes_of(values))
             output["parameters"] = {SIZE: len(data[-1])}
         else:
-            output["data"] = np.ravel(values).tolist()
+            output["data"] = values if isinstance(values, list) else values.ravel().tolist()
         outputs.append(output)
     told_id = {} if body.id is None else {"id": body.id}
     answer = {"model_name": name, "model_version": "1", **told_id, "outputs": outputs}
