@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import CheckpointMaker, tiny_model
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
@@ -187,6 +188,7 @@ class Watching:
     """A backend that notes what its graphs are given."""
 
     max_padding = 0.0
+    call_tokens = MOST_TOKENS
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -320,6 +322,20 @@ def test_what_is_not_said_is_the_backends_and_the_policys() -> None:
     assert chain.dense_below == 0 and isinstance(chain.scorer, PolicyScorer)
     assert Chain(backend, ReductionConfig.parse("1,2"), 4, max_padding=0.0).max_padding == 0.0
     assert Chain(backend, ReductionConfig(), 4, dense_below=9).dense_below == 0  # it is dense
+
+
+@pytest.mark.parametrize(("tokens_of_a_call", "rows_of_a_call"), [(40, 4), (1, 1), (10**6, 9)])
+def test_calls_are_as_large_as_the_backend_likes(
+    tokens_of_a_call: int, rows_of_a_call: int
+) -> None:
+    backend = Watching(torch_backend("1,2"))
+    backend.call_tokens = tokens_of_a_call
+    rows = rows_of(*[10] * 9)
+    results = Chain(backend, ReductionConfig.parse("1,2"), 4).run(rows)
+    first = [shape[0] for name, shape in backend.calls if name == "segment_0"]
+    assert max(first) == rows_of_a_call and sum(first) == len(rows)
+    for one, other in zip(results, torch_chain("1,2").run(rows), strict=True):
+        assert all(map(np.array_equal, one.kept, other.kept))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from trbert_deploy.bounds import MOST_THREADS, require_whole
+from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
@@ -76,6 +76,7 @@ class TorchBackend:
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
         self.graph = OncePerKey(self._open)
         self.max_padding = 0.0
+        self.call_tokens = MOST_TOKENS
         self.description = {
             "backend": "torch",
             "version": torch.__version__,

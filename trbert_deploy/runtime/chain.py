@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.batching import group_by_length, split_by_tokens
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
@@ -79,6 +80,9 @@ class Chain:
         scorer: gives tokens their keep logits; the policy by default.
         outputs: what the model answers, as its task has them; may be left out where all of it is of
             rows, by what survives of them.
+
+    Attributes:
+        call_tokens: slots of a call of a graph, as the backend likes; a longer row goes alone.
     """
 
     def __init__(
@@ -97,8 +101,11 @@ class Chain:
         self._num_layers = num_layers
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
-        own = 0.0 if isinstance(backend, RowsBackend) else backend.max_padding
+        own, most = (0.0, MOST_TOKENS)
+        if not isinstance(backend, RowsBackend):
+            own, most = backend.max_padding, backend.call_tokens
         self.max_padding = own if max_padding is None else max_padding
+        self.call_tokens = min(max_batch_tokens, most)
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
         self.outputs = tuple(outputs)
@@ -234,7 +241,7 @@ class Chain:
         if len(rows) == 1:  # most requests: nothing to group
             return [list(rows)]
         lengths = [len(row) for row in rows]
-        groups = group_by_length(lengths, self.max_batch_tokens, self.max_padding)
+        groups = group_by_length(lengths, self.call_tokens, self.max_padding)
         return [[rows[place] for place in group] for group in groups]
 
     def _select(self, segment: Segment, batch: Sequence[TokenState], timing: Timing) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, DeviceError
 from trbert_deploy.runtime.backends import onnxruntime_package
@@ -81,7 +82,7 @@ def test_cuda_computes_float32_and_does_not_fall_back(
     assert planted.asked["enable_fallback"] == 0
     assert planted.asked["disabled_optimizers"] == []
     assert backend.description["provider"] == CUDA
-    assert backend.max_padding == PADDING_ON_GPUS
+    assert backend.max_padding == PADDING_ON_GPUS and backend.call_tokens == MOST_TOKENS
 
 
 def test_a_session_without_cuda_is_refused(bundle: Bundle, planted: type[PlantedSession]) -> None:

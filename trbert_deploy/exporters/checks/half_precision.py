@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import (
@@ -133,6 +134,7 @@ class RoundedBackend:
         self._precision = precision
         self.graph = cache(self._open)
         self.max_padding = PADDING_ON_GPUS
+        self.call_tokens = MOST_TOKENS
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "precision": f"{precision}, emulated",

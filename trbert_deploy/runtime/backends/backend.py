@@ -46,6 +46,11 @@ class Backend(Protocol):
         """Highest share of a batch's slots that should be padding; 0 where none pays."""
         ...
 
+    @property
+    def call_tokens(self) -> int:
+        """Slots of one call above which a token takes longer; ``MOST_TOKENS`` where none does."""
+        ...
+
     def graph(self, name: str) -> Graph:
         """The graph called ``name`` in the bundle, loaded on its first use."""
         ...

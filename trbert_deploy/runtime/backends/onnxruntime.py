@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
@@ -15,6 +16,7 @@ from trbert_deploy.bundle.manifest import (
     GraphDescription,
 )
 from trbert_deploy.errors import BundleError, DeviceError, first_line
+from trbert_deploy.machine import cores
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
     BackendOptions,
@@ -34,6 +36,9 @@ from trbert_deploy.runtime.once import OncePerKey
 require_package()  # before it is imported: what is left of two distributions is no package
 import onnxruntime  # noqa: E402
 
+#: Tokens of a call for each thread of a CPU. What larger calls compute leaves the caches, and lies
+#: in memory that the system gives and takes back every time (docs/performance.md).
+CALL_TOKENS = 1024
 #: float32 is float32: TF32 leaves products 10 bits of their mantissa.
 _CUDA_OPTIONS = {"use_tf32": "0"}
 
@@ -103,6 +108,8 @@ class OnnxRuntimeBackend:
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
         self._disabled = [] if self._on_cuda else ["SkipLayerNormFusion"]
         self.max_padding = PADDING_ON_GPUS if self._on_cuda else 0.0
+        threads = options.threads or cores()
+        self.call_tokens = MOST_TOKENS if self._on_cuda else threads * CALL_TOKENS
         self.graph: OncePerKey[str, OnnxGraph] = OncePerKey(
             lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name))
         )

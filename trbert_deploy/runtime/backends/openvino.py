@@ -12,6 +12,7 @@ from math import ceil
 import numpy as np
 import openvino
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
@@ -167,6 +168,7 @@ class OpenVinoBackend:
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
+        self.call_tokens = MOST_TOKENS
         longest = bundle.manifest.max_length
         padded = (lambda n: min(one_of_few_lengths(n), longest)) if is_padded else None
         self.graph: OncePerKey[str, OpenVinoGraph] = OncePerKey(

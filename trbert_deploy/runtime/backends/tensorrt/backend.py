@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
@@ -53,6 +54,7 @@ class TensorRTBackend:
         self._device = Device()
         self._graphs: dict[str, EngineGraph] = {}
         self.max_padding = PADDING_ON_GPUS
+        self.call_tokens = MOST_TOKENS
         key = self._engine_set.manifest.key
         self.description: Mapping[str, str] = {
             "backend": "tensorrt",

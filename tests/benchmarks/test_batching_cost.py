@@ -1,4 +1,4 @@
-"""The benchmark of padding: every limit answers the same texts."""
+"""The benchmark of padding and calls: every limit answers the same texts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import batching_cost
 import numpy as np
-import padding_cost
 import pytest
 from click.testing import CliRunner
 
@@ -17,7 +17,7 @@ from trbert_deploy.runtime.pipeline import Pipeline
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(padding_cost.main, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(batching_cost.main, [str(argument) for argument in arguments])
     return result.exit_code, result.output
 
 
@@ -26,7 +26,8 @@ class Watched:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.description, self.max_padding = backend.description, backend.max_padding
+        self.description = backend.description
+        self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
         #: Graph, tokens, and places of the batch.
         self.calls: list[tuple[str, int, int]] = []
         self.clock = 0.0
@@ -57,18 +58,18 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
         pipeline = trbert_deploy.load(*arguments, **options)
         opened.append(Watched(pipeline.chain.backend))
         pipeline.chain.backend = opened[-1]
-        monkeypatch.setattr(padding_cost, "time", opened[-1])
+        monkeypatch.setattr(batching_cost, "time", opened[-1])
         return pipeline
 
-    monkeypatch.setattr(padding_cost, "load", load)
+    monkeypatch.setattr(batching_cost, "load", load)
     return opened
 
 
-def figures_at(bundle: Path, data: Path, paddings: str) -> list[dict[str, float]]:
+def figures_at(bundle: Path, data: Path, *limits: str) -> list[dict[str, float]]:
     figures = data.with_name("padding.json")
     code, output = run(
         bundle, "--data", data, "--batch", 12, "--batches", 1, "--rounds", 1,
-        "--paddings", paddings, "--json", figures,
+        *limits, "--json", figures,
     )  # fmt: skip
     assert code == 0, output
     return json.loads(figures.read_text())["batch"]
@@ -78,7 +79,7 @@ def figures_at(bundle: Path, data: Path, paddings: str) -> list[dict[str, float]
 def test_no_batch_is_padded_over_its_limit(
     tiny_bundle: Path, labelled: Path, watched: list[Watched], limit: float
 ) -> None:
-    figures_at(tiny_bundle, labelled, str(limit))
+    figures_at(tiny_bundle, labelled, "--paddings", str(limit))
     calls = watched[0].calls
     padding = [1 - tokens / places for _, tokens, places in calls]
     assert max(padding) <= limit + 1e-9
@@ -91,16 +92,34 @@ def test_no_batch_is_padded_over_its_limit(
 def test_what_each_limit_takes_is_written_down(
     tiny_bundle: Path, labelled: Path, watched: list[Watched]
 ) -> None:
-    alone = [figures_at(tiny_bundle, labelled, limit)[0] for limit in ("0", "0.5")]
-    assert figures_at(tiny_bundle, labelled, "0,0.5") == alone
+    alone = [figures_at(tiny_bundle, labelled, "--paddings", limit)[0] for limit in ("0", "0.5")]
+    assert figures_at(tiny_bundle, labelled, "--paddings", "0,0.5") == alone
     for backend, each, limit in zip(watched, alone, (0.0, 0.5), strict=False):
         dense = sum(name == "dense" for name, _, _ in backend.calls) / 2  # of two rounds
         reduced = len(backend.calls) / 2 - dense
         assert each == {
-            "max_padding": limit, "dense_ms": 7000 * dense, "reduced_ms": 1000 * reduced,
+            "max_padding": limit, "call_tokens": 1024,
+            "dense_ms": 7000 * dense, "reduced_ms": 1000 * reduced,
         }  # fmt: skip
     assert alone[1]["dense_ms"] < alone[0]["dense_ms"]  # fewer calls
     assert alone[1]["reduced_ms"] < alone[0]["reduced_ms"]
+
+
+def test_calls_are_no_larger_than_their_limit(
+    tiny_bundle: Path, labelled: Path, watched: list[Watched]
+) -> None:
+    padded = ("--paddings", "0.5", "--calls")
+    alone, together = figures_at(tiny_bundle, labelled, *padded, "1,100000")
+    assert (alone["call_tokens"], together["call_tokens"]) == (1, 100000)
+    assert alone["dense_ms"] == 7000 * 12 > together["dense_ms"]  # a call for each text
+    figures_at(tiny_bundle, labelled, *padded, "1")
+    assert all(tokens == places for _, tokens, places in watched[1].calls)
+
+
+@pytest.mark.parametrize("wrong", ["few", "-1", "512,", "1.5"])
+def test_calls_are_numbers_of_tokens(tiny_bundle: Path, labelled: Path, wrong: str) -> None:
+    code, output = run(tiny_bundle, "--data", labelled, "--calls", wrong)
+    assert code == 2 and "expected numbers of tokens, such as 512,8192" in output
 
 
 @pytest.mark.parametrize("wrong", ["2", "-0.1", "little", "0,"])

@@ -1,10 +1,12 @@
-"""What padding is worth: batches of texts as they are, with more or less of it.
+"""What padding and the size of calls are worth: texts as they are, with more or less of both.
 
-    python benchmarks/padding_cost.py BUNDLE --data texts.jsonl --paddings 0,0.03,0.1
+    python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --paddings 0,0.03,0.1
+    python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --calls 512,1024,8192
 
-Rows of exactly one length share a batch without padding; rows of nearly one length can share it
-with some. Fewer and larger calls, but wasted slots and a mask: all limits answer the same texts in
-turns, dense and reduced.
+Rows of exactly one length share a call without padding; rows of nearly one length can share it
+with some. Fewer and larger calls, but wasted slots and a mask. And more rows of one length can
+share a call, which then reads weights less often, and needs more memory at a time. All limits
+answer the same texts in turns, dense and reduced.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import click
@@ -29,6 +31,14 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.selection.operating_point import OperatingPoint
+
+
+def tokens(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    """Numbers of tokens with commas between them."""
+    parts = value.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"{value!r}: expected numbers of tokens, such as 512,8192")
+    return tuple(map(int, parts))
 
 
 def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
@@ -52,10 +62,17 @@ def shares(context: click.Context, option: click.Parameter, value: str) -> tuple
 @operating_point_options
 @click.option(
     "--paddings",
-    default="0,0.03,0.1",
+    default="0",
     show_default=True,
     callback=shares,
-    help="Most of a batch's slots that may be padding.",
+    help="Most of a call's slots that may be padding.",
+)
+@click.option(
+    "--calls",
+    default="1024",
+    show_default=True,
+    callback=tokens,
+    help="Most slots of a call.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @click.option("--batches", type=click.IntRange(min=1), default=2, show_default=True)
@@ -68,12 +85,13 @@ def main(
     precision: str | None,
     point: OperatingPoint,
     paddings: tuple[float, ...],
+    calls: tuple[int, ...],
     batch: int,
     batches: int,
     rounds: int,
     json_path: Path | None,
 ) -> None:
-    """Time batches of texts of mixed lengths with BUNDLE, by how much of them may be padding."""
+    """Time texts with BUNDLE, by how much of a call may be padding, and how large calls may be."""
     warnings.simplefilter("ignore", TruncationWarning)
     try:
         pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(point))
@@ -84,9 +102,10 @@ def main(
         sys.exit(f"error: {problem}")
     rows = pipeline.tokenize(texts)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    chains = [pipeline.chain.at(OperatingPoint()) for _ in paddings]
-    for chain, share in zip(chains, paddings, strict=True):
-        chain.max_padding = share
+    limits = list(product(paddings, calls))
+    chains = [pipeline.chain.at(OperatingPoint()) for _ in limits]
+    for chain, (share, most) in zip(chains, limits, strict=True):
+        chain.max_padding, chain.call_tokens = share, most
     spent = np.empty((2, len(chains), rounds + 1, len(parts)))
     with console.progress() as progress:
         for number in range(rounds + 1):  # the first warms up
@@ -97,20 +116,22 @@ def main(
                         run(part)
                         spent[dense, index, number, place] = time.perf_counter() - start
                 done = number * len(parts) + place + 1
-                progress("padding", done, (rounds + 1) * len(parts))
+                progress("time", done, (rounds + 1) * len(parts))
     reduced, dense = 1000.0 * np.median(spent[:, :, 1:], axis=(2, 3))
     settings = dict(pipeline.chain.backend.description)
     name = f"{settings['backend']} {settings.get('precision', '')}"
     table = Table(title=f"{name}: median ms of {batch} texts")
-    for heading in ("padding, at most", "dense", "reduced"):
+    for heading in ("padding, at most", "slots of a call", "dense", "reduced"):
         table.add_column(heading, justify="right")
-    for share, whole, less in zip(paddings, dense, reduced, strict=True):
-        table.add_row(f"{share:.0%}", f"{whole:.0f}", f"{less:.0f}")
+    for (share, most), whole, less in zip(limits, dense, reduced, strict=True):
+        table.add_row(f"{share:.0%}", f"{most:,}", f"{whole:.0f}", f"{less:.0f}")
     console.out.print(table)
     if json_path is not None:
         figures = [
-            {"max_padding": share, "dense_ms": whole, "reduced_ms": less}
-            for share, whole, less in zip(paddings, dense.tolist(), reduced.tolist(), strict=True)
+            {"max_padding": share, "call_tokens": most, "dense_ms": whole, "reduced_ms": less}
+            for (share, most), whole, less in zip(
+                limits, dense.tolist(), reduced.tolist(), strict=True
+            )
         ]
         write_json(
             json_path, {"machine": describe_machine(), "settings": settings, "batch": figures}
