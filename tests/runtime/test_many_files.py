@@ -19,6 +19,7 @@ from trbert_deploy.runtime.many_files import (
 )
 
 ROWS = [{"text": "a film"}]
+FILES = ("a.jsonl", "b.jsonl")
 
 
 @pytest.fixture
@@ -68,36 +69,36 @@ def test_answers_are_not_written_among_the_texts(texts: Place, answers: Place) -
 
 def test_what_is_there_is_finished(texts: Place, answers: Place, tmp_path: Path) -> None:
     marker = marker_of("digest", {"dense": False}, input_files(texts))
-    assert finished(answers, marker) == set()
+    assert finished(answers, marker, FILES) == set()
     put(answers, MARKER, json.dumps(marker), tmp_path)
-    assert finished(answers, marker) == set()
+    assert finished(answers, marker, FILES) == set()
     put(answers, "b.jsonl.jsonl", "{}\n", tmp_path)
-    assert finished(answers, marker) == {"b.jsonl"}
+    assert finished(answers, marker, FILES) == {"b.jsonl"}
 
 
 def test_another_folder_is_refused(texts: Place, answers: Place, tmp_path: Path) -> None:
     marker = marker_of("digest", {"dense": False}, input_files(texts))
     put(answers, "b.jsonl.jsonl", "{}\n", tmp_path)
     with pytest.raises(DataError, match=r"has b\.jsonl\.jsonl and no _predict\.json: expected an"):
-        finished(answers, marker)
+        finished(answers, marker, FILES)
     put(answers, MARKER, json.dumps({**marker, "bundle": "x", "options": {}}), tmp_path)
     with pytest.raises(DataError, match="a run with other bundle and options: take another"):
-        finished(answers, marker)
+        finished(answers, marker, FILES)
     for text, message in (("[]", "other bundle and options and inputs"), ("{", "is no JSON")):
         put(answers, MARKER, text, tmp_path)
         with pytest.raises(DataError, match=message):
-            finished(answers, marker)
+            finished(answers, marker, FILES)
     put(answers, MARKER, json.dumps(marker), tmp_path)
     put(answers, "strange.txt", "", tmp_path)
     with pytest.raises(DataError, match=r"has strange\.txt, which no run wrote"):
-        finished(answers, marker)
+        finished(answers, marker, FILES)
 
 
 def test_changed_texts_are_other_inputs(texts: Place, answers: Place, tmp_path: Path) -> None:
     put(answers, MARKER, json.dumps(marker_of("d", {}, input_files(texts))), tmp_path)
     write(tmp_path / "texts" / "a.jsonl", ROWS * 2)
     with pytest.raises(DataError, match="a run with other inputs"):
-        finished(answers, marker_of("d", {}, input_files(texts)))
+        finished(answers, marker_of("d", {}, input_files(texts)), FILES)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -18,14 +18,16 @@ from conftest import make_texts
 from pyarrow import fs, parquet
 from ray_in_tests import local_cluster, process_of
 
-from trbert_deploy.errors import TrbertError
+from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.tasks.columns import ColumnNames
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
 from trbert_deploy.progress import no_progress
+from trbert_deploy.runtime import on_ray
+from trbert_deploy.runtime.file_pieces import Piece
 from trbert_deploy.runtime.many_files import MARKER, Place
-from trbert_deploy.runtime.on_ray import Job, predict_files
+from trbert_deploy.runtime.on_ray import Job, Outcome, Worker, predict_files
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,6 +113,54 @@ def test_a_killed_worker_loses_and_doubles_no_row(
     assert predict_files(job_of(tiny_bundle, texts, answers), 2, no_progress).encoded == ROWS
     kept = {path for path, when in times.items() if path.stat().st_mtime_ns == when}
     assert kept == times.keys() - {answers / "part-0.jsonl.jsonl"}
+    require_equal_to_local(tiny_bundle, texts, answers, tmp_path)
+
+
+def test_a_large_file_is_answered_in_pieces(
+    cluster: None, tiny_bundle: Path, texts: Path, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers"
+    job = job_of(tiny_bundle, texts, answers, piece_bytes=1000)
+    predict_files(job, 2, no_progress)
+    whole = tmp_path / "whole"
+    for name in {path.relative_to(texts) for path in texts.rglob("part-*")}:
+        pieces = sorted(answers.glob(f"{name}.*jsonl"))
+        assert (len(pieces) > 1) == (name.suffix == ".jsonl")  # the others have one row group
+        (whole / name).parent.mkdir(parents=True, exist_ok=True)
+        joined = "".join(piece.read_text() for piece in pieces)
+        (whole / f"{name}.jsonl").write_text(joined)
+    (whole / MARKER).touch()
+    require_equal_to_local(tiny_bundle, texts, whole, tmp_path)
+    (answers / "part-0.jsonl.00001.jsonl").unlink()
+    assert 0 < predict_files(job, 2, no_progress).encoded < ROWS
+    with pytest.raises(DataError, match="answers of a run with other options"):
+        predict_files(job_of(tiny_bundle, texts, answers), 2, no_progress)
+
+
+def test_a_piece_that_ends_its_workers_ends_the_run(
+    cluster: None,
+    tiny_bundle: Path,
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deaths = tmp_path / "deaths"
+
+    class Mortal(Worker):
+        def predict(self, piece: Piece) -> Outcome:
+            if piece.name == "part-2.jsonl":
+                with deaths.open("a") as file:
+                    file.write("x")
+                os._exit(1)
+            return super().predict(piece)
+
+    monkeypatch.setattr(on_ray, "Worker", Mortal)
+    answers = tmp_path / "answers"
+    with pytest.raises(TrbertError, match="a worker ended 4 times with one piece of a file: see"):
+        predict_files(job_of(tiny_bundle, texts, answers), 1, no_progress)
+    assert deaths.read_text() == "xxxx"
+    monkeypatch.undo()
+    predict_files(job_of(tiny_bundle, texts, answers), 2, no_progress)  # whatever it was is mended
     require_equal_to_local(tiny_bundle, texts, answers, tmp_path)
 
 

@@ -1,13 +1,13 @@
 """Many files of texts, and the folder of their answers: local, or in an object store.
 
-Every input file has one output file, ``NAME.jsonl`` for ``NAME``, which is there whole or not at
-all. So what is there tells what is left to do.
+Every piece of the input (``file_pieces``) has one output file, which is there whole or not at all.
+So what is there tells what is left to do.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -174,8 +174,8 @@ def marker_of(digest: str, options: Mapping[str, Any], files: Mapping[str, fs.Fi
     return {"bundle": digest, "options": dict(options), "inputs": inputs}
 
 
-def finished(target: Place, marker: Any) -> set[str]:
-    """Names of the input files whose answers are there already.
+def finished(target: Place, marker: Any, names: Collection[str]) -> set[str]:
+    """Names of those pieces whose answers are there already.
 
     Raises:
         DataError: the folder has answers of another run, or files that are none.
@@ -196,7 +196,7 @@ def finished(target: Place, marker: Any) -> set[str]:
                 f"{target.url} has answers of a run with other {' and '.join(other)}: take another "
                 "folder, or empty this one"
             )
-    strange = there.keys() - {MARKER} - {name + ENDING for name in marker["inputs"]}
+    strange = there.keys() - {MARKER} - {name + ENDING for name in names}
     if strange:
         raise DataError(
             f"{target.url} has {few(sorted(strange))}, which no run wrote: move it elsewhere"

@@ -1,7 +1,7 @@
 """Predictions over many files on the machines of a Ray cluster.
 
-A worker takes a whole file, and writes its answers in one step. So a file is done or not, whoever
-is killed, and a file that is done twice has the same answers.
+A worker takes a piece of a file, and writes its answers in one step. So a piece is done or not,
+whoever is killed, and one that is done twice has the same answers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ray.util import ActorPool
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, TrbertError
 from trbert_deploy.progress import Progress
+from trbert_deploy.runtime.file_pieces import PIECE_BYTES, Piece, fetch_piece, pieces_of
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.many_files import (
     ENDING,
@@ -38,18 +39,19 @@ from trbert_deploy.tasks.columns import ColumnNames
 
 #: Bytes of the local cluster's object store, which nothing of size goes through.
 _STORE_BYTES = 100 << 20
-#: How often a file is begun anew whose worker was killed.
+#: How often a piece is begun anew whose worker was killed.
 _RETRIES = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """What workers do with a file.
+    """What workers do with a piece of a file.
 
     Attributes:
         bundle: its directory, which all machines see.
         options: of ``load``.
         threads: of a worker, which are its share of the cluster's processors.
+        piece_bytes: of a large file, which a worker takes at a time.
     """
 
     bundle: Path
@@ -62,16 +64,18 @@ class Job:
     threads: int
     batch_size: int
     max_batch_tokens: int
+    piece_bytes: int = PIECE_BYTES
 
     def answers_depend_on(self) -> dict[str, Any]:
-        """What answers depend on besides bundle and texts."""
+        """What the files of answers depend on besides bundle and texts."""
         more = {"columns": asdict(self.columns), "kept": self.kept, "dense": self.dense}
+        more["piece_bytes"] = self.piece_bytes
         return {**self.options, **more}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: texts that were encoded and cut, or why there are no answers."""
+    """What became of a piece: texts that were encoded and cut, or why there are no answers."""
 
     encoded: int = 0
     cut: int = 0
@@ -79,30 +83,35 @@ class Outcome:
 
 
 class Worker:
-    """Holds the model, which it opens with its first file: an error is then told as of a file."""
+    """Holds the model, which it opens with its first piece: an error is then told as of a piece."""
 
     def __init__(self, job: Job, digest: str) -> None:
         self._job = job
         self._digest = digest
         self._pipeline: Pipeline | None = None
 
-    def predict(self, name: str, path: str) -> Outcome:
-        """Answer a file; ``path`` is where its file system has it."""
+    def predict(self, piece: Piece) -> Outcome:
+        """Answer a piece of a file."""
         try:
-            return self._predict(name, path)
+            return self._predict(piece)
         except TrbertError as problem:  # as text: not every error can be sent
             return Outcome(problem=str(problem))
 
-    def _predict(self, name: str, path: str) -> Outcome:
+    def _predict(self, piece: Piece) -> Outcome:
         job = self._job
         pipeline = self._pipeline = self._pipeline or self._opened()
         tokenizer = pipeline.tokenizer
         encoded, cut = tokenizer.encoded, tokenizer.truncated
         with tempfile.TemporaryDirectory() as scratch:
-            texts, made = Path(scratch) / Path(name).name, Path(scratch) / "answers"
-            job.source.fetch(path, texts)
+            texts = fetch_piece(job.source, piece, Path(scratch))
+            made = Path(scratch) / "answers"
             examples = read_examples(
-                texts, pipeline.task, job.columns, with_targets=False, whole=True
+                texts,
+                pipeline.task,
+                job.columns,
+                with_targets=False,
+                whole=True,
+                goes_on=piece.is_later,
             )
             lines = predict_lines(
                 pipeline,
@@ -113,7 +122,7 @@ class Worker:
             )
             with made.open("w", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
-            job.target.put(name + ENDING, made)
+            job.target.put(piece.name + ENDING, made)
         return Outcome(tokenizer.encoded - encoded, tokenizer.truncated - cut)
 
     def _opened(self) -> Pipeline:
@@ -137,13 +146,13 @@ def predict_files(job: Job, workers: int | None, progress: Progress) -> Outcome:
 
     Args:
         workers: how many there are; None for as many as the cluster has processors for.
-        progress: told how many files are done.
+        progress: told how many pieces are done.
 
     Returns:
         The texts that were encoded and cut in this run.
 
     Raises:
-        TrbertError: a worker's, which ends the run; finished files stay.
+        TrbertError: a worker's, which ends the run; finished pieces stay.
         BundleError, DataError, StorageError, ConfigError: there is no such bundle, or as
             ``input_files`` and ``finished``.
     """
@@ -152,13 +161,14 @@ def predict_files(job: Job, workers: int | None, progress: Progress) -> Outcome:
     files = input_files(job.source)
     # As JSON has it, so that it compares with what is read.
     marker = json.loads(json.dumps(marker_of(digest, job.answers_depend_on(), files)))
-    done = finished(job.target, marker)
+    pieces = pieces_of(job.source, files, job.piece_bytes)
+    done = finished(job.target, marker, {piece.name for piece in pieces})
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / MARKER
         made.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         job.target.put(MARKER, made)
-    waiting = [(name, info.path) for name, info in files.items() if name not in done]
-    progress("predict files", len(done), len(files))
+    waiting = [piece for piece in pieces if piece.name not in done]
+    progress("predict", len(done), len(pieces))
     if not waiting:
         return Outcome()
     _connect()
@@ -170,17 +180,17 @@ def predict_files(job: Job, workers: int | None, progress: Progress) -> Outcome:
     encoded = cut = 0
     try:
         outcomes = ActorPool(actors).map_unordered(
-            lambda worker, file: worker.predict.remote(*file), waiting
+            lambda worker, piece: worker.predict.remote(piece), waiting
         )
         for count, outcome in enumerate(outcomes, start=len(done) + 1):
             if outcome.problem is not None:
                 raise TrbertError(outcome.problem)
             encoded, cut = encoded + outcome.encoded, cut + outcome.cut
-            progress("predict files", count, len(files))
+            progress("predict", count, len(pieces))
     except RayActorError:
         raise TrbertError(
-            f"a worker ended {_RETRIES + 1} times with one file: see Ray's logs (it may lack "
-            "memory: lower --max-batch-tokens or --workers), then give the same command again"
+            f"a worker ended {_RETRIES + 1} times with one piece of a file: see Ray's logs (it may "
+            "lack memory: lower --max-batch-tokens or --workers), then give the same command again"
         ) from None
     finally:
         for each in actors:

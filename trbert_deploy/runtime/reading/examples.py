@@ -29,6 +29,7 @@ def read_examples(
     *,
     with_targets: bool = True,
     whole: bool = False,
+    goes_on: bool = False,
 ) -> Iterator[Example]:
     """The examples of a file, a pipe or standard input (``-``), one at a time.
 
@@ -41,6 +42,7 @@ def read_examples(
         note: told which columns were taken, unless they have our own names.
         with_targets: look for targets at all.
         whole: leave those whole that a model reads in several rows, and do not divide them.
+        goes_on: the source is a later part of another one, and may have nothing more.
 
     Raises:
         StorageError: the source cannot be read.
@@ -50,7 +52,14 @@ def read_examples(
     path = Path(source)
     records = read_records(path, names.known_texts, note)
     yield from examples_of(
-        records, name_of(path), task, names, note, with_targets=with_targets, whole=whole
+        records,
+        name_of(path),
+        task,
+        names,
+        note,
+        with_targets=with_targets,
+        whole=whole,
+        goes_on=goes_on,
     )
 
 
@@ -63,13 +72,14 @@ def examples_of(
     *,
     with_targets: bool = True,
     whole: bool = False,
+    goes_on: bool = False,
 ) -> Iterator[Example]:
     """Records as examples; ``source`` is what errors and notes call them together.
 
     Raises:
         DataError: as ``read_examples``.
     """
-    finder = _Finder(source, names, task, note, with_targets=with_targets)
+    finder = _Finder(source, names, task, note, with_targets=with_targets, goes_on=goes_on)
     for record in records:
         example = task.read(record.values, record.name, finder.columns_of(record))
         yield from [example] if whole else task.divided(example)
@@ -95,6 +105,7 @@ class _Finder:
         note: Note,
         *,
         with_targets: bool,
+        goes_on: bool,
     ) -> None:
         self._source = source
         self._names = names
@@ -103,7 +114,7 @@ class _Finder:
         self._note = note
         self._found: dict[tuple[str, ...], Columns] = {}
         self._told: set[tuple[str, str]] = set()
-        self._keys: tuple[str, ...] | None = None
+        self._keys: tuple[str, ...] | None = () if goes_on else None
         self._labelled = False
 
     def columns_of(self, record: Record) -> Columns:
