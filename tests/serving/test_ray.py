@@ -20,6 +20,11 @@ from trbert_deploy.runtime.loading import load
 
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
 
+from ray.serve import Application  # noqa: E402
+from ray.serve._private.api import (  # noqa: E402
+    call_user_app_builder_with_args_if_necessary,
+)
+
 from trbert_deploy.serving.ray import Arguments, application  # noqa: E402
 
 pytestmark = [
@@ -58,6 +63,14 @@ def test_a_killed_replica_is_replaced_and_answers_stay_right(tiny_bundle: Path) 
                 time.sleep(0.1)
             assert running.replica_states == {"RUNNING": 2}
             assert client.post("/predict", json={"inputs": ""}).status_code in (400, 422)
+
+
+def test_the_commands_arguments_are_understood(tiny_bundle: Path) -> None:
+    """``serve run`` has text for all values, and gives it to the function as Ray has it."""
+    told = {"bundle": str(tiny_bundle), "max_replicas": "2", "target_ongoing_requests": "4"}
+    assert isinstance(call_user_app_builder_with_args_if_necessary(application, told), Application)
+    with pytest.raises(ValidationError, match="replicas"):
+        call_user_app_builder_with_args_if_necessary(application, {**told, "replicas": "2"})
 
 
 def test_bad_arguments_are_refused(own_bundle: Path, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 serve run trbert_deploy.serving.ray:application bundle=/models/bundle max_replicas=4
 """
 
-from __future__ import annotations
-
+# Ray Serve looks at what ``application`` takes: annotations may not be left as text.
 from pathlib import Path
 
 from fastapi import FastAPI
