@@ -152,9 +152,10 @@ def ask(
         rate: requests a second that all of them together send, as far as they can.
     """
     counts, lock, start = Counts(), threading.Lock(), time.perf_counter()
+    numbers = iter(range(requests or sys.maxsize))  # whoever has time takes the next
 
-    def be_client(place: int, connection: HTTPConnection) -> None:
-        for number in range(place, requests or sys.maxsize, clients):
+    def be_client(connection: HTTPConnection) -> None:
+        for number in numbers:
             wait = start + number / rate - time.perf_counter()
             if wait > 0:
                 time.sleep(wait)
@@ -171,7 +172,7 @@ def ask(
         connections = [HTTPConnection("127.0.0.1", port, timeout=120) for _ in range(clients)]
         for connection in connections:
             stack.callback(connection.close)
-        for done in [pool.submit(be_client, *each) for each in enumerate(connections)]:
+        for done in [pool.submit(be_client, each) for each in connections]:
             done.result()
     return counts
 

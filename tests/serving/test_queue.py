@@ -131,7 +131,7 @@ def test_a_request_that_waits_too_long_is_told_so() -> None:
     late, patient = queue.submit([a_row(10, 5)], timeout_s=0.01), queue.submit([a_row(10, 6)])
     time.sleep(0.05)
     model.free.set()
-    with pytest.raises(DeadlinePassed, match="waited longer than its deadline"):
+    with pytest.raises(DeadlinePassed, match="would wait longer than its deadline"):
         late.result(SOON)
     assert marks_of(patient) == [6]
     queue.close()
@@ -162,6 +162,56 @@ def test_more_than_may_wait_is_refused_with_a_time_to_ask_again() -> None:
     model.free.set()
     assert [marks_of(each) for each in waiting] == [[1]]
     assert marks_of(queue.submit([a_row(500, 2)])) == [2]  # nothing waits: a long row is taken
+    queue.close()
+
+
+def slow_queue(seconds: float, **options: Any) -> tuple[Model, RowQueue]:
+    """A queue whose first batch, of 100 tokens, took so long, and whose model is at its second."""
+    model = Model(held=True)
+    limits = {"batch_tokens": 100, "most_waiting_tokens": 10**6, **options}
+    queue = RowQueue(model, **limits)
+    first = queue.submit([a_row(100, mark=98)])
+    assert model.running.wait(SOON)
+    time.sleep(seconds)
+    model.free.set()
+    first.result(SOON)
+    model.free.clear()
+    model.running.clear()
+    queue.submit([a_row(1, mark=99)])
+    assert model.running.wait(SOON)
+    return model, queue
+
+
+def test_what_would_be_late_is_refused_when_it_comes() -> None:
+    model, queue = slow_queue(0.5)
+    waiting = [queue.submit([a_row(100)], timeout_s=60) for _ in range(4)]
+    with pytest.raises(
+        QueueFull, match=r"400 tokens .* which take longer than 1 s: ask again in \d+ s"
+    ):
+        queue.submit([a_row(1)], timeout_s=1)
+    patient = queue.submit([a_row(1, 7)], timeout_s=60)
+    model.free.set()
+    assert [len(marks_of(each)) for each in waiting] == [1] * 4 and marks_of(patient) == [7]
+    queue.close()
+
+
+def test_what_goes_into_the_next_batch_is_taken_however_slow_the_last_was() -> None:
+    model, queue = slow_queue(0.5)
+    requests = [queue.submit([a_row(50, mark)], timeout_s=0.2) for mark in (1, 2)]
+    model.free.set()
+    assert [marks_of(each) for each in requests] == [[1], [2]]
+    queue.close()
+
+
+def test_nobody_is_answered_behind_his_deadline() -> None:
+    model, queue = slow_queue(1.0)
+    soon = queue.submit([a_row(100, 1)], timeout_s=1.4)  # its batch takes a second
+    later = queue.submit([a_row(1, 2)], timeout_s=60)
+    time.sleep(0.9)
+    model.free.set()
+    with pytest.raises(DeadlinePassed):
+        soon.result(SOON)
+    assert marks_of(later) == [2]
     queue.close()
 
 

@@ -181,7 +181,7 @@ def test_a_request_that_waits_too_long_is_refused(
         free.set()
         assert running.result(SOON).status_code == 200
         refused = late.result(SOON)
-        assert refused.status_code == 503 and "waited longer" in refused.json()["error"]
+        assert refused.status_code == 503 and "would wait longer" in refused.json()["error"]
 
 
 def test_a_fault_of_the_service_names_no_file(

@@ -83,6 +83,24 @@ class _Request:
 
 #: A row that was taken: whose, and which of its rows.
 _Taken = tuple[_Request, int]
+#: What a batch counts for once the next one has run.
+_FADES = 0.8
+
+
+class _Pace:
+    """How long a token took lately; the older a batch, the less it counts."""
+
+    def __init__(self) -> None:
+        self._seconds = self._tokens = 0.0
+
+    def note(self, seconds: float, tokens: int) -> None:
+        """A batch of so many tokens took so long."""
+        self._seconds = seconds + _FADES * self._seconds
+        self._tokens = tokens + _FADES * self._tokens
+
+    def seconds(self, tokens: int) -> float:
+        """That so many tokens will take; 0 before anything ran."""
+        return tokens * self._seconds / self._tokens if self._tokens else 0.0
 
 
 class RowQueue:
@@ -91,8 +109,8 @@ class RowQueue:
     Args:
         run: runs rows; called by one thread alone.
         batch_tokens: of one run; a longer row runs alone.
-        most_waiting_tokens: of all rows that wait; a request that comes when so many wait is
-            refused.
+        most_waiting_tokens: of all rows that wait; a request that comes when so many wait, or so
+            many that its turn would come behind its deadline, is refused.
         shed: where requests run that chose no point, by the load: from 0 to 1, the share of what
             may wait that waits beyond the batch, or the share of its time that this takes a
             request, if that is more; the model's own point where it says None.
@@ -115,7 +133,7 @@ class RowQueue:
         self._changed = threading.Condition()
         self._waiting: dict[_Request, None] = {}  # in the order in which they came
         self._waiting_tokens = 0
-        self._seconds_per_token = 0.0
+        self._pace = _Pace()
         self._closed = False
         self._owner = threading.Thread(target=self._own, name="model", daemon=True)
         self._owner.start()
@@ -149,14 +167,7 @@ class RowQueue:
         with self._changed:
             if self._closed:
                 raise ShuttingDown("the service is shutting down: ask another one")
-            waiting = self._waiting_tokens
-            if waiting and waiting + request.waiting_tokens > self._most_waiting_tokens:
-                wait = max(1.0, waiting * self._seconds_per_token)
-                raise QueueFull(
-                    f"{waiting:,} tokens are waiting already, {self._most_waiting_tokens:,} may: "
-                    f"ask again in {ceil(wait)} s",
-                    wait,
-                )
+            self._require_room(request.waiting_tokens, timeout_s)
             if not rows:
                 request.began = now
                 request.complete()
@@ -165,6 +176,26 @@ class RowQueue:
             self._waiting_tokens += request.waiting_tokens
             self._changed.notify()
         return request.future
+
+    def _require_room(self, tokens: int, timeout_s: float) -> None:
+        """Refuse a request that would wait in vain.
+
+        Raises:
+            QueueFull: too much waits already.
+        """
+        waiting = self._waiting_tokens
+        ahead = self._pace.seconds(waiting)
+        if waiting and waiting + tokens > self._most_waiting_tokens:
+            problem, wait = f"{self._most_waiting_tokens:,} may", ahead
+        # What takes part in the next batch is not late, and says little of the pace.
+        elif waiting > self._batch_tokens and ahead > timeout_s:
+            problem, wait = f"which take longer than {timeout_s:g} s", ahead - timeout_s
+        else:
+            return
+        wait = max(1.0, wait)
+        raise QueueFull(
+            f"{waiting:,} tokens are waiting already, {problem}: ask again in {ceil(wait)} s", wait
+        )
 
     def close(self, grace_s: float = float("inf")) -> None:
         """Take no more, answer what waits, and end; what waits longer than that is refused."""
@@ -185,7 +216,7 @@ class RowQueue:
             start = time.monotonic()
             problem = self._try(batch)
             tokens = sum(len(request.rows[place]) for request, place in batch)
-            self._seconds_per_token = (time.monotonic() - start) / tokens
+            self._pace.note(time.monotonic() - start, tokens)
             if problem is not None:
                 self._after_failure(batch, problem)
 
@@ -214,14 +245,15 @@ class RowQueue:
                 self._changed.wait()
 
     def _leave(self) -> None:
-        """Let requests go that nobody waits for any more."""
+        """Let requests go that nobody waits for any more, or will when the next batch is done."""
         now = time.monotonic()
+        runs = self._pace.seconds(min(self._waiting_tokens, self._batch_tokens))
         for request in list(self._waiting):
-            late = now > request.deadline
+            # A pace may be wrong: nobody is sent away who has not waited for half of his time.
+            late = now + min(runs, (request.deadline - request.came) / 2) > request.deadline
             if late:
-                request.fail(
-                    DeadlinePassed("the request waited longer than its deadline", retry_after_s=1.0)
-                )
+                problem = "the request would wait longer than its deadline"
+                request.fail(DeadlinePassed(problem, retry_after_s=1.0))
             if late or request.future.cancelled():
                 self._remove(request)
 
@@ -263,7 +295,7 @@ class RowQueue:
         """How far what has to wait for the next batch is from what cannot wait, from 0 to 1."""
         tokens = max(0, self._waiting_tokens - self._batch_tokens)
         share = tokens / self._most_waiting_tokens
-        seconds = tokens * self._seconds_per_token
+        seconds = self._pace.seconds(tokens)
         return min(1.0, max(share, seconds / (first.deadline - first.came)))
 
     def _after_failure(self, batch: Sequence[_Taken], problem: Exception) -> None:

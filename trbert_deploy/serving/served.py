@@ -25,6 +25,9 @@ from trbert_deploy.serving.refusals import UnknownModel
 from trbert_deploy.serving.shedding import Shedding, shedding_of
 from trbert_deploy.tasks.task import Task, Text, TextList
 
+#: Calls of a graph as large as its backend likes that a batch has tokens for.
+BATCH_CALLS = 4
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -66,6 +69,7 @@ class ServedModel:
     Attributes:
         pipeline: cuts or refuses texts that are too long, as it was loaded.
         strict: the same model, which refuses them.
+        batch_tokens: that go on together at most.
     """
 
     def __init__(
@@ -89,12 +93,15 @@ class ServedModel:
         if limits.thresholds is not None and pipeline.reduction.cuts:
             bundle = pipeline.require_bundle()
             self._latencies = latency_table(bundle, pipeline.chain, note, progress)
+        chain = pipeline.chain
+        # More than a few calls' worth makes the first of a batch wait for its last, and saves none.
+        self.batch_tokens = min(chain.max_batch_tokens, BATCH_CALLS * chain.call_tokens)
         self._shedding = Shedding(())
         if limits.min_agreement is not None:
             self._shedding = shedding_of(pipeline, limits.min_agreement, note, progress)
         self._queue = RowQueue(
             self._run,
-            pipeline.chain.max_batch_tokens,
+            self.batch_tokens,
             limits.waiting_tokens,
             self._shed,
             self._waited,

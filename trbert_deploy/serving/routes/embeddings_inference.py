@@ -265,7 +265,7 @@ async def info(models: Models, model: str | None = None) -> dict[str, Any]:
         "model_type": kind,
         "max_concurrent_requests": limits.waiting_tokens,  # none waits without a token
         "max_input_length": pipeline.tokenizer.max_length,
-        "max_batch_tokens": pipeline.chain.max_batch_tokens,
+        "max_batch_tokens": found.batch_tokens,
         "max_client_batch_size": limits.texts,
         "auto_truncate": pipeline.tokenizer.truncate,
         "tokenization_workers": 1,
