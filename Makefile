@@ -22,7 +22,7 @@ help:
 	@echo "make lint        style, types and import rules only"
 	@echo "make faults      kill every kind of writer at its system calls (needs strace); FAULTS=9: each ninth"
 	@echo "make fuzz        100,000 damaged bundles (half an hour); ARGS=--fuzz-case=N repeats one"
-	@echo "make fuzz-api    some 20,000 requests that schemathesis makes up, to every route of a service"
+	@echo "make fuzz-api    some 20,000 requests that schemathesis makes up, to every route; API_EXAMPLES=50: 700"
 	@echo "make soak        memory and answers over many texts; ARGS='BUNDLE --backend openvino'"
 	@echo "make mutants     which planted faults the tests of the core miss (an hour)"
 	@echo "make test-gpu    the tests that need an NVIDIA GPU"
@@ -54,9 +54,10 @@ fuzz: ARGS = --fuzz-cases=100000
 fuzz: $(STAMP)
 	@$(BIN)/pytest -n 0 -q -s tests/fuzz $(ARGS)
 
-fuzz-api: API_EXAMPLES = 1400
+fuzz-api: API_EXAMPLES ?= 1400
+fuzz-api: API_SEED ?= 0
 fuzz-api: $(STAMP)
-	@API_EXAMPLES=$(API_EXAMPLES) $(BIN)/pytest -n 0 -q -s tests/serving/test_apis.py -k description $(ARGS)
+	@API_EXAMPLES=$(API_EXAMPLES) API_SEED=$(API_SEED) $(BIN)/pytest -n 0 -q -s tests/serving/test_apis.py -k description $(ARGS)
 
 soak: $(STAMP)
 	@$(BIN)/python benchmarks/soak.py $(ARGS)
