@@ -85,6 +85,8 @@ class _Request:
 _Taken = tuple[_Request, int]
 #: What a batch counts for once the next one has run.
 _FADES = 0.8
+#: Times what a batch should take: some take longer, and answers are on their way for a while, too.
+_AT_WORST = 1.3
 
 
 class _Pace:
@@ -247,7 +249,7 @@ class RowQueue:
     def _leave(self) -> None:
         """Let requests go that nobody waits for any more, or will when the next batch is done."""
         now = time.monotonic()
-        runs = self._pace.seconds(min(self._waiting_tokens, self._batch_tokens))
+        runs = self._pace.seconds(min(self._waiting_tokens, self._batch_tokens)) * _AT_WORST
         for request in list(self._waiting):
             # A pace may be wrong: nobody is sent away who has not waited for half of his time.
             late = now + min(runs, (request.deadline - request.came) / 2) > request.deadline

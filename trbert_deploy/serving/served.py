@@ -172,7 +172,8 @@ class ServedModel:
         parts = [part for row in asked.rows for part in row.parts]
         tokenized = time.monotonic()
         traces.part("tokenize", came, tokenized, texts=len(texts), tokens=sum(map(len, parts)))
-        future = self._queue.submit(parts, point, self.limits.timeout_s)
+        left = max(0.0, self.limits.timeout_s - (tokenized - came))
+        future = self._queue.submit(parts, point, left)
         ran = await asyncio.wrap_future(future)
         at = {}
         if ran.point is not None and ran.point.threshold is not None:
