@@ -19,7 +19,8 @@ class PricedBackend:
     def __init__(self, backend: Backend, call: float, token: float) -> None:
         self._backend, self._call, self._token = backend, call, token
         self._now = 0.0
-        self.description, self.max_padding = backend.description, backend.max_padding
+        self.description = backend.description
+        self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
 
     def clock(self) -> float:
         return self._now

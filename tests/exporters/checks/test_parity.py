@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
+from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DENSE, HIDDEN_OUT, KEEP_LOGIT, segment_name
 from trbert_deploy.errors import ParityError
@@ -46,6 +47,7 @@ class Altered:
     """A backend with a fault in some of its graphs."""
 
     max_padding = 0.0
+    call_tokens = MOST_TOKENS
     description: dict[str, str] = {}
 
     def __init__(self, backend: Backend, faults: dict[str, Alteration]) -> None:
