@@ -105,7 +105,7 @@ class _Finder:
         note: Note,
         *,
         with_targets: bool,
-        goes_on: bool,
+        goes_on: bool = False,
     ) -> None:
         self._source = source
         self._names = names
