@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -31,3 +34,21 @@ def test_workers_are_rays() -> None:
     result = CliRunner().invoke(cli, ["predict", "bundle", "--text", "a", "--workers", "2"])
     assert result.exit_code == 2
     assert "--workers is for --engine ray" in result.output
+
+
+@pytest.mark.parametrize("missing", ["pyarrow", "ray"])
+def test_without_its_packages_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # type: ignore[arg-type]
+    for module in ("on_ray", "many_files", "file_pieces"):
+        monkeypatch.delitem(sys.modules, f"trbert_deploy.runtime.{module}", raising=False)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    result = CliRunner().invoke(
+        cli,
+        ["predict", "bundle", "--engine", "ray", "--input", str(texts), "--output", "answers"],
+    )
+    assert result.exit_code == 1
+    assert f"--engine ray needs the package {missing}" in str(result.exception)
+    assert "pip install 'trbert-deploy[ray]'" in str(result.exception)

@@ -42,6 +42,7 @@ _OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("bench", "matplotlib"): (("--html", "--sweep"), "plots"),
     ("bench", "jinja2"): (("--html",), "plots"),
     ("predict", "ray"): (("--engine ray",), "ray"),
+    ("predict", "pyarrow"): (("--engine ray",), "ray"),
     ("compress", "matplotlib"): (("--html",), "plots"),
     ("compress", "jinja2"): (("--html",), "plots"),
 } | {
