@@ -191,7 +191,7 @@ class RowQueue:
             problem, wait = f"{self._most_waiting_tokens:,} may", ahead
         # What takes part in the next batch is not late, and says little of the pace.
         elif waiting > self._batch_tokens and ahead > timeout_s:
-            problem, wait = f"which take longer than {timeout_s:g} s", ahead - timeout_s
+            problem, wait = f"which take longer than {round(timeout_s, 1):g} s", ahead - timeout_s
         else:
             return
         wait = max(1.0, wait)
