@@ -215,6 +215,17 @@ def test_nobody_is_answered_behind_his_deadline() -> None:
     queue.close()
 
 
+def test_a_request_whose_time_is_up_when_it_comes_does_not_run() -> None:
+    model, queue = held(most_waiting_tokens=1000)
+    late = queue.submit([a_row(10, 5)], timeout_s=0.0)  # tokenizing took all of it
+    patient = queue.submit([a_row(10, 6)])
+    model.free.set()
+    with pytest.raises(DeadlinePassed):
+        late.result(SOON)
+    assert marks_of(patient) == [6]
+    queue.close()
+
+
 def test_closing_answers_what_waits_and_takes_no_more() -> None:
     model, queue = held()
     waiting = queue.submit([a_row(30, mark) for mark in range(100, 120)])

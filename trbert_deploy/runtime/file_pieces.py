@@ -26,6 +26,8 @@ from trbert_deploy.runtime.reading.peekable import Peekable
 #: Bytes of a piece, about; a line or a row group belongs to the piece in which it begins.
 PIECE_BYTES = 32 << 20
 _LINES = (".jsonl", ".ndjson")
+#: Bytes that are read at a time: each is a request to an object store.
+_BUFFER_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def fetch_piece(source: Place, piece: Piece, folder: Path) -> Path:
         return target
     target = folder / f"{file.stem} (bytes from {piece.start}){file.suffix}"
     with _opened(source, piece.path) as opened, target.open("wb") as copy:
-        copy.writelines(_lines(io.BufferedReader(opened), piece.start, piece.stop))
+        copy.writelines(_lines(io.BufferedReader(opened, _BUFFER_BYTES), piece.start, piece.stop))
     return target
 
 

@@ -252,7 +252,7 @@ class RowQueue:
         runs = self._pace.seconds(min(self._waiting_tokens, self._batch_tokens)) * _AT_WORST
         for request in list(self._waiting):
             # A pace may be wrong: nobody is sent away who has not waited for half of his time.
-            late = now + min(runs, (request.deadline - request.came) / 2) > request.deadline
+            late = now + min(runs, (request.deadline - request.came) / 2) >= request.deadline
             if late:
                 problem = "the request would wait longer than its deadline"
                 request.fail(DeadlinePassed(problem, retry_after_s=1.0))
