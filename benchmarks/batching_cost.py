@@ -23,6 +23,8 @@ import numpy as np
 from rich.table import Table
 
 from trbert_deploy import console
+from trbert_deploy.bounds import MOST_TOKENS
+from trbert_deploy.commands.numbers import Wholes
 from trbert_deploy.commands.options import json_option, operating_point_options, precision_option
 from trbert_deploy.errors import TrbertError
 from trbert_deploy.files import write_json
@@ -31,14 +33,6 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.selection.operating_point import OperatingPoint
-
-
-def tokens(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    """Numbers of tokens with commas between them."""
-    parts = value.split(",")
-    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
-        raise click.BadParameter(f"{value!r}: expected numbers of tokens, such as 512,8192")
-    return tuple(map(int, parts))
 
 
 def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
@@ -69,9 +63,9 @@ def shares(context: click.Context, option: click.Parameter, value: str) -> tuple
 )
 @click.option(
     "--calls",
+    type=Wholes(MOST_TOKENS),
     default="1024",
     show_default=True,
-    callback=tokens,
     help="Most slots of a call.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
