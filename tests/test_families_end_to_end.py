@@ -18,11 +18,15 @@ from trbert_deploy import load
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
 from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import CHAIN, SCHEDULED
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.tensorrt.builder import build_engine
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.families.registry import FAMILIES
+from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile
+from trbert_deploy.runtime.backends.tensorrt.library import load_tensorrt
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import HardRecipe, Recipe
 from trbert_deploy.training.run import train
@@ -99,9 +103,11 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
     )
     report = train(options, tmp_path / "ckpt")
     assert report.stages["hard"].flops_speedup > 1.2
-    export_bundle(tmp_path / "ckpt", tmp_path / "bundle", int8=True, int8_limits=NO_LIMITS)
+    export_bundle(
+        tmp_path / "ckpt", tmp_path / "bundle", int8=True, int8_limits=NO_LIMITS, fused=True
+    )
     expected = open_models(tmp_path / "ckpt")[0](texts, return_kept=True)
-    for backend in ("onnxruntime", "openvino", "torch"):
+    for backend in ("onnxruntime", "one-graph", "openvino", "torch"):
         predictions = load(tmp_path / "bundle", backend, threads=1, precision="fp32")(
             texts, return_kept=True
         )
@@ -119,9 +125,10 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
         engines = build_engines(
             tmp_path / "bundle", EngineOptions(lengths=(32,), batches=(1, 2, 4))
         )
-    assert len(engines.engine_set.manifest.engines) == len(
-        Bundle.open(tmp_path / "bundle").manifest.graphs
-    )
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert len(engines.engine_set.manifest.engines) == len(bundle.manifest.graphs)
+    whole = bundle.graph_path(CHAIN, SCHEDULED)
+    assert build_engine(load_tensorrt("rtx"), whole, [Profile(1, 32, 1, 2, 4)], "8.6").data
     # And back: transformers loads what was trained as the dense model.
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ckpt").eval()
     row = served.tokenize(texts)[0]

@@ -104,10 +104,12 @@ def bench_bundle(
     texts = _texts(options.data, bundle)
     if texts == [ANY_TEXT]:
         notes.append("the bundle has no sample texts: timed on a sentence that is repeated")
-    engines, note = None, None
-    if options.backend is None and options.engines:
-        engines, note = _open_engines(bundle, options, progress)
-    sections = 1 if engines is None else 2
+    beside: list[Pipeline] = []
+    if options.backend is None:
+        beside += _open_one_graph(bundle, options, progress, notes.append)
+        if options.engines:
+            beside += _open_engines(bundle, options, progress, notes.append)
+    sections = 1 + len(beside)
 
     def measure(opened: Pipeline, section: int) -> BenchReport:
         def tell(step: str, done: int, total: int | None) -> None:
@@ -119,12 +121,13 @@ def bench_bundle(
         )
 
     report = measure(pipeline, 0)
-    if engines is not None:
+    for section, opened in enumerate(beside, 1):
         try:
-            report = replace(report, backends=report.backends + measure(engines, 1).backends)
+            backends = measure(opened, section).backends
+            report = replace(report, backends=report.backends + backends)
         except LengthError as problem:  # engines may be built for fewer tokens than the bundle
-            note = f"TensorRT engines not timed: {problem}"
-    return replace(report, notes=(*notes, *([] if note is None else [note])))
+            notes.append(f"TensorRT engines not timed: {problem}")
+    return replace(report, notes=tuple(notes))
 
 
 def trace_bundle(
@@ -186,19 +189,32 @@ def _open(
 
 
 def _open_engines(
-    bundle: Bundle, options: BenchOptions, progress: Progress
-) -> tuple[Pipeline | None, str | None]:
-    """The bundle on its engines, if it has any, or else a line that says why not."""
+    bundle: Bundle, options: BenchOptions, progress: Progress, note: Callable[[str], None]
+) -> list[Pipeline]:
+    """The bundle on its engines, if it has any and they run here; or else a note says why not."""
     sets = engine_set_names(bundle)
     if not sets:
-        return None, None
+        return []
     try:
-        return load(bundle, "tensorrt", progress=progress, **asdict(options.point)), None
+        return [load(bundle, "tensorrt", progress=progress, **asdict(options.point))]
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:
         reason = str(problem)
-    return None, f"TensorRT engines present ({', '.join(sets)}), not timed: {reason}"
+    note(f"TensorRT engines present ({', '.join(sets)}), not timed: {reason}")
+    return []
+
+
+def _open_one_graph(
+    bundle: Bundle, options: BenchOptions, progress: Progress, note: Callable[[str], None]
+) -> list[Pipeline]:
+    """The bundle's whole chain as one graph, if it has that and is asked for its own point."""
+    if bundle.manifest.chain is None:
+        return []
+    if options.point != OperatingPoint() or options.precision is not None:
+        note("the graph of the whole chain, of one operating point and float32, is not timed")
+        return []
+    return [load(bundle, "one-graph", threads=options.threads, progress=progress)]
 
 
 def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:

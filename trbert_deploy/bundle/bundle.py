@@ -6,6 +6,7 @@ bundle/
   segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
   dropped_0.onnx ...    what tokens say that a cut drops, where they take part in the answer
   dense.onnx ...        the same weights with no token removed
+  chain.onnx ...        all segments in one graph, for other runtimes (optional)
   tokenizer.json
   samples.jsonl         a few texts, or pairs, for benchmarking (optional)
   engines/              TensorRT engines, each set with a manifest of its own (optional)
@@ -87,7 +88,7 @@ class Bundle:
             BundleError: as ``open``.
         """
         required = {WEIGHTS, TOKENIZER} | {
-            graph.file_of(variant) for graph in manifest.graphs for variant in graph.variants
+            graph.file_of(variant) for graph in manifest.all_graphs for variant in graph.variants
         }
         undeclared = sorted(required - set(manifest.files))
         if undeclared:

@@ -30,6 +30,7 @@ SAMPLES = "samples.jsonl"
 ENGINES = "engines"
 DENSE = "dense"
 HEAD = "head"  # of tokens that are asked for, which alone it answers
+CHAIN = "chain"  # all segments in one graph
 
 #: Variants of a graph (exporters/onnx/variants.py): with a padding mask; for rows of one length;
 #: the same with the operators of ONNX Runtime.
@@ -38,6 +39,9 @@ MASKED, UNMASKED, FUSED = VARIANTS = ("masked", "unmasked", "fused")
 #: Variants with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
 #: where a runtime sees for itself that it can compute in 8 bits.
 INT8, DEQUANTIZED = "int8", "dequantized"
+
+#: Variant of the graph of the whole chain, masked, whose slots follow from the length of rows.
+SCHEDULED = "scheduled"
 
 #: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
 QUANTIZED = "quantized."
@@ -49,11 +53,13 @@ INPUT_IDS = "input_ids"
 TOKEN_TYPE_IDS = "token_type_ids"
 POSITIONS = "positions"  # where a survivor stood in the row as it was given
 ATTENTION_MASK = "attention_mask"
+PROTECTED = "protected"  # into the whole chain, where a task protects more than the first token
 HIDDEN = "hidden"  # into a later segment
 HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
 KEEP_LOGIT = "keep_logit"
 
 _KNOWN = {*VARIANTS, INT8, DEQUANTIZED}
+_OF_CHAIN = {MASKED, FUSED, SCHEDULED}
 _FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
 _LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
 _LONGEST_NAME = 200  # letters: file systems take 255 bytes
@@ -67,6 +73,11 @@ def segment_name(index: int) -> str:
 def dropped_name(cut: int) -> str:
     """The name of the graph of what tokens say that a cut drops."""
     return f"dropped_{cut}"
+
+
+def survivors_name(cut: int) -> str:
+    """What the whole chain calls the places of a cut's survivors."""
+    return f"survivors_{cut}"
 
 
 def require_length(length: int, max_length: int) -> None:
@@ -141,6 +152,30 @@ class GraphDescription:
                 f"expected {HIDDEN} and what a head says"
             )
 
+    def require_sense_of_chain(self, cuts: int) -> None:
+        """Refuse another graph than of ``cuts`` cuts and all segments.
+
+        Raises:
+            ConfigError: it is.
+        """
+        inputs = [tensor.name for tensor in self.inputs]
+        outputs = [tensor.name for tensor in self.outputs]
+        survivors = [survivors_name(cut) for cut in range(cuts)]
+        known = {INPUT_IDS, TOKEN_TYPE_IDS, ATTENTION_MASK, PROTECTED}
+        if (
+            self.name != CHAIN
+            or not {INPUT_IDS, ATTENTION_MASK} <= {*inputs} <= known
+            or not cuts
+            or outputs[-cuts:] != survivors
+            or len(outputs) == cuts
+            or {*self.variants} != _OF_CHAIN
+        ):
+            raise ConfigError(
+                f"{self.name} takes {', '.join(inputs)} and gives {', '.join(outputs)} in the "
+                f"variants {', '.join(self.variants)}: expected {INPUT_IDS} and {ATTENTION_MASK}, "
+                f"what its head says and {', '.join(survivors)}, in {', '.join(sorted(_OF_CHAIN))}"
+            )
+
     def require_sense(self, ends_in: frozenset[str] | None, is_first: bool) -> None:
         """Refuse tensors and variants that a chain could not run.
 
@@ -195,6 +230,7 @@ class Manifest:
         reduction: the cuts and their rules.
         max_length: most tokens of a row, special tokens included.
         graphs: the segments' graphs in order, then the dense one.
+        chain: the graph of the whole chain, where there is one.
         files: SHA-256 of every file beside the manifest.
         parity: the largest differences found against PyTorch when the bundle was made.
         training: figures of the training.
@@ -206,6 +242,7 @@ class Manifest:
     max_length: int
     graphs: tuple[GraphDescription, ...]
     files: Mapping[str, str]
+    chain: GraphDescription | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     made_by: Mapping[str, str] = field(default_factory=dict)
@@ -216,7 +253,12 @@ class Manifest:
 
     def graph(self, name: str) -> GraphDescription:
         """The graph called ``name``."""
-        return next(graph for graph in self.graphs if graph.name == name)
+        return next(graph for graph in self.all_graphs if graph.name == name)
+
+    @property
+    def all_graphs(self) -> tuple[GraphDescription, ...]:
+        """The graphs, and that of the whole chain."""
+        return self.graphs if self.chain is None else (*self.graphs, self.chain)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest with its own digest, so that a changed one is refused like any file."""
@@ -226,6 +268,7 @@ class Manifest:
             "reduction": self.reduction.to_json(),
             "max_length": self.max_length,
             "graphs": [asdict(graph) for graph in self.graphs],
+            **({} if self.chain is None else {"chain": asdict(self.chain)}),
             "files": dict(self.files),
             "parity": dict(self.parity),
             "training": dict(self.training),
@@ -269,6 +312,7 @@ class Manifest:
                     "encoder": EncoderSpec.from_json(content["encoder"]),
                     "reduction": ReductionConfig.from_json(content["reduction"]),
                     "graphs": tuple(map(_graph, content["graphs"])),
+                    "chain": _graph(content["chain"]) if content.get("chain") else None,
                 }
             )
             manifest._require_sense()
@@ -303,6 +347,8 @@ class Manifest:
             raise ConfigError(
                 f"the graphs are {', '.join(received)}: expected {', '.join(expected)}"
             )
+        if self.chain is not None:
+            self.chain.require_sense_of_chain(len(self.reduction.cuts))
         for graph in self.graphs:
             if graph.name in (HEAD, *dropped):
                 graph.require_sense_of_tokens()

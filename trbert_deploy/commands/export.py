@@ -36,6 +36,7 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
     is_flag=True,
     help="Add 8-bit weights, if they answer as float32.",
 )
+@click.option("--fused", is_flag=True, help="Add the whole chain as one graph, for other runtimes.")
 @click.option("--force-int8", is_flag=True, help="Add 8-bit weights whatever they answer.")
 @json_option
 @needs("export")
@@ -48,6 +49,7 @@ def export(
     truncation: str | None,
     int8: bool,
     force_int8: bool,
+    fused: bool,
     json_path: Path | None,
 ) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
@@ -65,6 +67,7 @@ def export(
             round_to=round_to,
             truncation=truncation,
             int8=int8 or force_int8,
+            fused=fused,
             int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,
         )

@@ -53,6 +53,7 @@ from trbert_deploy.serving.triton.settings import MOST_DELAY_US, MOST_INSTANCES,
     show_default=True,
     help="Microseconds to wait for others.",
 )
+@click.option("--fused", is_flag=True, help="Serve export --fused's graph: tokens, no Python.")
 def triton_repo(
     bundle: Path,
     out: Path,
@@ -65,12 +66,18 @@ def triton_repo(
     instances: int,
     max_batch_size: int,
     queue_delay: int,
+    fused: bool,
 ) -> None:
     """Write OUT, a model repository in which Triton serves BUNDLE (docs/serving.md)."""
     from trbert_deploy.serving.triton.repository import write_repository
 
     loading = Loading(backend, precision, threads, threshold, truncate)
+    if fused and loading != Loading():
+        raise click.UsageError(
+            "--fused serves the graph as it was exported: leave out --backend, --precision, "
+            "--threads, --threshold and --no-truncate"
+        )
     settings = Settings(loading, instances, max_batch_size, queue_delay)
-    written = write_repository(bundle, out, name, settings)
+    written = write_repository(bundle, out, name, settings, fused=fused)
     started = f"tritonserver --model-repository {shlex.quote(str(out))}"
     console.out.print(f"{written}: {started}", soft_wrap=True, markup=False)

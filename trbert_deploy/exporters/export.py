@@ -33,6 +33,12 @@ from trbert_deploy.exporters.checks.parity import (
     compare_chains,
     compare_graphs,
 )
+from trbert_deploy.exporters.one_graph import (
+    OneGraph,
+    add_one_graph,
+    require_possible,
+    whole_rows,
+)
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
@@ -62,6 +68,7 @@ class ExportReport:
         path: the bundle.
         graphs: parity of every graph.
         chain: parity of the whole chain.
+        one_graph: the whole chain in one graph, if it was asked for.
         int8: how far the chains with 8-bit weights, if there are any, are from float32: variant ->
             parity.
         source: the checkpoint.
@@ -73,6 +80,7 @@ class ExportReport:
     path: Path
     graphs: tuple[GraphParity, ...]
     chain: ChainParity
+    one_graph: OneGraph | None = None
     int8: Mapping[str, ChainParity] = field(default_factory=dict)
     source: Path = Path()
     is_dense: bool = False
@@ -100,6 +108,7 @@ class ExportReport:
         return {
             "graphs": [parity.to_json() for parity in self.graphs],
             "chain": self.chain.to_json(),
+            "one_graph": self.one_graph and self.one_graph.to_json(),
             "int8": {variant: parity.to_json() for variant, parity in self.int8.items()},
             "int8_agreement": self.int8_agreement,
             "random_rows": self.random_rows,
@@ -117,6 +126,7 @@ def export_bundle(
     task: str | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
+    fused: bool = False,
     progress: Progress = no_progress,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
@@ -134,12 +144,13 @@ def export_bundle(
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
         int8_limits: how far from float32 they may be.
+        fused: add the graph of the whole chain, for runtimes that have none of this package.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
         ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
-            head for another task.
+            head for another task; or the chain cannot be one graph.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
             from float32; ``output`` is untouched.
     """
@@ -154,11 +165,14 @@ def export_bundle(
         model.spec = answering(model.spec, {TRUNCATION: truncation})
     model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
     texts = checkpoint.samples
+    asked = task_of(model.spec)
+    if fused:
+        require_possible(model.reduction, asked.outputs, bool(texts))
     with staged_directory(output) as staging:
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
             shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
-        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + (2 if int8 else 1)
+        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1 + int8 + fused
         graphs = []
         progress("trace graphs", 0, steps)
         for graph in export_graphs(model, staging, int8):
@@ -171,7 +185,7 @@ def export_bundle(
             reduction=model.reduction,
             max_length=checkpoint.max_length,
             graphs=tuple(graphs),
-            files={path.name: sha256(path) for path in sorted(staging.iterdir())},
+            files=_digests(staging),
             training=checkpoint.training,
             made_by={"trbert-deploy": __version__}
             | {name: version(name) for name in ("torch", "transformers", "onnx")},
@@ -196,7 +210,6 @@ def export_bundle(
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)
         progress("check chain", 2 * len(graphs), steps)
-        asked = task_of(model.spec)
         chain_on = partial(
             Chain,
             reduction=model.reduction,
@@ -204,15 +217,16 @@ def export_bundle(
             outputs=asked.outputs,
         )
         ours = chain_on(candidate)
-        chain = compare_chains(
-            asked,
-            chain_on(reference),
-            ours,
-            [row for batch, length in shapes for row in rows_of(length, batch)],
-        )
+        checked = [row for batch, length in shapes for row in rows_of(length, batch)]
+        chain = compare_chains(asked, chain_on(reference), ours, checked)
+        one_graph = None
+        if fused:
+            progress("put the chain into one graph", steps - 1 - int8, steps)
+            one_graph = add_one_graph(bundle, ours, [*checked, *whole_rows(bundle, texts)])
+            manifest = replace(manifest, chain=one_graph.graph, files=_digests(staging))
         rounded: dict[str, ChainParity] = {}
         if int8:
-            progress("check 8-bit weights", 2 * len(graphs) + 1, steps)
+            progress("check 8-bit weights", steps - 1, steps)
             lengths = sorted({min(length, checkpoint.max_length) for length in _INT8_LENGTHS})
             rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
             for variant in (INT8, DEQUANTIZED):
@@ -233,6 +247,7 @@ def export_bundle(
             output,
             tuple(parities),
             chain,
+            one_graph,
             rounded,
             source=checkpoint_path,
             is_dense=not model.reduction.cuts,
@@ -241,3 +256,7 @@ def export_bundle(
         )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in sorted(directory.iterdir())}

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from trbert_deploy.batching import group_by_length, split_by_tokens
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.manifest import (
-    ATTENTION_MASK,
     DENSE,
     HEAD,
     HIDDEN,
@@ -28,7 +27,8 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backends.backend import Backend, Graph, RowsBackend, Tensors
+from trbert_deploy.runtime.backends.backend import Backend, RowsBackend, Tensors
+from trbert_deploy.runtime.batch_inputs import batch_inputs, stack
 from trbert_deploy.runtime.gathering import Said, gathered, said, to_be_heard
 from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
@@ -251,7 +251,7 @@ class Chain:
         logits = self.scorer.keep_logits(segment.index, batch, outputs)
         lengths = [len(row) for row in batch]
         unpadded = min(lengths) == logits.shape[1]
-        protected = _stack([row.protected for row in batch])
+        protected = stack([row.protected for row in batch])
         rule = segment.cut.rule
         keep = select(logits, None if unpadded else np.array(lengths), rule, protected)
         if self._hears_dropped:
@@ -282,7 +282,7 @@ class Chain:
                 states.append(to_be_heard(self.outputs, row_hidden.take(dropped, axis=0)))
         if not leaving:
             return
-        values = self._run_graph(dropped_name(cut), {HIDDEN: _stack(states)}, timing)
+        values = self._run_graph(dropped_name(cut), {HIDDEN: stack(states)}, timing)
         for place, (row, positions) in enumerate(leaving):
             own = {name: each[place, : len(states[place])] for name, each in values.items()}
             row.said.append(said(self.outputs, positions, own))
@@ -300,7 +300,7 @@ class Chain:
             for row, row_hidden in zip(batch, hidden, strict=True)
         ]
         counts = [len(each) for each in states]
-        asked = _stack(states) if max(counts) else hidden[:, :1]  # no graph takes no token
+        asked = stack(states) if max(counts) else hidden[:, :1]  # no graph takes no token
         values = self._run_graph(HEAD, {HIDDEN: asked}, timing)
         return rows_of_outputs(self.outputs, values, list(map(len, batch)), counts)
 
@@ -309,7 +309,7 @@ class Chain:
         lengths = list(map(len, batch))
         timing.tokens += sum(lengths)
         timing.slots += len(batch) * max(lengths)
-        return self._run_graph(name, _inputs(self.backend.graph(name), batch), timing)
+        return self._run_graph(name, batch_inputs(self.backend.graph(name).inputs, batch), timing)
 
     def _run_graph(self, name: str, inputs: Tensors, timing: Timing) -> Tensors:
         assert not isinstance(self.backend, RowsBackend)
@@ -324,27 +324,3 @@ class Chain:
 def _last_graph(segments: Sequence[Segment]) -> str:
     """Name of the graph that answers; the dense one where nothing is cut."""
     return DENSE if len(segments) < 2 else segment_name(segments[-1].index)
-
-
-def _inputs(graph: Graph, batch: Sequence[TokenState]) -> dict[str, np.ndarray]:
-    """A batch as a graph takes it; with a mask if rows are padded (see ``Graph``)."""
-    inputs = {name: _stack([row.column(name) for row in batch]) for name in graph.inputs}
-    if len(batch) == 1:
-        return inputs
-    lengths = np.array([[len(row)] for row in batch])
-    if lengths.min() < lengths.max():
-        inputs[ATTENTION_MASK] = np.arange(lengths.max()) < lengths
-    return inputs
-
-
-def _stack(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrays [S, ...] as one [B, S, ...], the shorter ones padded with zeros at the end."""
-    if len(arrays) == 1:
-        return arrays[0][None]
-    longest = max(map(len, arrays))
-    if min(map(len, arrays)) == longest:
-        return np.stack(arrays)
-    stacked = np.zeros((len(arrays), longest, *arrays[0].shape[1:]), arrays[0].dtype)
-    for place, array in enumerate(arrays):
-        stacked[place, : len(array)] = array
-    return stacked

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, TOKEN_TYPE_IDS
+from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, PROTECTED, TOKEN_TYPE_IDS
 from trbert_deploy.runtime.gathering import Said
 from trbert_deploy.runtime.windows import merged
 from trbert_deploy.selection.select import first_token
@@ -85,6 +85,8 @@ class TokenState:
             return self._surviving(self.tokens.input_ids)
         if name == TOKEN_TYPE_IDS:
             return self._surviving(self.tokens.token_type_ids)
+        if name == PROTECTED:
+            return self.protected
         assert self.hidden is not None  # behind the first segment
         return self.hidden
 

@@ -53,7 +53,7 @@ def select(keep_logit: Any, lengths: Any, rule: SelectionRule, protected: Any) -
     valid = _valid(keep_logit, lengths)
     protected = protected & valid
     if rule.kind == "threshold":
-        passing = protected | (valid & (keep_logit >= _logit(rule.value)))
+        passing = protected | (valid & (keep_logit >= least_logit(rule.value)))
         if rule.round_to == 1:
             return passing  # the best tokens are these: nothing to rank
         wanted = passing.sum(axis=1)
@@ -73,7 +73,7 @@ def _select_unpadded(keep_logit: Any, rule: SelectionRule, protected: Any) -> An
     Between two graphs every one of them finds cold caches, and takes ten times as long as in a
     benchmark of its own.
     """
-    keep = (keep_logit >= _logit(rule.value)) | protected
+    keep = (keep_logit >= least_logit(rule.value)) | protected
     if rule.round_to > 1:
         xp = _array_library(keep_logit)
         for logits, row, always in zip(keep_logit, keep, protected, strict=True):
@@ -116,7 +116,7 @@ def _valid(score: Any, lengths: Any) -> Any:
 
 
 @cache
-def _logit(probability: float) -> float:
+def least_logit(probability: float) -> float:
     """The float32 logit at which the sigmoid reaches ``probability``."""
     if probability <= 0.0:
         return -math.inf

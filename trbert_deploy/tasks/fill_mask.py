@@ -207,6 +207,10 @@ class FillMask(Task):
         """Which tokens are masks: [S]."""
         return np.array(encoding.ids, np.int64) == self.mask
 
+    @property
+    def protects(self) -> bool:
+        return True
+
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
         """The first token, and the masks."""
         return super().protected(encoding) | self.asked(encoding)

@@ -147,6 +147,10 @@ class QuestionAnswering(Task):
     def require_names(self, labels: Sequence[str], where: str) -> None:
         """Answers have no names."""
 
+    @property
+    def protects(self) -> bool:
+        return True
+
     def protected(self, encoding: Any) -> NDArray[np.bool_]:
         """All but the context's tokens."""
         return np.array([owner != 1 for owner in encoding.sequence_ids], np.bool_)

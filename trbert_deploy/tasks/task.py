@@ -328,6 +328,11 @@ class Task(ABC):
         """
         return first_of(encoding) | self.pair_rules.protected(encoding)
 
+    @property
+    def protects(self) -> bool:
+        """Whether ``protected`` may tell of more tokens than the first."""
+        return self.pair_rules.protect is not None
+
     def require_question(self, encoding: Any, name: str) -> None:
         """Refuse a text that does not ask what the task answers.
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from commands_in_tests import run
@@ -19,6 +20,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import BundleError, ConfigError, StorageError
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.serving.triton.config import config_text
 from trbert_deploy.serving.triton.repository import write_repository
 from trbert_deploy.serving.triton.settings import Loading, Settings
@@ -207,3 +209,50 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["triton-repo", str(tmp_path / "none"), str(tmp_path / "out")])
     assert isinstance(result.exception, StorageError)
     assert re.match(r"bundle .* does not exist", str(result.exception))
+
+
+def test_the_whole_chain_is_served_without_python(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no graph of its whole chain: export it with --fused"):
+        write_repository(tiny_bundle, tmp_path / "out", fused=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_has_its_tensors_in_the_configuration(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    bundle, out = tmp_path / "bundle", tmp_path / "out"
+    export_bundle(tiny_checkpoint, bundle, fused=True)
+    assert run("triton-repo", bundle, out, "--fused", "--name", "labels").startswith("labels: ")
+    assert {*files_of(out)} == {
+        "README.md",
+        "labels/config.pbtxt",
+        "labels/1/model.onnx",
+        "labels/1/weights.safetensors",
+    }
+    text = (out / "labels" / "config.pbtxt").read_text()
+    config = MessageToDict(text_format.Parse(text, ModelConfig()), preserving_proto_field_name=True)
+    assert config["backend"] == "onnxruntime" and config["max_batch_size"] == 64
+    session = onnxruntime.InferenceSession(str(out / "labels" / "1" / "model.onnx"))
+    for ours, theirs in (
+        (config["input"], session.get_inputs()),
+        (config["output"], session.get_outputs()),
+    ):
+        assert [each["name"] for each in ours] == [each.name for each in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            sizes = [-1 if isinstance(size, str) else size for size in other.shape[1:]]
+            assert [int(size) for size in one["dims"]] == sizes
+            kind = {"tensor(int64)": "INT64", "tensor(bool)": "BOOL", "tensor(float)": "FP32"}
+            assert one["data_type"] == f"TYPE_{kind[other.type]}"
+    told = (out / "README.md").read_text()
+    assert "`logits` float32 [B, 2]" in told and "`survivors_1` int64 [B, K1]" in told
+    # It is replaced by one of the other kind, and that by it.
+    for options in ((), ("--fused",)):
+        run("triton-repo", bundle, out, "--name", "labels", *options)
+    assert (out / "labels" / "1" / "model.onnx").is_file()
+
+
+def test_what_a_graph_cannot_be_told_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["triton-repo", str(tiny_bundle), str(out), "--fused", "--threads", "2"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2 and "serves the graph as it was exported" in result.output

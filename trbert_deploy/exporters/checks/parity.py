@@ -75,18 +75,15 @@ class GraphParity:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class ChainParity:
-    """How far the whole chain, and the dense model beside it, are from the reference.
+@dataclass(frozen=True, kw_only=True)
+class ResultParity:
+    """How far results are from the reference's.
 
     Attributes:
         rows: rows that were compared, at several lengths.
         rows_apart: how many of them have other survivors.
-        keep_logit_difference: largest relative difference of keep logits, at every cut that the
-            same tokens reach on both sides.
         max_output_difference: largest relative difference of outputs, over rows with the same
             survivors.
-        dense_output_difference: the same of the dense model, where no token can differ.
         survivor_agreement: share of tokens with the same fate at every cut.
         answer_agreement: how far the answers are the same, as the task says.
         tolerance: largest difference of outputs allowed.
@@ -94,15 +91,28 @@ class ChainParity:
 
     rows: int
     rows_apart: int
-    keep_logit_difference: float
     max_output_difference: float
-    dense_output_difference: float
     survivor_agreement: float
     answer_agreement: float
     tolerance: float
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainParity(ResultParity):
+    """How far the whole chain, and the dense model beside it, are from the reference.
+
+    Attributes:
+        keep_logit_difference: largest relative difference of keep logits, at every cut that the
+            same tokens reach on both sides.
+        dense_output_difference: largest relative difference of the dense model's outputs, where no
+            token can differ.
+    """
+
+    keep_logit_difference: float
+    dense_output_difference: float
 
 
 def check_shapes(traced: int, maximum: int) -> tuple[tuple[int, int], ...]:
@@ -248,35 +258,62 @@ def compare_chains(
                     f"{name}: the survivors of row {index} at cut {cut} are not those that the "
                     f"rule picks by its own keep logits{ending}"
                 )
+    keep_logit_difference = _largest(logit_differences)
+    dense_output_difference = _largest(
+        map(output_difference, *(side.run_dense(rows) for side in (reference, candidate)))
+    )
+    for what, difference, most in (
+        ("keep logits differ", keep_logit_difference, limits.logit_tolerance),
+        ("outputs with no token removed differ", dense_output_difference, limits.tolerance),
+    ):
+        _require_at_most(difference, most, f"{name}: {what}", reference_name, ending)
+    results = compare_results(task, rows, expected, received, limits, name, reference_name, advice)
+    return ChainParity(
+        **vars(results),
+        keep_logit_difference=keep_logit_difference,
+        dense_output_difference=dense_output_difference,
+    )
+
+
+def compare_results(
+    task: Task,
+    rows: Sequence[TokenRow],
+    expected: Sequence[RowResult],
+    received: Sequence[RowResult],
+    limits: Limits = LIMITS["fp32"],
+    name: str = "chain",
+    reference_name: str = "PyTorch",
+    advice: str = "",
+) -> ResultParity:
+    """Compare what two chains say of the same rows.
+
+    Args:
+        name, reference_name, advice: as ``compare_chains`` takes them.
+
+    Raises:
+        ParityError: they differ by more than ``limits``.
+    """
+    ending = f"; {advice}" if advice else ""
     together = [
         place
         for place, (one, other) in enumerate(zip(expected, received, strict=True))
         if not fates_apart(one, other)
     ]
-    dense = (side.run_dense(rows) for side in (reference, candidate))
     answers = ([result.outputs for result in side] for side in (expected, received))
-    parity = ChainParity(
+    parity = ResultParity(
         rows=len(rows),
         rows_apart=len(rows) - len(together),
-        keep_logit_difference=_largest(logit_differences),
         max_output_difference=_largest(
             output_difference(expected[place], received[place]) for place in together
         ),
-        dense_output_difference=_largest(map(output_difference, *dense)),
         survivor_agreement=survivor_agreement(rows, expected, received),
         answer_agreement=mean_agreement(task, *answers),
         tolerance=limits.tolerance,
     )
-    for what, difference, most in (
-        ("keep logits differ", parity.keep_logit_difference, limits.logit_tolerance),
-        ("outputs differ", parity.max_output_difference, limits.tolerance),
-        ("outputs with no token removed differ", parity.dense_output_difference, limits.tolerance),
-    ):
-        if not difference <= most:  # so that NaN fails, too
-            raise ParityError(
-                f"{name}: {what} from {reference_name} by {difference:.2g}, more than the "
-                f"tolerance {most:g}{ending}"
-            )
+    difference = parity.max_output_difference
+    _require_at_most(
+        difference, limits.tolerance, f"{name}: outputs differ", reference_name, ending
+    )
     if parity.rows_apart > limits.rows_apart * len(rows):
         raise ParityError(
             f"{name}: {parity.rows_apart} of {len(rows)} rows have other survivors than in "
@@ -292,6 +329,16 @@ def compare_chains(
                 f"{least:.0%}{ending}"
             )
     return parity
+
+
+def _require_at_most(
+    difference: float, most: float, what: str, reference_name: str, ending: str
+) -> None:
+    if not difference <= most:  # so that NaN fails, too
+        raise ParityError(
+            f"{what} from {reference_name} by {difference:.2g}, more than the tolerance "
+            f"{most:g}{ending}"
+        )
 
 
 class _Recorder:

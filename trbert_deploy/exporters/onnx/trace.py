@@ -217,13 +217,14 @@ def _describe(
             )
     return GraphDescription(
         name,
-        tuple(_tensor(value) for value in graph.input),
-        tuple(_tensor(value) for value in graph.output),
+        tuple(tensor_description(value) for value in graph.input),
+        tuple(tensor_description(value) for value in graph.output),
         (*VARIANTS, INT8, DEQUANTIZED) if int8 else VARIANTS,
     )
 
 
-def _tensor(value: Any) -> TensorDescription:
+def tensor_description(value: onnx.ValueInfoProto) -> TensorDescription:
+    """An input or output of a graph as the manifest has it."""
     dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
     return TensorDescription(value.name, str(dtype), _shape(value))
 

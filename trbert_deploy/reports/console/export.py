@@ -15,7 +15,8 @@ def print_export(report: ExportReport, console: Console) -> None:
     """Print how far every graph, and the chain, is from PyTorch."""
     table = Table(title="largest difference from PyTorch")
     for heading in ("graph", "hidden", "keep logit", "outputs", "same survivors", "tolerance"):
-        table.add_column(heading, justify="left" if heading == "graph" else "right")
+        first = heading == "graph"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     states = (HIDDEN_OUT, KEEP_LOGIT)
     for parity in report.graphs:
         found = parity.max_difference
@@ -35,6 +36,16 @@ def print_export(report: ExportReport, console: Console) -> None:
         f"{chain.survivor_agreement:.2%}",
         f"{chain.tolerance:.0e}",
     )
+    if report.one_graph is not None:
+        for variant, whole in report.one_graph.parity.items():
+            table.add_row(
+                f"one graph {variant}",
+                "-",
+                "-",
+                f"{whole.max_output_difference:.1e}",
+                f"{whole.survivor_agreement:.2%}",
+                f"{whole.tolerance:.0e}",
+            )
     console.print(table)
     shapes = ", ".join(f"{batch}x{length}" for batch, length in report.graphs[0].shapes)
     console.print(f"checked at batch x length: {shapes}")

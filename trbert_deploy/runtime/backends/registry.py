@@ -56,6 +56,13 @@ BACKENDS: dict[str, BackendInfo] = {
         auto=True,
         distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
     ),
+    "one-graph": BackendInfo(
+        f"{_HERE}.one_graph",
+        ("onnxruntime",),
+        ("cpu", "gpu"),
+        ("fp32",),
+        distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
+    ),
     "openvino": BackendInfo(
         f"{_HERE}.openvino",
         ("openvino",),

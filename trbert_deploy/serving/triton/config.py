@@ -25,14 +25,14 @@ def config_text(name: str, task: Task, settings: Settings) -> str:
     outputs = [_output(each, width) for each, width in outputs_of(task).items()]
     parameters = [_parameter(*each) for each in loading.to_parameters().items()]
     return f"""\
-name: {_quoted(name)}
+name: {quoted(name)}
 backend: "python"
 max_batch_size: {settings.max_batch_size}
 input [
-{_joined(inputs)}
+{joined(inputs)}
 ]
 output [
-{_joined(outputs)}
+{joined(outputs)}
 ]
 # Requests that come while an instance is busy run together when it is done.
 dynamic_batching {{ max_queue_delay_microseconds: {settings.queue_delay_us} }}
@@ -41,28 +41,30 @@ instance_group [
 ]
 # What the bundle is loaded with.
 parameters [
-{_joined(parameters)}
+{joined(parameters)}
 ]
 """
 
 
 def _input(name: str) -> str:
     optional = "" if name == TEXT else " optional: true"
-    return f"  {{ name: {_quoted(name)} data_type: TYPE_STRING dims: [ 1 ]{optional} }}"
+    return f"  {{ name: {quoted(name)} data_type: TYPE_STRING dims: [ 1 ]{optional} }}"
 
 
 def _output(name: str, width: int | None) -> str:
     kind, values = ("TYPE_STRING", 1) if width is None else ("TYPE_FP32", width)
-    return f"  {{ name: {_quoted(name)} data_type: {kind} dims: [ {values} ] }}"
+    return f"  {{ name: {quoted(name)} data_type: {kind} dims: [ {values} ] }}"
 
 
 def _parameter(name: str, value: str) -> str:
-    return f"  {{ key: {_quoted(name)} value: {{ string_value: {_quoted(value)} }} }}"
+    return f"  {{ key: {quoted(name)} value: {{ string_value: {quoted(value)} }} }}"
 
 
-def _joined(entries: list[str]) -> str:
+def joined(entries: list[str]) -> str:
+    """The entries of a list."""
     return ",\n".join(entries)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A string as the file has it."""
     return json.dumps(text)

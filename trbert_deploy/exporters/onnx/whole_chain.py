@@ -1,0 +1,259 @@
+"""The whole chain as one graph, for runtimes and languages that have none of this package.
+
+It is put together from the graphs of the segments, with ``CompactTokens`` between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from trbert_deploy.bundle.manifest import (
+    ATTENTION_MASK,
+    CHAIN,
+    HIDDEN,
+    HIDDEN_OUT,
+    INPUT_IDS,
+    KEEP_LOGIT,
+    POSITIONS,
+    PROTECTED,
+    dropped_name,
+    segment_name,
+    survivors_name,
+)
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.exporters.onnx.assembly import Assembly
+from trbert_deploy.plugins.onnx_compaction import DOMAIN, compact_tokens, wanted_tokens
+from trbert_deploy.selection.capacity import PARTS, Capacity
+from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
+
+_FLOAT, _INT, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+_LEAST = float(np.finfo(np.float32).min)
+
+
+def whole_chain(
+    graphs: Mapping[str, onnx.ModelProto],
+    reduction: ReductionConfig,
+    outputs: Sequence[Output],
+    *,
+    protects: bool = False,
+    capacities: Sequence[Capacity] | None = None,
+) -> onnx.ModelProto:
+    """One graph of all segments, and of what dropped tokens say.
+
+    Inputs: what the first segment takes: [B, S] int64, and ``attention_mask`` [B, S] bool where it
+    takes one, or else B is 1; and ``protected`` [B, S] bool where ``protects``, or else the first
+    token is.
+    Outputs: those of the task, as ``Output`` has them; and ``survivors_0`` [B, K] int64 and so on,
+    the places of each cut's survivors in the row, in order, and -1 in slots left over.
+
+    Args:
+        graphs: by name, masked or not, with their weights inside or outside.
+        outputs: of the task.
+        protects: whether the task may protect more than the first token.
+        capacities: slots of a row behind each cut, by the length of the batch; where None as many
+            as the row with the most survivors has, which is exact, and which TensorRT cannot take.
+
+    Raises:
+        ConfigError: no cuts, or outputs that are of some tokens alone.
+    """
+    require_one_graph(reduction, outputs)
+    assembly = Assembly(graphs)
+    first = segment_name(0)
+    given = assembly.inputs_of(first)
+    shape = assembly.node("Shape", [INPUT_IDS], start=0, end=2)
+    length = assembly.node("Shape", [INPUT_IDS], start=1, end=2)
+    positions = assembly.node("Expand", [_numbers_to(assembly, length), shape])
+    present = ATTENTION_MASK
+    if ATTENTION_MASK not in given:
+        present = assembly.node("Expand", [assembly.constant(True, np.bool_), shape])
+    protected = PROTECTED
+    if protects:
+        given.append(PROTECTED)
+    else:
+        protected = assembly.node("Equal", [positions, assembly.constant(0)])
+    slots, hidden = length, ""
+    cuts: list[_Passed] = []
+    for index in range(len(reduction.cuts)):
+        tensors = {name: name for name in given} if index == 0 else {HIDDEN: hidden}
+        tensors |= {ATTENTION_MASK: present, POSITIONS: positions}
+        made = assembly.part(segment_name(index), tensors)
+        of_tokens = [made[KEEP_LOGIT], present, protected]
+        wanted = assembly.node(_wanted(index), of_tokens, domain=DOMAIN)
+        if capacities is None:
+            slots = assembly.node("ReduceMax", [wanted, assembly.constant([0])], keepdims=0)
+        else:
+            slots = assembly.node("Min", [slots, _slots(assembly, capacities[index], length)])
+        compacted, filled, places = assembly.nodes(
+            "CompactTokens",
+            [made[HIDDEN_OUT], *of_tokens, wanted, slots],
+            ("", "", ""),
+            domain=DOMAIN,
+        )
+        said = {}
+        if hear_dropped(outputs):
+            said = assembly.part(dropped_name(index), {HIDDEN: made[HIDDEN_OUT]})
+        cuts.append(_Passed(present, filled, places, said))
+        positions = assembly.node("GatherElements", [positions, places], axis=1)
+        number = assembly.node("Cast", [protected], to=_INT)  # runtimes gather numbers
+        number = assembly.node("GatherElements", [number, places], axis=1)
+        protected = assembly.node("Cast", [number], to=_BOOL)
+        present, hidden = filled, compacted
+        nowhere = assembly.constant(-1)
+        assembly.node("Where", [filled, positions, nowhere], survivors_name(index))
+    last = segment_name(len(reduction.cuts))
+    tensors = {HIDDEN: hidden, ATTENTION_MASK: present, POSITIONS: positions}
+    answers = assembly.part(last, tensors)
+    for output in outputs:
+        joined = _JOINED[output.per](assembly, cuts, output.name, answers[output.name])
+        assembly.node("Identity", [joined], output.name)
+    described = {value.name: value for name in (first, last) for value in _tensors(graphs[name])}
+    inputs = [
+        described.get(name) or helper.make_tensor_value_info(name, _BOOL, ["B", "S"])
+        for name in given
+    ]
+    survivors = [
+        helper.make_tensor_value_info(survivors_name(index), _INT, ["B", f"K{index}"])
+        for index in range(len(reduction.cuts))
+    ]
+    functions = [
+        wanted_tokens(cut.rule, _wanted(index)) for index, cut in enumerate(reduction.cuts)
+    ]
+    return assembly.model(
+        CHAIN,
+        inputs,
+        [*(described[output.name] for output in outputs), *survivors],
+        [compact_tokens(), *functions],
+    )
+
+
+def require_one_graph(reduction: ReductionConfig, outputs: Sequence[Output]) -> None:
+    """Refuse what is no chain, or cannot be one graph.
+
+    Raises:
+        ConfigError: it is not, or cannot.
+    """
+    if not reduction.cuts:
+        raise ConfigError(
+            "the checkpoint has no cuts, and dense.onnx is one graph already: export it without "
+            "--fused"
+        )
+    if asked_token(outputs) is not None:
+        raise ConfigError(
+            "the model answers for some of a text's tokens alone, which one graph of the whole "
+            "chain cannot tell: export it without --fused"
+        )
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """A cut that the chain has passed, as names of tensors.
+
+    Attributes:
+        present: before it, [B, S] bool.
+        filled, places: [B, K], as ``CompactTokens`` gives them.
+        said: what each of its tokens says, [B, S, X] by output, where that is heard.
+    """
+
+    present: str
+    filled: str
+    places: str
+    said: Mapping[str, str]
+
+    def dropped(self, assembly: Assembly) -> str:
+        """Which tokens leave here: [B, S] bool."""
+        numbers = assembly.node("Cast", [self.present], to=_INT)
+        stay = assembly.node("Cast", [self.filled], to=_INT)
+        gone = assembly.node("Sub", [assembly.constant(1), stay])
+        still = assembly.node("Mul", [gone, _taken(assembly, numbers, self.places)])
+        left = assembly.node("ScatterElements", [numbers, self.places, still], axis=1)
+        return assembly.node("Cast", [left], to=_BOOL)
+
+
+def _row(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
+    return answer
+
+
+def _each(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
+    """Of every token what it said when it left: [B, S, X]."""
+    for cut in reversed(cuts):
+        said, axis = cut.said[name], assembly.constant([-1])
+        index = assembly.node("Unsqueeze", [cut.places, axis])
+        index = assembly.node("Expand", [index, assembly.node("Shape", [answer])])
+        filled = assembly.node("Unsqueeze", [cut.filled, axis])
+        before = assembly.node("GatherElements", [said, index], axis=1)
+        values = assembly.node("Where", [filled, answer, before])
+        answer = assembly.node("ScatterElements", [said, index, values], axis=1)
+    return answer
+
+
+def _mean(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
+    """The mean of what all tokens said: [B, X]."""
+    total = assembly.node("Mul", [answer, _count(assembly, cuts[-1].filled)])
+    for cut in cuts:
+        total = assembly.node("Add", [total, _summed(assembly, cut.dropped(assembly), cut, name)])
+    return assembly.node("Div", [total, _count(assembly, cuts[0].present)])
+
+
+def _largest(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
+    """The largest of what all tokens said: [B, X]."""
+    for cut in cuts:
+        dropped = assembly.node("Unsqueeze", [cut.dropped(assembly), assembly.constant([-1])])
+        least = assembly.constant(_LEAST, np.float32)
+        values = assembly.node("Where", [dropped, cut.said[name], least])
+        most = assembly.node("ReduceMax", [values, assembly.constant([1])], keepdims=0)
+        answer = assembly.node("Max", [answer, most])
+    return answer
+
+
+_JOINED: Mapping[str, Callable[[Assembly, Sequence[_Passed], str, str], str]] = {
+    "row": _row,
+    "token": _each,
+    "mean": _mean,
+    "max": _largest,
+}
+
+
+def _summed(assembly: Assembly, chosen: str, cut: _Passed, name: str) -> str:
+    """The sum of what some tokens say: [B, X]."""
+    weights = assembly.node("Cast", [chosen], to=_FLOAT)
+    weights = assembly.node("Unsqueeze", [weights, assembly.constant([1])])  # [B, 1, S]
+    sums = assembly.node("MatMul", [weights, cut.said[name]])
+    return assembly.node("Squeeze", [sums, assembly.constant([1])])
+
+
+def _count(assembly: Assembly, chosen: str) -> str:
+    """How many tokens are chosen: [B, 1] float32."""
+    numbers = assembly.node("Cast", [chosen], to=_FLOAT)
+    return assembly.node("ReduceSum", [numbers, assembly.constant([1])], keepdims=1)
+
+
+def _taken(assembly: Assembly, values: str, places: str) -> str:
+    return assembly.node("GatherElements", [values, places], axis=1)
+
+
+def _numbers_to(assembly: Assembly, length: str) -> str:
+    """0, 1, ... up to a number [1]."""
+    stop = assembly.node("Squeeze", [length])
+    return assembly.node("Range", [assembly.constant(0), stop, assembly.constant(1)])
+
+
+def _slots(assembly: Assembly, capacity: Capacity, length: str) -> str:
+    """``Capacity.slots`` of a length [1]."""
+    parts = assembly.node("Mul", [length, assembly.constant([capacity.parts])])
+    parts = assembly.node("Add", [parts, assembly.constant([PARTS - 1])])
+    share = assembly.node("Div", [parts, assembly.constant([PARTS])])
+    return assembly.node("Add", [share, assembly.constant([capacity.room])])
+
+
+def _wanted(cut: int) -> str:
+    return f"WantedTokens{cut}"
+
+
+def _tensors(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    return [*model.graph.input, *model.graph.output]

@@ -1,0 +1,84 @@
+"""Runs the graph of a bundle's whole chain with ONNX Runtime, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import CHAIN, DENSE, survivors_name
+from trbert_deploy.config import ReductionConfig
+from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.batch_inputs import batch_inputs
+from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
+from trbert_deploy.tasks.registry import task_of
+from trbert_deploy.tasks.task import Output, rows_of_outputs
+
+
+class OneGraphBackend:
+    """The whole chain in one call, as programs run it that have none of this package.
+
+    It chooses tokens by the rules that the bundle was exported with, and by no others.
+
+    Raises:
+        ConfigError: the bundle has no such graph.
+    """
+
+    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
+        if bundle.manifest.chain is None:
+            raise ConfigError(
+                f"{bundle.path} has no graph of its whole chain: export it with --fused"
+            )
+        self._reduction = bundle.manifest.reduction
+        self._outputs = task_of(bundle.manifest.encoder).outputs
+        self._graphs = OnnxRuntimeBackend(bundle, options)
+        self.description: Mapping[str, str] = {
+            **self._graphs.description,
+            "backend": "one-graph",
+        }
+
+    def run_rows(
+        self, rows: Sequence[TokenRow], reduction: ReductionConfig | None, max_batch_tokens: int
+    ) -> list[RowResult]:
+        """As ``RowsBackend.run_rows``.
+
+        Raises:
+            ConfigError: another operating point than the bundle's.
+        """
+        if reduction not in (None, self._reduction):
+            raise ConfigError(
+                "the graph of the whole chain has the operating point of its export, and no "
+                "other: choose another backend"
+            )
+        graph = self._graphs.graph(DENSE if reduction is None else CHAIN)
+        cuts = 0 if reduction is None else len(reduction.cuts)
+        results = []
+        for row in rows:
+            values = graph(batch_inputs(graph.inputs, [TokenState.of(0, row)]))
+            results += results_of_chain(self._outputs, values, [len(row)], cuts)
+        return results
+
+
+def results_of_chain(
+    outputs: Sequence[Output], values: Tensors, lengths: Sequence[int], cuts: int
+) -> list[RowResult]:
+    """What the graph of a whole chain says, row by row.
+
+    Args:
+        outputs: of the task.
+        values: of a batch, by name.
+        lengths: tokens of each row.
+        cuts: how many the chain has.
+    """
+    survivors = [values[survivors_name(cut)] for cut in range(cuts)]
+    answers = {output.name: values[output.name] for output in outputs}
+    return [
+        RowResult(answer, tuple(places[row][places[row] >= 0] for places in survivors))
+        for row, answer in enumerate(rows_of_outputs(outputs, answers, lengths))
+    ]
+
+
+def open_backend(bundle: Bundle, options: BackendOptions) -> OneGraphBackend:
+    """Open ``bundle`` with ONNX Runtime, its whole chain in one graph."""
+    return OneGraphBackend(bundle, options)
