@@ -31,8 +31,9 @@ class Capacity:
         Args:
             kept: (length, survivors) of rows.
         """
-        shares = (-(-PARTS * (survivors - _ROOM) // length) for length, survivors in kept)
-        return cls(min(PARTS, max(0, *shares, 0)))
+        beyond = ((length, survivors - _ROOM) for length, survivors in kept)
+        shares = (PARTS * (more - 1) // length + 1 for length, more in beyond if more > 0)
+        return cls(max(shares, default=0))
 
     def slots(self, length: int) -> int:
         """Slots of every row in a batch of ``length``."""
