@@ -27,6 +27,8 @@ from trbert_deploy.runtime.autotune import cache as cached
 # A busy machine is slow at times: no test here asserts a time.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
+# With pytest --hypothesis-profile=thorough.
+settings.register_profile("thorough", deadline=None, max_examples=2500)
 
 if not torch.cuda.is_available():  # read when Triton is imported, by whomever
     os.environ["TRITON_INTERPRET"] = "1"

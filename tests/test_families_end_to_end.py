@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import LABELS, make_texts
@@ -18,11 +19,16 @@ from trbert_deploy import load
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
 from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import CHAIN, SCHEDULED
+from trbert_deploy.bundle.manifest import CHAIN, SCHEDULED, segment_name
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.exporters.tensorrt.builder import build_engine
+from trbert_deploy.exporters.onnx.precision import half_graph
+from trbert_deploy.exporters.tensorrt.builder import (
+    build_engine,
+    multiplies_float32,
+    rtx_compute_capabilities,
+)
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.families.registry import FAMILIES
 from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile
@@ -127,8 +133,12 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
         )
     bundle = Bundle.open(tmp_path / "bundle")
     assert len(engines.engine_set.manifest.engines) == len(bundle.manifest.graphs)
-    whole = bundle.graph_path(CHAIN, SCHEDULED)
-    assert build_engine(load_tensorrt("rtx"), whole, [Profile(1, 32, 1, 2, 4)], "8.6").data
+    library, profiles = load_tensorrt("rtx"), [Profile(1, 32, 1, 2, 4)]
+    assert build_engine(library, bundle.graph_path(CHAIN, SCHEDULED), profiles, "8.6").data
+    model = onnx.load(bundle.graph_path(segment_name(1)))
+    for capability in rtx_compute_capabilities(library):
+        half = half_graph(model, "fp16", every_product=not multiplies_float32(library, capability))
+        assert build_engine(library, half.SerializeToString(), profiles, capability).data
     # And back: transformers loads what was trained as the dense model.
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ckpt").eval()
     row = served.tokenize(texts)[0]

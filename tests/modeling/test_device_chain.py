@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from modeling.families.test_survivors import CONFIGS, make_case
+from torch.overrides import TorchFunctionMode
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
@@ -163,7 +165,6 @@ def test_every_rule(rule: SelectionRule, device: str, kind: type[DeviceChain]) -
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=8), st.integers(0, 2**31))
-@settings(max_examples=25)
 def test_rows_of_any_lengths(lengths: list[int], seed: int) -> None:
     model, rows = model_of("0.5,2"), rows_of(*lengths, seed=seed)
     for chain in (DeviceChain(model), RecordedChain(model)):
@@ -206,6 +207,56 @@ def test_half_precision_is_close_and_keeps_float32_where_it_must(
 def test_unknown_precision() -> None:
     with pytest.raises(ConfigError, match="precision 'int8': expected fp32, fp16, bf16"):
         DeviceChain(model_of("1,2"), precision="int8")
+
+
+class HostReads(TorchFunctionMode):
+    """Notes what goes from tensors to the host: which function, and how many values."""
+
+    #: Functions that a device's tensor answers only when the host waits for it.
+    WAITING = frozenset(
+        {"cpu", "item", "tolist", "nonzero", "argwhere", "unique", "masked_select", "equal",
+         "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[tuple[str, int]] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", "")
+        by_mask = name == "__getitem__" and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool
+            for each in (args[1] if isinstance(args[1], tuple) else (args[1],))
+        )
+        if name in self.WAITING or by_mask:
+            self.reads.append((name, args[0].numel()))
+        return function(*args, **(kwargs or {}))
+
+
+def test_at_a_cut_the_host_reads_the_survivors_counts_and_nothing_else() -> None:
+    chain = DeviceChain(model_of("0.5,2"))
+    batch = PackedRows.of(sorted(rows_of(*LENGTHS), key=len), "cpu")
+    with HostReads() as host:
+        chain.reduced(batch)
+    assert host.reads == [("cpu", len(LENGTHS))] * 2
+    with HostReads() as host:
+        chain.dense(batch)
+    assert host.reads == []
+
+
+def test_what_the_host_reads_is_seen() -> None:
+    values = torch.arange(3)
+    with HostReads() as host:
+        values.cpu()
+        assert values[0] == 0
+        values.tolist()
+        values[values > 1]
+        int(values[2])
+    assert [name for name, _ in host.reads] == [
+        "cpu", "__bool__", "tolist", "__getitem__", "__int__"
+    ]  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import onnx
 import pytest
+from conftest import CheckpointMaker
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import segment_name
 from trbert_deploy.errors import ConfigError, DeviceError, EngineError
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.onnx.precision import half_graph
+from trbert_deploy.exporters.tensorrt import builder
 from trbert_deploy.exporters.tensorrt.builder import (
     DEFAULT_COMPUTE_CAPABILITY,
     build_engine,
     choose_compute_capability,
+    multiplies_float32,
+    require_precision,
     rtx_compute_capabilities,
 )
 from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile
@@ -71,8 +76,49 @@ def test_scratch_is_that_of_the_largest_profile(library: TensorRT, graph: Path) 
     assert both > short > 0
 
 
-def test_builds_for_another_gpu(library: TensorRT, graph: Path) -> None:
-    assert build_engine(library, graph, [SHORT], "12.0").data
+def test_builds_for_every_gpu_that_it_knows(library: TensorRT, graph: Path) -> None:
+    model = onnx.load(graph)
+    for capability in rtx_compute_capabilities(library):
+        every_product = not multiplies_float32(library, capability)
+        assert every_product == (capability == "7.5")
+        half = half_graph(model, "fp16", every_product=every_product)
+        assert build_engine(library, half.SerializeToString(), [SHORT], capability).data
+
+
+def test_turing_multiplies_in_fp16_alone(library: TensorRT, graph: Path) -> None:
+    for precision in ("bf16", "fp32"):
+        with pytest.raises(ConfigError, match=rf"{precision}: .* fp16 alone on .* 7\.5"):
+            require_precision(library, "7.5", precision)
+        require_precision(library, "8.0", precision)
+    require_precision(library, "7.5", "fp16")
+    # That it is so: the policy's product in float32 is refused.
+    with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
+        half = half_graph(onnx.load(graph), "fp16").SerializeToString()
+        build_engine(library, half, [SHORT], "7.5")
+
+
+@pytest.fixture(scope="module")
+def usual_heads(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose heads are 32 wide, as MiniLM's are: for narrower ones there is no kernel."""
+    path = tmp_path_factory.mktemp("wide") / "bundle"
+    checkpoint = make_checkpoint(cuts="1", num_layers=2, hidden_size=64, num_heads=2)
+    export_bundle(checkpoint, path, fused=True)
+    return path
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_attention_is_one_kernel_in_half_precision(
+    library: TensorRT, usual_heads: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorRT refuses attention that no single kernel computes, unless it is told not to.
+    monkeypatch.setattr(builder, "_allow_decomposed_attention", lambda trt, network: None)
+    bundle = Bundle.open(usual_heads)
+    for graph in bundle.manifest.graphs:
+        model = onnx.load(bundle.graph_path(graph.name))
+        half = half_graph(model, precision).SerializeToString()
+        assert build_engine(library, half, [SHORT, LONG], "8.6").data
+        with pytest.raises(EngineError, match="not supported by a dedicated kernel"):
+            build_engine(library, model.SerializeToString(), [SHORT, LONG], "8.6")
 
 
 def test_graph_that_cannot_be_parsed(library: TensorRT, graph: Path) -> None:

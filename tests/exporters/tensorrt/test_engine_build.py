@@ -83,6 +83,16 @@ def test_other_precisions_lie_beside_it(own: Path) -> None:
     ]
 
 
+def test_turing_gets_the_products_that_it_has(own: Path) -> None:
+    turing = replace(OPTIONS, compute_capability="7.5")
+    parity = build_engines(own, turing).engine_set.manifest.parity
+    usual = EngineSet.open(engines_of(own), Bundle.open(own)).manifest.parity
+    assert parity["precision"] == "fp16" and parity != usual  # its own graphs were compared
+    assert engines_of(own, "rtx-fp16-sm75").is_dir()
+    with pytest.raises(ConfigError, match="build with --fp16"):
+        build_engines(own, replace(turing, precision="bf16"))
+
+
 def test_same_engines_are_not_built_again(own: Path) -> None:
     before = (engines_of(own) / ENGINE_MANIFEST).stat().st_mtime_ns
     assert build_engines(own, OPTIONS).skipped

@@ -65,7 +65,11 @@ class PrecisionParity:
 
 
 def compare_precision(
-    bundle: Bundle, models: Mapping[str, onnx.ModelProto], precision: str
+    bundle: Bundle,
+    models: Mapping[str, onnx.ModelProto],
+    precision: str,
+    *,
+    every_product: bool = False,
 ) -> PrecisionParity:
     """Run every graph and the whole chain in float32 and rounded to half precision.
 
@@ -74,13 +78,14 @@ def compare_precision(
 
     Args:
         models: the bundle's graphs, with their weights loaded.
+        every_product: as ``half_graph`` takes it.
 
     Raises:
         ParityError: they differ by more than the precision's limits (``limits.py``).
     """
     manifest = bundle.manifest
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
-    candidate = RoundedBackend(bundle, models, precision)
+    candidate = RoundedBackend(bundle, models, precision, every_product)
     rows_of = bundle_rows(bundle)
     lengths = sorted({min(length, manifest.max_length) for length in _LENGTHS})
     graphs = tuple(
@@ -124,14 +129,20 @@ class RoundedBackend:
     Args:
         models: the bundle's float32 graphs by name, with their weights loaded.
         precision: fp16 or bf16.
+        every_product: as ``half_graph`` takes it.
     """
 
     def __init__(
-        self, bundle: Bundle, models: Mapping[str, onnx.ModelProto], precision: str
+        self,
+        bundle: Bundle,
+        models: Mapping[str, onnx.ModelProto],
+        precision: str,
+        every_product: bool = False,
     ) -> None:
         self._bundle = bundle
         self._models = models
         self._precision = precision
+        self._every_product = every_product
         self.graph = cache(self._open)
         self.max_padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
@@ -143,7 +154,9 @@ class RoundedBackend:
     def _open(self, name: str) -> Graph:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        model = rounded_graph(self._models[name], self._precision)
+        model = rounded_graph(
+            self._models[name], self._precision, every_product=self._every_product
+        )
         session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

@@ -28,7 +28,13 @@ _FLOAT32_OPERATORS = frozenset(
 )
 
 
-def half_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+#: What multiplies matrices.
+_PRODUCTS = frozenset({"MatMul", "Gemm"})
+
+
+def half_graph(
+    model: onnx.ModelProto, precision: str, *, every_product: bool = False
+) -> onnx.ModelProto:
     """Rewrite a bundle's float32 graph in half precision.
 
     Inputs and outputs keep their types: the hidden state crosses segments in float32, which
@@ -37,6 +43,8 @@ def half_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     Args:
         model: a graph of a bundle, with its weights loaded.
         precision: ``fp16`` or ``bf16``.
+        every_product: halve the matrix products of the policy and the head, too, for GPUs that
+            multiply matrices in half precision alone.
 
     Returns:
         A new model; its weights are inside, in half the bytes.
@@ -44,10 +52,12 @@ def half_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     Raises:
         EngineError: a weight does not fit into the half type, or a tensor's type is unknown.
     """
-    return _Rewriter(model.graph, HALF_TYPES[precision]).run(model)
+    return _Rewriter(model.graph, HALF_TYPES[precision], every_product=every_product).run(model)
 
 
-def rounded_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def rounded_graph(
+    model: onnx.ModelProto, precision: str, *, every_product: bool = False
+) -> onnx.ModelProto:
     """The graph of ``half_graph`` for a runtime without half-precision kernels.
 
     It computes in float32 and rounds every weight and every result that ``half_graph`` has in
@@ -56,7 +66,10 @@ def rounded_graph(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
     Args, Raises: as ``half_graph``.
     """
-    return _Rewriter(model.graph, HALF_TYPES[precision], rounds=True).run(model)
+    rewriter = _Rewriter(
+        model.graph, HALF_TYPES[precision], rounds=True, every_product=every_product
+    )
+    return rewriter.run(model)
 
 
 def score_nodes(graph: onnx.GraphProto) -> set[int]:
@@ -122,12 +135,20 @@ class _Rewriter:
         graph: what to rewrite.
         half: the half type.
         rounds: keep tensors of the half type in float32, rounded.
+        every_product: as ``half_graph`` takes it.
     """
 
-    def __init__(self, graph: onnx.GraphProto, half: int, rounds: bool = False) -> None:
+    def __init__(
+        self,
+        graph: onnx.GraphProto,
+        half: int,
+        rounds: bool = False,
+        every_product: bool = False,
+    ) -> None:
         self._graph = graph
         self._half = half
         self._rounds = rounds
+        self._every_product = every_product
         self._types: dict[str, int] = {
             value.name: value.type.tensor_type.elem_type
             for value in (*graph.input, *graph.value_info, *graph.output)
@@ -147,6 +168,8 @@ class _Rewriter:
             self._names[value.name, self._types[value.name]] = value.name
         for index, node in enumerate(self._graph.node):
             whole = index in float32 or node.op_type in _FLOAT32_OPERATORS
+            if self._every_product and node.op_type in _PRODUCTS:
+                whole = False
             self._rewrite(node, TensorProto.FLOAT if whole else self._half)
         for output in self._graph.output:
             self._as(output.name, self._types[output.name])

@@ -24,6 +24,8 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
 #: What RTX engines are built for where there is no GPU to ask.
 DEFAULT_COMPUTE_CAPABILITY = "8.6"
 
+_TURING = "7.5"
+
 #: The builder's own line for the memory that a context of one profile needs.
 _SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")
 
@@ -91,6 +93,27 @@ def rtx_compute_capabilities(library: TensorRT) -> dict[str, Any]:
     members = library.module.ComputeCapability.__members__
     numbers = sorted(int(name[2:]) for name in members if re.fullmatch(r"SM\d+", name))
     return {f"{number // 10}.{number % 10}": members[f"SM{number}"] for number in numbers}
+
+
+def multiplies_float32(library: TensorRT, compute_capability: str) -> bool:
+    """Whether engines for a GPU may have matrix products in float32.
+
+    TensorRT for RTX has none for Turing, whose tensor cores take half precision alone.
+    """
+    return not (library.is_rtx and compute_capability == _TURING)
+
+
+def require_precision(library: TensorRT, compute_capability: str, precision: str) -> None:
+    """Refuse a precision that no engine for a GPU can be built in.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if precision != "fp16" and not multiplies_float32(library, compute_capability):
+        raise ConfigError(
+            f"precision is {precision}: TensorRT for RTX multiplies matrices in fp16 alone on "
+            f"compute capability {compute_capability}; build with --fp16"
+        )
 
 
 def build_engine(

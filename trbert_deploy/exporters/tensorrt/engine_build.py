@@ -21,7 +21,12 @@ from trbert_deploy.exporters.checks.engines import (
 )
 from trbert_deploy.exporters.checks.half_precision import compare_precision
 from trbert_deploy.exporters.onnx.precision import half_graph
-from trbert_deploy.exporters.tensorrt.builder import build_engine, choose_compute_capability
+from trbert_deploy.exporters.tensorrt.builder import (
+    build_engine,
+    choose_compute_capability,
+    multiplies_float32,
+    require_precision,
+)
 from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
@@ -163,6 +168,8 @@ def build_engines(
     profiles = options.profiles(bundle.manifest.max_length)
     library = load_tensorrt(options.flavour)
     capability, note = choose_compute_capability(library, options.compute_capability)
+    require_precision(library, capability, options.precision)
+    every_product = not multiplies_float32(library, capability)
     key = engine_key(bundle, library, capability, options.precision, profiles)
     target = bundle.engines_path / key.directory
     if not options.force and (existing := _existing(target, bundle, key)):
@@ -180,7 +187,9 @@ def build_engines(
         for graph in bundle.manifest.graphs:
             with bundle.reading_graph(graph.name) as path:
                 models[graph.name] = onnx.load(path)
-        parity = compare_precision(bundle, models, options.precision).to_json()
+        parity = compare_precision(
+            bundle, models, options.precision, every_product=every_product
+        ).to_json()
     files: list[EngineFile] = []
     with staged_directory(target) as staging:
         for graph in bundle.manifest.graphs:
@@ -188,7 +197,10 @@ def build_engines(
             with bundle.reading_graph(graph.name) as path:
                 source: Path | bytes = path
                 if models:
-                    source = half_graph(models[graph.name], options.precision).SerializeToString()
+                    halved = half_graph(
+                        models[graph.name], options.precision, every_product=every_product
+                    )
+                    source = halved.SerializeToString()
                 built = build_engine(library, source, profiles, capability)
             path = staging / engine_file(graph.name)
             path.write_bytes(built.data)
