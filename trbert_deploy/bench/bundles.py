@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from trbert_deploy.bench.device_model import DEVICES, Reckoning, reckon_point
 from trbert_deploy.bench.timing import BenchReport, Rounds, run_bench
 from trbert_deploy.bench.tradeoff import TradeoffReport, measure_tradeoff
 from trbert_deploy.bundle.bundle import Bundle
@@ -27,6 +28,7 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import name_texts
 from trbert_deploy.runtime.reading.examples import Note, read_examples
+from trbert_deploy.runtime.samples import asking
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.registry import task_of
@@ -34,6 +36,8 @@ from trbert_deploy.tasks.task import Example, Text
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256
+#: Rows whose survivors are counted for a reckoning.
+_RECKONED_ROWS = 16
 #: What a dense model without sample texts is timed on.
 ANY_TEXT = "The time that a dense model takes depends on the length of a text, not on what it says."
 
@@ -128,6 +132,42 @@ def bench_bundle(
         except LengthError as problem:  # engines may be built for fewer tokens than the bundle
             notes.append(f"TensorRT engines not timed: {problem}")
     return replace(report, notes=tuple(notes))
+
+
+def reckon_bundle(
+    path: Path, device: str, options: BenchOptions, progress: Progress = no_progress
+) -> Reckoning:
+    """What the bundle at ``path`` would take on a device that is not here.
+
+    What survives is found out on real texts, by ONNX Runtime.
+
+    Args:
+        device: one of ``DEVICES``.
+
+    Raises:
+        As ``bench_bundle``.
+    """
+    bundle = _read(path, progress)
+    pipeline = _open(bundle, replace(options, backend=DEFAULT_BACKEND, precision=None), progress)
+    texts = _texts(options.data, bundle)
+    points = []
+    lengths = _lengths(options.lengths, bundle.manifest.max_length)
+    for place, length in enumerate(lengths):
+        progress(f"choose tokens of {length}", place, len(lengths))
+        rows = pipeline.tokenizer.rows_of_length(
+            texts, length, min(len(texts), _RECKONED_ROWS), pipeline.task.protected
+        )
+        rows = asking(rows, pipeline.task.outputs)
+        left = [
+            (len(row), *map(len, result.kept))
+            for row, result in zip(rows, pipeline.run(rows), strict=True)
+        ]
+        points += [
+            reckon_point(DEVICES[device], pipeline.encoder, pipeline.reduction, left, batch)
+            for batch in options.batches
+        ]
+    progress("choose tokens", len(lengths), len(lengths))
+    return Reckoning(DEVICES[device], tuple(points))
 
 
 def trace_bundle(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
+from trbert_deploy.bench.device_model import DEVICES
 from trbert_deploy.bounds import MOST_ROUNDS, MOST_TEXTS, MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole, Wholes
 from trbert_deploy.commands.options import (
@@ -67,6 +68,12 @@ from trbert_deploy.tasks.columns import ColumnNames
 )
 @column_options()
 @click.option(
+    "--device-model",
+    type=click.Choice(list(DEVICES)),
+    metavar="NAME",
+    help=f"Reckon for {', '.join(DEVICES)}.",
+)
+@click.option(
     "--sweep",
     is_flag=True,
     help="Measure quality too, on the texts of --data.",
@@ -97,6 +104,7 @@ def bench(
     rounds: int | None,
     data: Path | None,
     columns: ColumnNames,
+    device_model: str | None,
     sweep: bool,
     plot: Path | None,
     html_path: Path | None,
@@ -107,12 +115,17 @@ def bench(
         BenchOptions,
         bench_bundle,
         read_data,
+        reckon_bundle,
         sweep_bundle,
         trace_bundle,
     )
     from trbert_deploy.bench.timing import Rounds
     from trbert_deploy.files import write_json
-    from trbert_deploy.reports.console.bench import print_report, print_tradeoff
+    from trbert_deploy.reports.console.bench import (
+        print_reckoning,
+        print_report,
+        print_tradeoff,
+    )
 
     if plot is not None and not sweep:
         raise click.UsageError("--plot draws a sweep: add --sweep")
@@ -127,12 +140,28 @@ def bench(
     options = BenchOptions(
         lengths, batches, backend, precision, threads, point, effort, examples, engines
     )
+    if device_model is not None and backend is None:
+        if sweep or html_path is not None:
+            raise click.UsageError(
+                "--device-model reckons and times nothing: for --sweep and --html name a --backend"
+            )
+        with console.progress() as progress:
+            reckoned = reckon_bundle(bundle, device_model, options, progress)
+        print_reckoning(reckoned, None, console.out)
+        if json_path is not None:
+            write_json(json_path, {"reckoned": reckoned.to_json()})
+        return
     with console.progress() as progress:
         swept = sweep_bundle(bundle, options, progress) if sweep else None
         report = bench_bundle(bundle, options, progress)
         texts = [] if html_path is None else trace_bundle(bundle, options, progress)
     print_report(report, console.out)
     figures = report.to_json()
+    if device_model is not None:
+        with console.progress(transient=True) as progress:
+            reckoned = reckon_bundle(bundle, device_model, options, progress)
+        print_reckoning(reckoned, report, console.out)
+        figures["reckoned"] = reckoned.to_json()
     if swept is not None:
         figures["sweep"] = swept.to_json()
         print_tradeoff(swept, console.out)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from trbert_deploy.bench.device_model import Reckoning
 from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
 from trbert_deploy.bench.tradeoff import DENSE, REDUCED, TradeoffPoint, TradeoffReport
 from trbert_deploy.evaluation.quality import QualityReport
@@ -38,6 +39,50 @@ def print_report(report: BenchReport, console: Console) -> None:
     )
     for note in report.notes:
         console.print(note)
+
+
+def print_reckoning(reckoning: Reckoning, measured: BenchReport | None, console: Console) -> None:
+    """Print what a device would take, and how far that is from what one took.
+
+    Args:
+        measured: of the same lengths and batches; what the backend ``cuda`` took is compared.
+    """
+    times = {
+        (point.length, point.batch): point
+        for backend in (measured.backends if measured is not None else ())
+        if backend.description["backend"] == "cuda"
+        for point in backend.points
+    }
+    table = Table(title=f"reckoned for {reckoning.device.name}, half precision: not measured")
+    headings = ("tokens x texts", "dense ms", "reduced ms", "speed-up", "by FLOPs", "unrecorded ms")
+    for heading in (*headings, *(("error",) if times else ())):
+        table.add_column(heading, justify="right")
+    for point in reckoning.points:
+        found = times.get((point.length, point.batch))
+        errors = []
+        if found is not None:
+            pairs = ((point.dense_ms, found.dense), (point.reduced_ms, found.reduced))
+            errors = [", ".join(f"{ours / theirs.p50_ms - 1:+.0%}" for ours, theirs in pairs)]
+        table.add_row(
+            f"{point.length} x {point.batch}",
+            f"{point.dense_ms:.2f}",
+            f"{point.reduced_ms:.2f}",
+            f"{point.speedup:.2f}",
+            f"{point.flops_speedup:.2f}",
+            f"{point.launched_ms:.2f}",
+            *errors,
+        )
+    console.print(table)
+    console.print(RECKONING_NOTE, soft_wrap=True)
+
+
+#: What a reader of a reckoning must know.
+RECKONING_NOTE = (
+    "A reckoning from operations, bytes and launches, fitted to an H100, of the time that the "
+    "device is busy in the backend cuda; tokens that survive are those of real texts. unrecorded: "
+    "the chain launched kernel by kernel. error: of dense and reduced, against what the backend "
+    "took here."
+)
 
 
 def print_quality(report: QualityReport, console: Console) -> None:
