@@ -258,6 +258,8 @@ def test_its_description_is_checked(exported: tuple[Path, list[Any]], tmp_path: 
     ):
         with pytest.raises(BundleError, match="damaged"):
             Manifest.from_json(replace(manifest, chain=changed).to_json())
+    with pytest.raises(BundleError, match="capacities for"):
+        Manifest.from_json(replace(manifest, capacities=()).to_json())
 
 
 def test_tasks_that_protect_say_so() -> None:

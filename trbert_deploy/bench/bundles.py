@@ -235,8 +235,12 @@ def _open_engines(
     sets = engine_set_names(bundle)
     if not sets:
         return []
+    point = asdict(options.point)
     try:
-        return [load(bundle, "tensorrt", progress=progress, **asdict(options.point))]
+        opened = [load(bundle, "tensorrt", progress=progress, **point)]
+        if bundle.manifest.chain is not None and options.point == OperatingPoint():
+            opened.append(load(bundle, "one-engine", progress=progress))
+        return opened
     except DeviceError:
         reason = "no NVIDIA GPU here"
     except (EngineError, MissingDependencyError) as problem:

@@ -18,6 +18,7 @@ from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, LengthError, first_line
 from trbert_deploy.fields import MOST_LEVELS, is_deep, known_fields
 from trbert_deploy.files import write_json
+from trbert_deploy.selection.capacity import Capacity
 
 FORMAT_VERSION = 4
 DEFAULT_DIRECTORY = "bundle"
@@ -231,6 +232,7 @@ class Manifest:
         max_length: most tokens of a row, special tokens included.
         graphs: the segments' graphs in order, then the dense one.
         chain: the graph of the whole chain, where there is one.
+        capacities: of its scheduled variant, at each cut.
         files: SHA-256 of every file beside the manifest.
         parity: the largest differences found against PyTorch when the bundle was made.
         training: figures of the training.
@@ -243,6 +245,7 @@ class Manifest:
     graphs: tuple[GraphDescription, ...]
     files: Mapping[str, str]
     chain: GraphDescription | None = None
+    capacities: tuple[Capacity, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     made_by: Mapping[str, str] = field(default_factory=dict)
@@ -269,6 +272,7 @@ class Manifest:
             "max_length": self.max_length,
             "graphs": [asdict(graph) for graph in self.graphs],
             **({} if self.chain is None else {"chain": asdict(self.chain)}),
+            **({} if self.chain is None else {"capacities": [*map(asdict, self.capacities)]}),
             "files": dict(self.files),
             "parity": dict(self.parity),
             "training": dict(self.training),
@@ -313,6 +317,10 @@ class Manifest:
                     "reduction": ReductionConfig.from_json(content["reduction"]),
                     "graphs": tuple(map(_graph, content["graphs"])),
                     "chain": _graph(content["chain"]) if content.get("chain") else None,
+                    "capacities": tuple(
+                        Capacity(**known_fields(Capacity, each, "capacity"))
+                        for each in content.get("capacities", ())
+                    ),
                 }
             )
             manifest._require_sense()
@@ -348,7 +356,10 @@ class Manifest:
                 f"the graphs are {', '.join(received)}: expected {', '.join(expected)}"
             )
         if self.chain is not None:
-            self.chain.require_sense_of_chain(len(self.reduction.cuts))
+            cuts = len(self.reduction.cuts)
+            self.chain.require_sense_of_chain(cuts)
+            if len(self.capacities) != cuts:
+                raise ConfigError(f"there are {len(self.capacities)} capacities for {cuts} cuts")
         for graph in self.graphs:
             if graph.name in (HEAD, *dropped):
                 graph.require_sense_of_tokens()

@@ -223,7 +223,12 @@ def export_bundle(
         if fused:
             progress("put the chain into one graph", steps - 1 - int8, steps)
             one_graph = add_one_graph(bundle, ours, [*checked, *whole_rows(bundle, texts)])
-            manifest = replace(manifest, chain=one_graph.graph, files=_digests(staging))
+            manifest = replace(
+                manifest,
+                chain=one_graph.graph,
+                capacities=one_graph.capacities,
+                files=_digests(staging),
+            )
         rounded: dict[str, ChainParity] = {}
         if int8:
             progress("check 8-bit weights", steps - 1, steps)

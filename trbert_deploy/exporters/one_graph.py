@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,7 @@ class OneGraph:
     parity: Mapping[str, ResultParity]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "capacities": [asdict(capacity) for capacity in self.capacities],
-            "parity": {variant: parity.to_json() for variant, parity in self.parity.items()},
-        }
+        return {variant: parity.to_json() for variant, parity in self.parity.items()}
 
 
 def require_possible(
@@ -137,21 +134,25 @@ def add_one_graph(bundle: Bundle, chain: Chain, rows: Sequence[TokenRow]) -> One
 
 def chain_model(bundle: Bundle, variant: str, capacities: Sequence[Capacity]) -> onnx.ModelProto:
     """One variant of the graph, whose weights are the bundle's."""
-    manifest = bundle.manifest
-    task = task_of(manifest.encoder)
     parts = {
         part.name: onnx.load(
             bundle.graph_path(part.name, CHAIN_VARIANTS[variant]), load_external_data=False
         )
-        for part in manifest.graphs
+        for part in bundle.manifest.graphs
         if part.name != DENSE
     }
+    return chain_of_parts(bundle.manifest, parts, capacities if variant == SCHEDULED else None)
+
+
+def chain_of_parts(
+    manifest: Manifest,
+    parts: Mapping[str, onnx.ModelProto],
+    capacities: Sequence[Capacity] | None,
+) -> onnx.ModelProto:
+    """The whole chain of a bundle's graphs but the dense one, in whatever precision they are."""
+    task = task_of(manifest.encoder)
     return whole_chain(
-        parts,
-        manifest.reduction,
-        task.outputs,
-        protects=task.protects,
-        capacities=capacities if variant == SCHEDULED else None,
+        parts, manifest.reduction, task.outputs, protects=task.protects, capacities=capacities
     )
 
 

@@ -10,6 +10,8 @@ from typing import Self
 PARTS = 1024
 #: Slots beside the share of a length: of short rows most survive.
 _ROOM = 16
+#: TensorRT ranks fewer than 3,840 tokens in one step.
+MOST_SLOTS = 3839
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Capacity:
 
     @classmethod
     def of(cls, kept: Iterable[tuple[int, int]]) -> Self:
-        """The least that has room for what was kept.
+        """The least that has room for what was kept, up to ``MOST_SLOTS``.
 
         Args:
             kept: (length, survivors) of rows.
@@ -37,4 +39,4 @@ class Capacity:
 
     def slots(self, length: int) -> int:
         """Slots of every row in a batch of ``length``."""
-        return min(length, -(-length * self.parts // PARTS) + self.room)
+        return min(length, -(-length * self.parts // PARTS) + self.room, MOST_SLOTS)

@@ -6,6 +6,7 @@ An engine needs a GPU; here it is a graph that is rounded to half precision, or 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 from onnx.numpy_helper import from_array, to_array
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import ATTENTION_MASK, WEIGHTS
+from trbert_deploy.bundle.manifest import ATTENTION_MASK, CHAIN, DENSE, WEIGHTS
 from trbert_deploy.errors import DeviceError, EngineError, ParityError
 from trbert_deploy.exporters.checks.engines import (
     require_polygraphy,
@@ -24,6 +25,8 @@ from trbert_deploy.exporters.checks.engines import (
     verify_engines,
     why_not_verifiable,
 )
+from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.one_graph import chain_of_parts
 from trbert_deploy.exporters.onnx.precision import rounded_graph
 from trbert_deploy.files import sha256
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
@@ -32,6 +35,7 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineManifest,
     EngineSet,
     Profile,
+    engine_sources,
 )
 
 pytest.importorskip("polygraphy")
@@ -74,7 +78,7 @@ def write_set(
 ) -> EngineSet:
     """An engine set whose engines are these graphs."""
     digests = bundle.manifest.files
-    graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
+    graphs = {name: digests[file] for name, file in engine_sources(bundle.manifest).items()}
     key = EngineKey("rtx", "1.0", "8.6", precision, PROFILES, digests[WEIGHTS], graphs)
     directory = bundle.engines_path / key.directory
     directory.mkdir(parents=True)
@@ -153,6 +157,53 @@ def test_engine_that_pays_no_heed_to_the_mask_is_refused(
     faulty = {**models, name: unmasked(models[name])}
     with pytest.raises(ParityError, match=f"engine {name}, profile 0, padded: "):
         verify_engines(bundle, write_set(bundle, faulty))
+
+
+@pytest.fixture
+def whole(tiny_checkpoint: Path, tmp_path: Path) -> tuple[Bundle, dict[str, onnx.ModelProto]]:
+    """A bundle with the graph of its whole chain, and its graphs in half precision."""
+    export_bundle(tiny_checkpoint, tmp_path / "whole", fused=True)
+    bundle = Bundle.open(tmp_path / "whole")
+    halves = {
+        graph.name: rounded_graph(onnx.load(bundle.graph_path(graph.name)), "fp16")
+        for graph in bundle.manifest.graphs
+    }
+    parts = {name: half for name, half in halves.items() if name != DENSE}
+    halves[CHAIN] = chain_of_parts(bundle.manifest, parts, bundle.manifest.capacities)
+    return bundle, halves
+
+
+@pytest.mark.usefixtures("runs_engines")
+def test_the_engine_of_the_whole_chain_is_compared(
+    whole: tuple[Bundle, dict[str, onnx.ModelProto]],
+) -> None:
+    bundle, models = whole
+    results = verify_engines(bundle, write_set(bundle, models))
+    found = [result for result in results if result.graph == CHAIN]
+    assert [result.profile for result in found] == [0, 1]
+    assert all(0 < result.max_difference["logits"] < 0.02 for result in found)
+
+
+@pytest.mark.usefixtures("runs_engines")
+@pytest.mark.parametrize("fault", ["weights", "mask", "survivors"])
+def test_a_faulty_engine_of_the_whole_chain_is_refused(
+    whole: tuple[Bundle, dict[str, onnx.ModelProto]], fault: str
+) -> None:
+    bundle, models = whole
+    broken = models[CHAIN]
+    if fault == "weights":
+        broken = scaled(broken, 1.5)
+    elif fault == "mask":
+        broken = unmasked(broken)
+    else:
+        rules = [replace(cut.rule, value=0.2) for cut in bundle.manifest.reduction.cuts]
+        other = replace(
+            bundle.manifest, reduction=bundle.manifest.reduction.with_rules(tuple(rules))
+        )
+        parts = {name: half for name, half in models.items() if name not in (DENSE, CHAIN)}
+        broken = chain_of_parts(other, parts, bundle.manifest.capacities)
+    with pytest.raises(ParityError, match="engine chain, profile 0"):
+        verify_engines(bundle, write_set(bundle, {**models, CHAIN: broken}))
 
 
 @pytest.mark.usefixtures("runs_engines")

@@ -83,6 +83,21 @@ def test_other_precisions_lie_beside_it(own: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_the_whole_chain_becomes_an_engine_too(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, precision: str
+) -> None:
+    path = tmp_path / "bundle"
+    export_bundle(make_checkpoint(cuts="1", num_layers=2), path, fused=True)
+    report = build_engines(path, replace(OPTIONS, precision=precision))
+    names = [engine.name for engine in report.engine_set.manifest.engines]
+    assert names == ["segment_0", "segment_1", "dense", "chain"]
+    assert build_engines(path, replace(OPTIONS, precision=precision)).skipped
+    # A bundle without it, or with another one, has other engines.
+    export_bundle(make_checkpoint(cuts="1", num_layers=2), path)
+    assert not build_engines(path, replace(OPTIONS, precision=precision)).skipped
+
+
 def test_turing_gets_the_products_that_it_has(own: Path) -> None:
     turing = replace(OPTIONS, compute_capability="7.5")
     parity = build_engines(own, turing).engine_set.manifest.parity

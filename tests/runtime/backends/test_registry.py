@@ -103,7 +103,10 @@ def test_auto_tries_engines_unless_they_are_ignored(
     for engines in (True, False):
         load(tiny_bundle, "auto", threads=1, dense_below=0, engines=engines)
     assert told == [True, False]
-    assert [name for name, info in BACKENDS.items() if info.engines] == ["tensorrt"]
+    assert [name for name, info in BACKENDS.items() if info.engines] == [
+        "tensorrt",
+        "one-engine",
+    ]
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "bench"])

@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
     INPUT_IDS,
     KEEP_LOGIT,
     POSITIONS,
+    PROTECTED,
     TOKEN_TYPE_IDS,
     dropped_name,
     segment_name,
@@ -415,7 +416,7 @@ def columns_of(rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
     states = [TokenState.of(place, row) for place, row in enumerate(rows)]
     return {
         name: np.stack([state.column(name) for state in states])
-        for name in (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS)
+        for name in (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, PROTECTED)
     }
 
 

@@ -29,7 +29,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.onnx.assembly import Assembly
 from trbert_deploy.plugins.onnx_compaction import DOMAIN, compact_tokens, wanted_tokens
-from trbert_deploy.selection.capacity import PARTS, Capacity
+from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
 from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
 
 _FLOAT, _INT, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -248,7 +248,8 @@ def _slots(assembly: Assembly, capacity: Capacity, length: str) -> str:
     parts = assembly.node("Mul", [length, assembly.constant([capacity.parts])])
     parts = assembly.node("Add", [parts, assembly.constant([PARTS - 1])])
     share = assembly.node("Div", [parts, assembly.constant([PARTS])])
-    return assembly.node("Add", [share, assembly.constant([capacity.room])])
+    slots = assembly.node("Add", [share, assembly.constant([capacity.room])])
+    return assembly.node("Min", [slots, assembly.constant([MOST_SLOTS])])
 
 
 def _wanted(cut: int) -> str:

@@ -11,7 +11,7 @@ import onnx
 
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import DEFAULT_DIRECTORY, WEIGHTS, require_length
+from trbert_deploy.bundle.manifest import CHAIN, DEFAULT_DIRECTORY, DENSE, WEIGHTS, require_length
 from trbert_deploy.errors import ConfigError, EngineError, ParityError
 from trbert_deploy.exporters.checks.engines import (
     Verification,
@@ -20,6 +20,7 @@ from trbert_deploy.exporters.checks.engines import (
     why_not_verifiable,
 )
 from trbert_deploy.exporters.checks.half_precision import compare_precision
+from trbert_deploy.exporters.one_graph import chain_of_parts
 from trbert_deploy.exporters.onnx.precision import half_graph
 from trbert_deploy.exporters.tensorrt.builder import (
     build_engine,
@@ -37,6 +38,7 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineSet,
     Profile,
     engine_file,
+    engine_sources,
     write_manifest,
 )
 from trbert_deploy.runtime.backends.tensorrt.library import TensorRT, load_tensorrt
@@ -179,7 +181,8 @@ def build_engines(
         except (ParityError, EngineError) as problem:
             existing.remove()
             raise type(problem)(f"{problem}; {target} was removed") from None
-    steps = len(bundle.manifest.graphs) + (options.precision != "fp32")
+    sources = engine_sources(bundle.manifest)
+    steps = len(sources) + (options.precision != "fp32")
     models: dict[str, onnx.ModelProto] = {}
     parity: Mapping[str, Any] = {}
     if options.precision != "fp32":
@@ -190,23 +193,25 @@ def build_engines(
         parity = compare_precision(
             bundle, models, options.precision, every_product=every_product
         ).to_json()
+
+    def halved(name: str) -> onnx.ModelProto:
+        if name == CHAIN:
+            parts = {part: halved(part) for part in models if part != DENSE}
+            return chain_of_parts(bundle.manifest, parts, bundle.manifest.capacities)
+        return half_graph(models[name], options.precision, every_product=every_product)
+
     files: list[EngineFile] = []
     with staged_directory(target) as staging:
-        for graph in bundle.manifest.graphs:
-            progress(f"build {graph.name}", steps - len(bundle.manifest.graphs) + len(files), steps)
-            with bundle.reading_graph(graph.name) as path:
-                source: Path | bytes = path
-                if models:
-                    halved = half_graph(
-                        models[graph.name], options.precision, every_product=every_product
-                    )
-                    source = halved.SerializeToString()
+        for name, file in sources.items():
+            progress(f"build {name}", steps - len(sources) + len(files), steps)
+            with bundle.reading(file, WEIGHTS) as path:
+                source = halved(name).SerializeToString() if models else path
                 built = build_engine(library, source, profiles, capability)
-            path = staging / engine_file(graph.name)
+            path = staging / engine_file(name)
             path.write_bytes(built.data)
             files.append(
                 EngineFile(
-                    name=graph.name,
+                    name=name,
                     sha256=sha256(path),
                     size_bytes=len(built.data),
                     scratch_bytes=built.scratch_bytes,
@@ -235,7 +240,7 @@ def engine_key(
         precision=precision,
         profiles=profiles,
         weights_sha256=digests[WEIGHTS],
-        graphs={graph.name: digests[graph.file] for graph in bundle.manifest.graphs},
+        graphs={name: digests[file] for name, file in engine_sources(bundle.manifest).items()},
     )
 
 

@@ -1,14 +1,15 @@
-"""Runs the graph of a bundle's whole chain with ONNX Runtime, one row at a time."""
+"""Runs the graph of a bundle's whole chain; with ONNX Runtime, one row at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from trbert_deploy.batching import group_by_length
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import CHAIN, DENSE, survivors_name
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
-from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
+from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Tensors
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
@@ -21,22 +22,18 @@ class OneGraphBackend:
 
     It chooses tokens by the rules that the bundle was exported with, and by no others.
 
-    Raises:
-        ConfigError: the bundle has no such graph.
+    Args:
+        graphs: runs the bundle's graphs, that of the whole chain among them.
+        name: of the backend.
+        batches: whether several rows share a call, of which the shorter ones are padded.
     """
 
-    def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
-        if bundle.manifest.chain is None:
-            raise ConfigError(
-                f"{bundle.path} has no graph of its whole chain: export it with --fused"
-            )
+    def __init__(self, bundle: Bundle, graphs: Backend, name: str, *, batches: bool) -> None:
         self._reduction = bundle.manifest.reduction
         self._outputs = task_of(bundle.manifest.encoder).outputs
-        self._graphs = OnnxRuntimeBackend(bundle, options)
-        self.description: Mapping[str, str] = {
-            **self._graphs.description,
-            "backend": "one-graph",
-        }
+        self._graphs = graphs
+        self._batches = batches
+        self.description: Mapping[str, str] = {**graphs.description, "backend": name}
 
     def run_rows(
         self, rows: Sequence[TokenRow], reduction: ReductionConfig | None, max_batch_tokens: int
@@ -53,11 +50,31 @@ class OneGraphBackend:
             )
         graph = self._graphs.graph(DENSE if reduction is None else CHAIN)
         cuts = 0 if reduction is None else len(reduction.cuts)
-        results = []
-        for row in rows:
-            values = graph(batch_inputs(graph.inputs, [TokenState.of(0, row)]))
-            results += results_of_chain(self._outputs, values, [len(row)], cuts)
-        return results
+        results: dict[int, RowResult] = {}
+        for group in self._groups(list(map(len, rows)), max_batch_tokens):
+            states = [TokenState.of(index, rows[index]) for index in group]
+            values = graph(batch_inputs(graph.inputs, states))
+            found = results_of_chain(self._outputs, values, list(map(len, states)), cuts)
+            results.update(zip(group, found, strict=True))
+        return [results[index] for index in range(len(rows))]
+
+    def _groups(self, lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
+        """Places of the rows that share a call."""
+        if not self._batches:
+            return [[place] for place in range(len(lengths))]
+        most = min(max_batch_tokens, self._graphs.call_tokens)
+        groups = group_by_length(lengths, most, self._graphs.max_padding)
+        return [group.tolist() for group in groups]
+
+
+def require_chain(bundle: Bundle) -> None:
+    """Refuse a bundle without the graph of its whole chain.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if bundle.manifest.chain is None:
+        raise ConfigError(f"{bundle.path} has no graph of its whole chain: export it with --fused")
 
 
 def results_of_chain(
@@ -80,5 +97,11 @@ def results_of_chain(
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> OneGraphBackend:
-    """Open ``bundle`` with ONNX Runtime, its whole chain in one graph."""
-    return OneGraphBackend(bundle, options)
+    """Open ``bundle`` with ONNX Runtime, its whole chain in one graph for one row.
+
+    Raises:
+        ConfigError: the bundle has none.
+    """
+    require_chain(bundle)
+    graphs = OnnxRuntimeBackend(bundle, options)
+    return OneGraphBackend(bundle, graphs, "one-graph", batches=False)

@@ -83,6 +83,16 @@ BACKENDS: dict[str, BackendInfo] = {
         distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
         device="gpu",
     ),
+    "one-engine": BackendInfo(
+        f"{_HERE}.tensorrt.one_engine",
+        ("tensorrt", "tensorrt_rtx", "cuda"),
+        ("tensorrt-rtx", "tensorrt"),
+        ("fp16", "bf16", "fp32"),
+        concurrent=False,
+        engines=True,
+        distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
+        device="gpu",
+    ),
     "cuda": BackendInfo(
         "trbert_deploy.modeling.cuda_backend",
         ("torch", "transformers", "safetensors"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +19,25 @@ from unittest import mock
 import numpy as np
 import onnxruntime
 import pytest
+from conftest import make_texts
 from host_cuda import HostCuda
 
+from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import WEIGHTS, GraphDescription
-from trbert_deploy.errors import DeviceError, EngineError, LengthError
+from trbert_deploy.bundle.manifest import (
+    CHAIN,
+    INPUT_IDS,
+    SCHEDULED,
+    WEIGHTS,
+    GraphDescription,
+)
+from trbert_deploy.errors import ConfigError, DeviceError, EngineError, LengthError
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.backends.tensorrt import backend as backend_module
-from trbert_deploy.runtime.backends.tensorrt import device
+from trbert_deploy.runtime.backends.tensorrt import device, one_engine
 from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
@@ -43,7 +52,11 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
 )
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.selection.capacity import Capacity
+from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.task import Output
 
+OUTPUTS = (Output("logits", "row"),)
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
 
 
@@ -51,9 +64,14 @@ class HostContext:
     """An execution context that runs the ONNX graph on host addresses, when its turn comes."""
 
     def __init__(
-        self, graph: GraphDescription, session: onnxruntime.InferenceSession, cuda: HostCuda
+        self,
+        graph: GraphDescription,
+        session: onnxruntime.InferenceSession,
+        cuda: HostCuda,
+        capacities: Sequence[Capacity] = (),
     ) -> None:
         self.graph, self.session, self.cuda = graph, session, cuda
+        self.capacities = capacities
         self.profile = -1
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
@@ -76,6 +94,8 @@ class HostContext:
         sizes = {tensor.shape[0]: batch}
         if len(tensor.shape) > 1 and isinstance(tensor.shape[1], str):
             sizes[tensor.shape[1]] = length
+        for cut, capacity in enumerate(self.capacities):
+            length = sizes[f"K{cut}"] = min(length, capacity.slots(self.shapes[INPUT_IDS][1]))
         return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -103,14 +123,20 @@ class HostContext:
 class HostEngine:
     """An engine whose contexts run on the host."""
 
-    def __init__(self, graph: GraphDescription, path: Path, cuda: HostCuda) -> None:
-        self.graph, self.cuda = graph, cuda
+    def __init__(
+        self,
+        graph: GraphDescription,
+        path: Path,
+        cuda: HostCuda,
+        capacities: Sequence[Capacity] = (),
+    ) -> None:
+        self.graph, self.cuda, self.capacities = graph, cuda, capacities
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.contexts: list[HostContext] = []
 
     def create_execution_context(self, strategy: str) -> HostContext:
         assert strategy == "user managed"
-        self.contexts.append(HostContext(self.graph, self.session, self.cuda))
+        self.contexts.append(HostContext(self.graph, self.session, self.cuda, self.capacities))
         return self.contexts[-1]
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
@@ -151,6 +177,9 @@ class HostBackend(TensorRTBackend):
             graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)
             for graph in bundle.manifest.graphs
         }
+        if (chain := bundle.manifest.chain) is not None:
+            path = bundle.graph_path(CHAIN, SCHEDULED)
+            self.engines[CHAIN] = HostEngine(chain, path, cuda, bundle.manifest.capacities)
         library = TensorRT("rtx", HostModule(self.engines), "1.0")
         with mock.patch.multiple(
             backend_module,
@@ -279,6 +308,49 @@ def test_failed_run_is_refused(host: HostBackend) -> None:
     host.engines["dense"].contexts[0].fails = True
     with pytest.raises(EngineError, match="cannot run the engine: no reason given"):
         graph(tokens(1, 4))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny bundle with the graph of its whole chain."""
+    path = tmp_path_factory.mktemp("whole") / "bundle"
+    export_bundle(tiny_checkpoint, path, fused=True)
+    return Bundle.open(path)
+
+
+def test_the_whole_chain_is_one_engine(
+    whole: Bundle, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, host = whole.manifest, HostBackend(whole, cuda)
+    monkeypatch.setattr(one_engine, "TensorRTBackend", lambda bundle, precision: host)
+    backend = one_engine.open_backend(whole, BackendOptions())
+    assert backend.description["backend"] == "one-engine"
+    # Real text, for which there are slots enough.
+    texts = [row["text"] for row in make_texts(6, seed=1)]
+    rows = [row for row in load(whole.path, threads=1).tokenize(texts * 2) if len(row) <= 48]
+    expected, received = (
+        Chain(each, manifest.reduction, manifest.encoder.num_layers, outputs=OUTPUTS)
+        for each in (OnnxRuntimeBackend(whole, BackendOptions()), backend)
+    )
+    for run in ("run", "run_dense"):
+        for ours, theirs in zip(
+            getattr(expected, run)(rows), getattr(received, run)(rows), strict=True
+        ):
+            np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-4)
+            assert [list(kept) for kept in ours.kept] == [list(kept) for kept in theirs.kept]
+    # Rows of one length share a call, and nothing but ids, answers and survivors is copied.
+    assert set(host._graphs) == {CHAIN, "dense"}
+    assert {tensor.name for tensor in host.engines[CHAIN].graph.outputs} == {
+        "logits", "survivors_0", "survivors_1",
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="operating point of its export"):
+        received.at(OperatingPoint(threshold=0.9)).run(rows)
+
+
+def test_a_bundle_without_the_whole_chain_has_no_such_engine(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(ConfigError, match="no graph of its whole chain"):
+        open_backend("one-engine", bundle, BackendOptions())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import WEIGHTS
+from trbert_deploy.bundle.manifest import SCHEDULED, WEIGHTS, Manifest
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.fields import known_fields, require_kind
 from trbert_deploy.files import read_json, write_json
@@ -76,6 +76,14 @@ class Profile:
 def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of a manifest, older ones too, by their names today."""
     return {_RENAMED.get(name, name): value for name, value in parity.items()}
+
+
+def engine_sources(manifest: Manifest) -> dict[str, str]:
+    """Name of each engine of a bundle -> the file of the graph that it is built from."""
+    sources = {graph.name: graph.file for graph in manifest.graphs}
+    if manifest.chain is not None:
+        sources[manifest.chain.name] = manifest.chain.file_of(SCHEDULED)
+    return sources
 
 
 def engine_file(name: str) -> str:
@@ -244,7 +252,7 @@ class EngineSet:
         digests = bundle.manifest.files
         if manifest.key.weights_sha256 != digests[WEIGHTS]:
             raise EngineError(f"{path} was built from other weights than {bundle.path}; {_REBUILD}")
-        expected = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
+        expected = {name: digests[file] for name, file in engine_sources(bundle.manifest).items()}
         built = manifest.key.graphs
         for name in sorted(expected.keys() | built.keys()):
             if expected.get(name) != built.get(name):
