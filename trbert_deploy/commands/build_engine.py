@@ -48,21 +48,29 @@ from trbert_deploy.commands.options import bundle_argument, json_option, needs
     is_flag=True,
     help="Compare with ONNX Runtime; needs their GPU.",
 )
+@click.option("--plan", is_flag=True, help="Tell profiles and memory, and build nothing.")
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 @json_option
 @needs("tensorrt-rtx")
 def build_engine(
-    bundle: Path, precision: str | None, json_path: Path | None, **options: Any
+    bundle: Path, precision: str | None, plan: bool, json_path: Path | None, **options: Any
 ) -> None:
     """Build TensorRT engines for every segment of BUNDLE, into the bundle."""
     from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
     from trbert_deploy.files import write_json
-    from trbert_deploy.reports.console.engines import print_engines
+    from trbert_deploy.reports.console.engines import print_engines, print_plan
 
+    wanted = EngineOptions(precision=precision or "fp16", **options)
+    if plan:
+        from trbert_deploy.exporters.tensorrt.plan import plan_engines
+
+        planned = plan_engines(bundle, wanted)
+        print_plan(planned, console.out)
+        if json_path is not None:
+            write_json(json_path, planned.to_json())
+        return
     with console.progress() as progress:
-        report = build_engines(
-            bundle, EngineOptions(precision=precision or "fp16", **options), progress
-        )
+        report = build_engines(bundle, wanted, progress)
     if report.note:
         console.notes.print(report.note)
     print_engines(report, console.out)

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from trbert_deploy.exporters.checks.engines import Verification
 from trbert_deploy.exporters.tensorrt.engine_build import EnginesReport
+from trbert_deploy.exporters.tensorrt.plan import EnginesPlan
 
 _MIB = 2**20
 
@@ -59,6 +60,27 @@ def print_engines(report: EnginesReport, console: Console) -> None:
         console.print(f"not verified: {report.not_verified}")
     if report.verification:
         _print_verification(report.verification, console)
+
+
+def print_plan(plan: EnginesPlan, console: Console) -> None:
+    """What engines would take, by engine and by profile, and together."""
+    weights = Table("engine", "weights MiB", title=f"engines in {plan.precision}, not built")
+    for name, size in plan.weights_bytes.items():
+        weights.add_row(name, f"{size / _MIB:.1f}")
+    profiles = Table("profile (rows x tokens)", "scratch MiB", "states MiB")
+    for profile, scratch, states in zip(
+        plan.profiles, plan.scratch_bytes, plan.state_bytes, strict=True
+    ):
+        profiles.add_row(str(profile), f"{scratch / _MIB:.0f}", f"{states / _MIB:.0f}")
+    for table in (weights, profiles):
+        for column in table.columns[1:]:
+            column.justify = "right"
+        console.print(table)
+    console.print(
+        f"GPU memory, reckoned: {plan.total_bytes / _MIB:,.0f} MiB, of all weights, and of the "
+        "largest profile's scratch and states, which engines share; what TensorRT itself takes is "
+        "not in it"
+    )
 
 
 def _print_verification(results: Sequence[Verification], console: Console) -> None:
