@@ -23,7 +23,9 @@ from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters import one_graph
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from trbert_deploy.runtime.backends.one_graph import results_of_chain
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.one_graph import OneGraphBackend, results_of_chain
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import TokenRow, TokenState
 from trbert_deploy.selection.capacity import Capacity
@@ -113,6 +115,36 @@ def test_it_answers_as_the_chain(exported: tuple[Path, list[Any]], variant: str)
         assert [each.tolist() for each in one.kept] == [each.tolist() for each in other.kept]
         for name, values in one.outputs.items():
             assert other.outputs[name].shape == values.shape
+            np.testing.assert_allclose(other.outputs[name], values, atol=1e-5)
+
+
+def test_rows_share_calls_where_the_runtime_likes_it(
+    exported: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: rows of one length, of which each keeps as many tokens as it likes."""
+    path, texts = exported
+    chain = load(path, threads=1)
+    rows = chain.tokenize(texts)
+    shortest = min(map(len, rows))
+    rows = [*rows, *(row.part(range(shortest)) for row in rows)]
+    expected = chain.run(rows)
+    calls: list[int] = []
+    graphs = OnnxRuntimeBackend(Bundle.open(path), BackendOptions(threads=1))
+    graphs.max_padding = 0.9
+    backend = OneGraphBackend(Bundle.open(path), graphs, "one-graph", batches=True)
+    graph = graphs.graph(CHAIN)
+    called = type(graph).__call__
+
+    def counted(self: Any, inputs: Any) -> Any:
+        calls.append(len(inputs["input_ids"]))
+        return called(self, inputs)
+
+    monkeypatch.setattr(type(graph), "__call__", counted)
+    received = backend.run_rows(rows, chain.reduction, 16384)
+    assert max(calls) > 1 and sum(calls) == len(rows)
+    for one, other in zip(expected, received, strict=True):
+        assert [each.tolist() for each in one.kept] == [each.tolist() for each in other.kept]
+        for name, values in one.outputs.items():
             np.testing.assert_allclose(other.outputs[name], values, atol=1e-5)
 
 
