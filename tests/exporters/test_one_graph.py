@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+from commands_in_tests import run
 from conftest import CheckpointMaker, make_texts, tiny_model
 
 from trbert_deploy import load
@@ -298,3 +299,18 @@ def test_tasks_that_protect_say_so() -> None:
     for task in TASKS.values():
         overrides = "protected" in vars(task) or "protects" in vars(task)
         assert ("protects" in vars(task)) == overrides, task
+
+
+def test_the_command_takes_the_operating_point(
+    make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    checkpoint, bundle = make_checkpoint("1", num_layers=2), tmp_path / "bundle"
+    told = run("export", checkpoint, "--output", bundle, "--fused", "--threshold", 0.3)
+    assert "one graph scheduled" in told
+    opened = load(bundle, "one-graph", threads=1)
+    assert [cut.rule.value for cut in opened.reduction.cuts] == [0.3]
+    usual = load(bundle, threads=1, threshold=0.5)
+    rows = usual.tokenize(TEXTS)
+    assert sum(len(result.kept[0]) for result in opened.run(rows)) > sum(
+        len(result.kept[0]) for result in usual.run(rows)
+    )

@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
-from trbert_deploy.commands.options import json_option, needs, round_to_option, task_option
+from trbert_deploy.commands.options import (
+    json_option,
+    needs,
+    round_to_option,
+    task_option,
+    threshold_option,
+)
 from trbert_deploy.tasks.pairs import TRUNCATIONS
 
 
@@ -24,6 +30,7 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
     "--samples/--no-samples", default=True, help="Put sample texts for bench in (default)."
 )
 @task_option
+@threshold_option
 @round_to_option
 @click.option(
     "--truncation",
@@ -36,8 +43,8 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
     is_flag=True,
     help="Add 8-bit weights, if they answer as float32.",
 )
-@click.option("--fused", is_flag=True, help="Add the whole chain as one graph, for other runtimes.")
 @click.option("--force-int8", is_flag=True, help="Add 8-bit weights whatever they answer.")
+@click.option("--fused", is_flag=True, help="Add the whole chain as one graph.")
 @json_option
 @needs("export")
 def export(
@@ -45,6 +52,7 @@ def export(
     output: Path,
     samples: bool,
     task: str | None,
+    threshold: float | None,
     round_to: int | None,
     truncation: str | None,
     int8: bool,
@@ -64,6 +72,7 @@ def export(
             output,
             samples=samples,
             task=task,
+            threshold=threshold,
             round_to=round_to,
             truncation=truncation,
             int8=int8 or force_int8,
