@@ -132,7 +132,7 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
             tmp_path / "bundle", EngineOptions(lengths=(32,), batches=(1, 2, 4))
         )
     bundle = Bundle.open(tmp_path / "bundle")
-    assert len(engines.engine_set.manifest.engines) == len(bundle.manifest.graphs)
+    assert len(engines.engine_set.manifest.engines) == len(bundle.manifest.all_graphs)
     library, profiles = load_tensorrt("rtx"), [Profile(1, 32, 1, 2, 4)]
     assert build_engine(library, bundle.graph_path(CHAIN, SCHEDULED), profiles, "8.6").data
     model = onnx.load(bundle.graph_path(segment_name(1)))
