@@ -24,13 +24,15 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters import one_graph
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.exporters.onnx import whole_chain
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.one_graph import OneGraphBackend, results_of_chain
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import TokenRow, TokenState
-from trbert_deploy.selection.capacity import Capacity
+from trbert_deploy.selection import capacity
+from trbert_deploy.selection.capacity import PARTS, Capacity
 from trbert_deploy.tasks.registry import TASKS, task_of
 from trbert_deploy.tasks.task import Output
 
@@ -200,6 +202,27 @@ def test_rows_beyond_the_capacity_lose_their_least(
     assert kept.tolist() == sorted(kept.tolist())
     always = rows[-1].protected.nonzero()[0][: len(survivors)]
     assert {*always.tolist()} <= {*kept.tolist()}
+
+
+def test_no_more_survive_than_tensorrt_ranks(
+    exported: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = exported
+    bundle = Bundle.open(path)
+    for module in (capacity, whole_chain):
+        monkeypatch.setattr(module, "MOST_SLOTS", 9)
+    plenty = [Capacity(PARTS)] * len(bundle.manifest.reduction.cuts)
+    onnx.save(one_graph.chain_model(bundle, SCHEDULED, plenty), path / "few.onnx")
+    try:
+        session = onnxruntime.InferenceSession(str(path / "few.onnx"))
+    finally:
+        (path / "few.onnx").unlink()
+    assert bundle.manifest.chain is not None
+    row = max(load(path, threads=1).tokenize(texts), key=len)
+    inputs = batch_inputs(bundle.manifest.chain.token_inputs, [TokenState.of(0, row)])
+    inputs["attention_mask"] = np.ones(inputs["input_ids"].shape, np.bool_)
+    survivors = session.run(["survivors_0"], inputs)[0]
+    assert survivors.shape == (1, 9) == (1, plenty[0].slots(len(row)))
 
 
 def test_its_weights_are_those_of_the_segments(exported: tuple[Path, list[Any]]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trbert_deploy.selection.capacity import PARTS, Capacity
+from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
 
-LENGTHS = st.integers(1, 4096)
-KEPT = st.tuples(LENGTHS, st.integers(1, 4096)).map(lambda pair: (max(pair), min(pair)))
+LENGTHS = st.integers(1, 8192)
+KEPT = st.tuples(LENGTHS, st.integers(1, MOST_SLOTS)).map(lambda pair: (max(pair), min(pair)))
 
 
 @given(st.lists(KEPT, min_size=1))
@@ -25,6 +25,10 @@ def test_slots_grow_with_the_length_and_never_exceed_it(parts: int, length: int)
     capacity = Capacity(parts)
     assert 1 <= capacity.slots(length) <= length
     assert capacity.slots(length) <= capacity.slots(length + 1)
+
+
+def test_there_are_no_more_than_tensorrt_ranks() -> None:
+    assert Capacity.of([(8192, 8192)]).slots(8192) == MOST_SLOTS
 
 
 def test_short_rows_keep_what_they_like() -> None:
