@@ -5,8 +5,7 @@ It is put together from the graphs of the segments, with ``CompactTokens`` betwe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -28,12 +27,12 @@ from trbert_deploy.bundle.manifest import (
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.onnx.assembly import Assembly
+from trbert_deploy.exporters.onnx.joined_answers import JOINED, PassedCut
 from trbert_deploy.plugins.onnx_compaction import DOMAIN, compact_tokens, wanted_tokens
 from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
 from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
 
-_FLOAT, _INT, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-_LEAST = float(np.finfo(np.float32).min)
+_INT, _BOOL = TensorProto.INT64, TensorProto.BOOL
 
 
 def whole_chain(
@@ -78,7 +77,7 @@ def whole_chain(
     else:
         protected = assembly.node("Equal", [positions, assembly.constant(0)])
     slots, hidden = length, ""
-    cuts: list[_Passed] = []
+    cuts: list[PassedCut] = []
     for index in range(len(reduction.cuts)):
         tensors = {name: name for name in given} if index == 0 else {HIDDEN: hidden}
         tensors |= {ATTENTION_MASK: present, POSITIONS: positions}
@@ -98,7 +97,7 @@ def whole_chain(
         said = {}
         if hear_dropped(outputs):
             said = assembly.part(dropped_name(index), {HIDDEN: made[HIDDEN_OUT]})
-        cuts.append(_Passed(present, filled, places, said))
+        cuts.append(PassedCut(present, filled, places, said))
         positions = assembly.node("GatherElements", [positions, places], axis=1)
         number = assembly.node("Cast", [protected], to=_INT)  # runtimes gather numbers
         number = assembly.node("GatherElements", [number, places], axis=1)
@@ -110,7 +109,7 @@ def whole_chain(
     tensors = {HIDDEN: hidden, ATTENTION_MASK: present, POSITIONS: positions}
     answers = assembly.part(last, tensors)
     for output in outputs:
-        joined = _JOINED[output.per](assembly, cuts, output.name, answers[output.name])
+        joined = JOINED[output.per](assembly, cuts, output.name, answers[output.name])
         assembly.node("Identity", [joined], output.name)
     described = {value.name: value for name in (first, last) for value in _tensors(graphs[name])}
     inputs = [
@@ -148,93 +147,6 @@ def require_one_graph(reduction: ReductionConfig, outputs: Sequence[Output]) -> 
             "the model answers for some of a text's tokens alone, which one graph of the whole "
             "chain cannot tell: export it without --fused"
         )
-
-
-@dataclass(frozen=True)
-class _Passed:
-    """A cut that the chain has passed, as names of tensors.
-
-    Attributes:
-        present: before it, [B, S] bool.
-        filled, places: [B, K], as ``CompactTokens`` gives them.
-        said: what each of its tokens says, [B, S, X] by output, where that is heard.
-    """
-
-    present: str
-    filled: str
-    places: str
-    said: Mapping[str, str]
-
-    def dropped(self, assembly: Assembly) -> str:
-        """Which tokens leave here: [B, S] bool."""
-        numbers = assembly.node("Cast", [self.present], to=_INT)
-        stay = assembly.node("Cast", [self.filled], to=_INT)
-        gone = assembly.node("Sub", [assembly.constant(1), stay])
-        still = assembly.node("Mul", [gone, _taken(assembly, numbers, self.places)])
-        left = assembly.node("ScatterElements", [numbers, self.places, still], axis=1)
-        return assembly.node("Cast", [left], to=_BOOL)
-
-
-def _row(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
-    return answer
-
-
-def _each(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
-    """Of every token what it said when it left: [B, S, X]."""
-    for cut in reversed(cuts):
-        said, axis = cut.said[name], assembly.constant([-1])
-        index = assembly.node("Unsqueeze", [cut.places, axis])
-        index = assembly.node("Expand", [index, assembly.node("Shape", [answer])])
-        filled = assembly.node("Unsqueeze", [cut.filled, axis])
-        before = assembly.node("GatherElements", [said, index], axis=1)
-        values = assembly.node("Where", [filled, answer, before])
-        answer = assembly.node("ScatterElements", [said, index, values], axis=1)
-    return answer
-
-
-def _mean(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
-    """The mean of what all tokens said: [B, X]."""
-    total = assembly.node("Mul", [answer, _count(assembly, cuts[-1].filled)])
-    for cut in cuts:
-        total = assembly.node("Add", [total, _summed(assembly, cut.dropped(assembly), cut, name)])
-    return assembly.node("Div", [total, _count(assembly, cuts[0].present)])
-
-
-def _largest(assembly: Assembly, cuts: Sequence[_Passed], name: str, answer: str) -> str:
-    """The largest of what all tokens said: [B, X]."""
-    for cut in cuts:
-        dropped = assembly.node("Unsqueeze", [cut.dropped(assembly), assembly.constant([-1])])
-        least = assembly.constant(_LEAST, np.float32)
-        values = assembly.node("Where", [dropped, cut.said[name], least])
-        most = assembly.node("ReduceMax", [values, assembly.constant([1])], keepdims=0)
-        answer = assembly.node("Max", [answer, most])
-    return answer
-
-
-_JOINED: Mapping[str, Callable[[Assembly, Sequence[_Passed], str, str], str]] = {
-    "row": _row,
-    "token": _each,
-    "mean": _mean,
-    "max": _largest,
-}
-
-
-def _summed(assembly: Assembly, chosen: str, cut: _Passed, name: str) -> str:
-    """The sum of what some tokens say: [B, X]."""
-    weights = assembly.node("Cast", [chosen], to=_FLOAT)
-    weights = assembly.node("Unsqueeze", [weights, assembly.constant([1])])  # [B, 1, S]
-    sums = assembly.node("MatMul", [weights, cut.said[name]])
-    return assembly.node("Squeeze", [sums, assembly.constant([1])])
-
-
-def _count(assembly: Assembly, chosen: str) -> str:
-    """How many tokens are chosen: [B, 1] float32."""
-    numbers = assembly.node("Cast", [chosen], to=_FLOAT)
-    return assembly.node("ReduceSum", [numbers, assembly.constant([1])], keepdims=1)
-
-
-def _taken(assembly: Assembly, values: str, places: str) -> str:
-    return assembly.node("GatherElements", [values, places], axis=1)
 
 
 def _numbers_to(assembly: Assembly, length: str) -> str:
