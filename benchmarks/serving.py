@@ -5,9 +5,11 @@
 The bundle must be a classifier. Its service answers with tokens dropped (``reduced``) and without
 (``dense``); with ``--checkpoint`` the dense model, or the teacher, answers behind FastAPI and
 transformers (``transformers_server.py``); with ``--infinity COMMAND`` behind infinity-emb, whose
-command is the ``infinity_emb`` of its environment. All are asked the same texts, one in a request,
-by wrk over the loopback, in turns; a figure is the median of the rounds. Then the library answers
-the same texts itself, without HTTP: one text at a time, and 32 at a time.
+command is the ``infinity_emb`` of its environment, by its torch engine; with ``--infinity-onnx
+FOLDER`` by its optimum engine, FOLDER being the checkpoint as optimum exports it. All are asked the
+same texts, one in a request, by wrk over the loopback, in turns; a figure is the median of the
+rounds. Then the library answers the same texts itself, without HTTP: one text at a time, and 32 at
+a time.
 """
 
 from __future__ import annotations
@@ -184,6 +186,12 @@ def library_figures(
 @click.option("--texts", "source", required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--checkpoint", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--infinity", metavar="COMMAND", help="That of infinity-emb; needs --checkpoint.")
+@click.option(
+    "--infinity-onnx",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The checkpoint by optimum, for infinity-emb's optimum engine.",
+)
 @click.option("--callers", multiple=True, type=int, default=(1, 8, 32), show_default=True)
 @click.option("--seconds", default=20, show_default=True, help="Of each round.")
 @click.option("--rounds", default=3, show_default=True)
@@ -195,6 +203,7 @@ def main(
     source: Path,
     checkpoint: Path | None,
     infinity: str | None,
+    infinity_onnx: Path | None,
     callers: tuple[int, ...],
     seconds: int,
     rounds: int,
@@ -235,8 +244,11 @@ def main(
         if infinity is not None:
             if checkpoint is None or shutil.which(infinity) is None:
                 sys.exit("error: --infinity needs --checkpoint, and a command that there is")
-            served = [infinity, "v2", "--model-id", str(checkpoint), "--dtype", "float32"]
-            served += ["--engine", "torch", "--device", "cpu", "--served-model-name", "dense"]
+            engine, folder = "torch", checkpoint
+            if infinity_onnx is not None:
+                engine, folder = "optimum", infinity_onnx
+            served = [infinity, "v2", "--model-id", str(folder), "--dtype", "float32"]
+            served += ["--engine", engine, "--device", "cpu", "--served-model-name", "dense"]
             commands["infinity-emb"] = [*served, "--port", str(port + 3)]
             listed = bodies("listed", lambda text: {"model": "dense", "input": [text]})
             services.append(
