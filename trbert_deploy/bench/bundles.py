@@ -28,7 +28,7 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import name_texts
 from trbert_deploy.runtime.reading.examples import Note, read_examples
-from trbert_deploy.runtime.samples import asking
+from trbert_deploy.runtime.samples import row_maker
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.tasks.registry import task_of
@@ -150,14 +150,12 @@ def reckon_bundle(
     bundle = _read(path, progress)
     pipeline = _open(bundle, replace(options, backend=DEFAULT_BACKEND, precision=None), progress)
     texts = _texts(options.data, bundle)
+    rows_of = row_maker(pipeline.tokenizer, pipeline.encoder, texts)
     points = []
     lengths = _lengths(options.lengths, bundle.manifest.max_length)
     for place, length in enumerate(lengths):
         progress(f"choose tokens of {length}", place, len(lengths))
-        rows = pipeline.tokenizer.rows_of_length(
-            texts, length, min(len(texts), _RECKONED_ROWS), pipeline.task.protected
-        )
-        rows = asking(rows, pipeline.task.outputs)
+        rows = rows_of(length, min(len(texts), _RECKONED_ROWS))
         left = [
             (len(row), *map(len, result.kept))
             for row, result in zip(rows, pipeline.run(rows), strict=True)

@@ -149,8 +149,8 @@ def seconds(
     """
     busy = 0.0
     launches = 0
+    reached = {"products": shares.products, "attention": shares.attention}
     for kernel in work:
-        reached = {"products": shares.products, "attention": shares.attention}
         computing = kernel.flops / (device.flops * reached.get(kernel.kind, 1.0))
         moving = kernel.bytes / (device.bytes_per_s * shares.memory)
         busy += max(computing, moving) + kernel.count * shares.begin_s

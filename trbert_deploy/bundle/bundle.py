@@ -31,6 +31,7 @@ from trbert_deploy.bundle.manifest import (
     SAMPLES,
     TOKENIZER,
     WEIGHTS,
+    GraphDescription,
     Manifest,
 )
 from trbert_deploy.bundle.samples import Sample, read_samples
@@ -156,6 +157,18 @@ class Bundle:
                 else f"no {variant} variant of its graphs: export the checkpoint again"
             )
             raise ConfigError(f"{self.path} has {advice}")
+
+    def require_chain(self) -> GraphDescription:
+        """The graph of the whole chain.
+
+        Raises:
+            ConfigError: the bundle has none.
+        """
+        if self.manifest.chain is None:
+            raise ConfigError(
+                f"{self.path} has no graph of its whole chain: export it with --fused"
+            )
+        return self.manifest.chain
 
     def graph_path(self, name: str, variant: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""

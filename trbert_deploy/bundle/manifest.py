@@ -43,6 +43,8 @@ INT8, DEQUANTIZED = "int8", "dequantized"
 
 #: Variant of the graph of the whole chain, masked, whose slots follow from the length of rows.
 SCHEDULED = "scheduled"
+#: All variants of that graph.
+CHAIN_VARIANTS = (MASKED, FUSED, SCHEDULED)
 
 #: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
 QUANTIZED = "quantized."
@@ -60,7 +62,6 @@ HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twi
 KEEP_LOGIT = "keep_logit"
 
 _KNOWN = {*VARIANTS, INT8, DEQUANTIZED}
-_OF_CHAIN = {MASKED, FUSED, SCHEDULED}
 _FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
 _LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
 _LONGEST_NAME = 200  # letters: file systems take 255 bytes
@@ -169,12 +170,13 @@ class GraphDescription:
             or not cuts
             or outputs[-cuts:] != survivors
             or len(outputs) == cuts
-            or {*self.variants} != _OF_CHAIN
+            or {*self.variants} != {*CHAIN_VARIANTS}
         ):
             raise ConfigError(
                 f"{self.name} takes {', '.join(inputs)} and gives {', '.join(outputs)} in the "
                 f"variants {', '.join(self.variants)}: expected {INPUT_IDS} and {ATTENTION_MASK}, "
-                f"what its head says and {', '.join(survivors)}, in {', '.join(sorted(_OF_CHAIN))}"
+                f"what its head says and {', '.join(survivors)}, in "
+                f"{', '.join(sorted(CHAIN_VARIANTS))}"
             )
 
     def require_sense(self, ends_in: frozenset[str] | None, is_first: bool) -> None:
@@ -271,14 +273,19 @@ class Manifest:
             "reduction": self.reduction.to_json(),
             "max_length": self.max_length,
             "graphs": [asdict(graph) for graph in self.graphs],
-            **({} if self.chain is None else {"chain": asdict(self.chain)}),
-            **({} if self.chain is None else {"capacities": [*map(asdict, self.capacities)]}),
+            **self._chain_json(),
             "files": dict(self.files),
             "parity": dict(self.parity),
             "training": dict(self.training),
             "made_by": dict(self.made_by),
         }
         return {**data, DIGEST: _digest(data)}
+
+    def _chain_json(self) -> dict[str, Any]:
+        if self.chain is None:
+            return {}
+        capacities = [asdict(capacity) for capacity in self.capacities]
+        return {"chain": asdict(self.chain), "capacities": capacities}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:

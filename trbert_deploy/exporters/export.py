@@ -185,7 +185,7 @@ def export_bundle(
             reduction=model.reduction,
             max_length=checkpoint.max_length,
             graphs=tuple(graphs),
-            files=_digests(staging),
+            files={path.name: sha256(path) for path in sorted(staging.iterdir())},
             training=checkpoint.training,
             made_by={"trbert-deploy": __version__}
             | {name: version(name) for name in ("torch", "transformers", "onnx")},
@@ -223,11 +223,12 @@ def export_bundle(
         if fused:
             progress("put the chain into one graph", steps - 1 - int8, steps)
             one_graph = add_one_graph(bundle, ours, [*checked, *whole_rows(bundle, texts)])
+            written = map(one_graph.graph.file_of, one_graph.graph.variants)
             manifest = replace(
                 manifest,
                 chain=one_graph.graph,
                 capacities=one_graph.capacities,
-                files=_digests(staging),
+                files={**manifest.files, **{name: sha256(staging / name) for name in written}},
             )
         rounded: dict[str, ChainParity] = {}
         if int8:
@@ -261,7 +262,3 @@ def export_bundle(
         )
         write_manifest(staging, replace(manifest, parity=report.parity_json()))
     return report
-
-
-def _digests(directory: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in sorted(directory.iterdir())}

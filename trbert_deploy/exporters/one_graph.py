@@ -15,6 +15,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     CHAIN,
+    CHAIN_VARIANTS,
     DENSE,
     FUSED,
     MASKED,
@@ -37,8 +38,6 @@ from trbert_deploy.selection.capacity import Capacity
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Output, Text
 
-#: Its variants, by the variant of the segments that each is made of.
-CHAIN_VARIANTS = {MASKED: MASKED, FUSED: FUSED, SCHEDULED: MASKED}
 #: Rows of a batch that padded graphs are checked with, of different lengths.
 _BATCH = 3
 #: Sample texts whose survivors are counted.
@@ -108,7 +107,7 @@ def add_one_graph(bundle: Bundle, chain: Chain, rows: Sequence[TokenRow]) -> One
         )
         for cut in range(len(manifest.reduction.cuts))
     )
-    graph = GraphDescription(CHAIN, (), (), tuple(CHAIN_VARIANTS))
+    graph = GraphDescription(CHAIN, (), (), CHAIN_VARIANTS)
     parity = {}
     for variant in CHAIN_VARIANTS:
         model = chain_model(bundle, variant, capacities)
@@ -134,10 +133,9 @@ def add_one_graph(bundle: Bundle, chain: Chain, rows: Sequence[TokenRow]) -> One
 
 def chain_model(bundle: Bundle, variant: str, capacities: Sequence[Capacity]) -> onnx.ModelProto:
     """One variant of the graph, whose weights are the bundle's."""
+    of_segments = MASKED if variant == SCHEDULED else variant
     parts = {
-        part.name: onnx.load(
-            bundle.graph_path(part.name, CHAIN_VARIANTS[variant]), load_external_data=False
-        )
+        part.name: onnx.load(bundle.graph_path(part.name, of_segments), load_external_data=False)
         for part in bundle.manifest.graphs
         if part.name != DENSE
     }

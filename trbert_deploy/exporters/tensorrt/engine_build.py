@@ -195,7 +195,7 @@ def build_engines(
         ).to_json()
 
     def halved(name: str) -> onnx.ModelProto:
-        if name == CHAIN:
+        if name == CHAIN:  # halved again, rather than all halves held at once
             parts = {part: halved(part) for part in models if part != DENSE}
             return chain_of_parts(bundle.manifest, parts, bundle.manifest.capacities)
         return half_graph(models[name], options.precision, every_product=every_product)

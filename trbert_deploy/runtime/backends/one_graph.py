@@ -70,16 +70,6 @@ class OneGraphBackend:
         return [group.tolist() for group in groups]
 
 
-def require_chain(bundle: Bundle) -> None:
-    """Refuse a bundle without the graph of its whole chain.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if bundle.manifest.chain is None:
-        raise ConfigError(f"{bundle.path} has no graph of its whole chain: export it with --fused")
-
-
 def results_of_chain(
     outputs: Sequence[Output], values: Tensors, lengths: Sequence[int], cuts: int
 ) -> list[RowResult]:
@@ -107,6 +97,6 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> OneGraphBackend:
     Raises:
         ConfigError: the bundle has none.
     """
-    require_chain(bundle)
+    bundle.require_chain()
     graphs = OnnxRuntimeBackend(bundle, options)
     return OneGraphBackend(bundle, graphs, "one-graph", batches=graphs.max_padding > 0)

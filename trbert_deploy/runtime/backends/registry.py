@@ -7,7 +7,7 @@ nothing but the one it uses.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trbert_deploy.bundle.bundle import Bundle
@@ -46,22 +46,31 @@ _HERE = "trbert_deploy.runtime.backends"
 #: What multiplies matrices on NVIDIA GPUs, for CUDA 13 and for CUDA 12.
 _CUDA = ("nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cublas-cu12", "nvidia-cudnn-cu12")
 
+_ONNXRUNTIME = BackendInfo(
+    f"{_HERE}.onnxruntime",
+    ("onnxruntime",),
+    ("cpu", "gpu"),
+    ("fp32", "int8"),
+    auto=True,
+    distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
+)
+_TENSORRT = BackendInfo(
+    f"{_HERE}.tensorrt.backend",
+    ("tensorrt", "tensorrt_rtx", "cuda"),
+    ("tensorrt-rtx", "tensorrt"),
+    ("fp16", "bf16", "fp32"),
+    auto=True,
+    concurrent=False,
+    engines=True,
+    distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
+    device="gpu",
+)
+
 #: Name -> backend. One entry per backend.
 BACKENDS: dict[str, BackendInfo] = {
-    "onnxruntime": BackendInfo(
-        f"{_HERE}.onnxruntime",
-        ("onnxruntime",),
-        ("cpu", "gpu"),
-        ("fp32", "int8"),
-        auto=True,
-        distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
-    ),
-    "one-graph": BackendInfo(
-        f"{_HERE}.one_graph",
-        ("onnxruntime",),
-        ("cpu", "gpu"),
-        ("fp32",),
-        distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
+    "onnxruntime": _ONNXRUNTIME,
+    "one-graph": replace(
+        _ONNXRUNTIME, module=f"{_HERE}.one_graph", precisions=("fp32",), auto=False
     ),
     "openvino": BackendInfo(
         f"{_HERE}.openvino",
@@ -72,27 +81,8 @@ BACKENDS: dict[str, BackendInfo] = {
         distributions=("openvino",),
         device="cpu",
     ),
-    "tensorrt": BackendInfo(
-        f"{_HERE}.tensorrt.backend",
-        ("tensorrt", "tensorrt_rtx", "cuda"),
-        ("tensorrt-rtx", "tensorrt"),
-        ("fp16", "bf16", "fp32"),
-        auto=True,
-        concurrent=False,
-        engines=True,
-        distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
-        device="gpu",
-    ),
-    "one-engine": BackendInfo(
-        f"{_HERE}.tensorrt.one_engine",
-        ("tensorrt", "tensorrt_rtx", "cuda"),
-        ("tensorrt-rtx", "tensorrt"),
-        ("fp16", "bf16", "fp32"),
-        concurrent=False,
-        engines=True,
-        distributions=("tensorrt", "tensorrt-rtx", "cuda-bindings"),
-        device="gpu",
-    ),
+    "tensorrt": _TENSORRT,
+    "one-engine": replace(_TENSORRT, module=f"{_HERE}.tensorrt.one_engine", auto=False),
     "cuda": BackendInfo(
         "trbert_deploy.modeling.cuda_backend",
         ("torch", "transformers", "safetensors"),

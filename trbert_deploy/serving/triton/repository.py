@@ -152,9 +152,7 @@ def _copied_graph(bundle: Path, target: Path) -> GraphDescription:
         ConfigError: there is none.
     """
     opened = Bundle.open(bundle)
-    chain = opened.manifest.chain
-    if chain is None:
-        raise ConfigError(f"{bundle} has no graph of its whole chain: export it with --fused")
+    chain = opened.require_chain()
     with opened.reading(chain.file, WEIGHTS) as path:
         shutil.copyfile(path, target / GRAPH)
         shutil.copyfile(path.with_name(WEIGHTS), target / WEIGHTS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.runtime.backends.backend import BackendOptions
-from trbert_deploy.runtime.backends.one_graph import OneGraphBackend, require_chain
+from trbert_deploy.runtime.backends.one_graph import OneGraphBackend
 from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend
 
 
@@ -18,6 +18,6 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> OneGraphBackend:
         ConfigError: the bundle has no graph of its whole chain.
         MissingDependencyError, DeviceError, EngineError: as ``TensorRTBackend``.
     """
-    require_chain(bundle)
+    bundle.require_chain()
     graphs = TensorRTBackend(bundle, options.precision)
     return OneGraphBackend(bundle, graphs, "one-engine", batches=True)
