@@ -25,11 +25,16 @@ class cudaError_t(IntEnum):
 class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class cudaDeviceAttr(IntEnum):
     cudaDevAttrComputeCapabilityMajor = 75
     cudaDevAttrComputeCapabilityMinor = 76
+
+
+class cudaMemPoolAttr(IntEnum):
+    cudaMemPoolAttrReleaseThreshold = 4
 
 
 class HostCuda:
@@ -43,6 +48,7 @@ class HostCuda:
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
     cudaDeviceAttr = cudaDeviceAttr
+    cudaMemPoolAttr = cudaMemPoolAttr
     FRESH = 0xAB  # what memory holds that nobody has written
 
     def __init__(self, total_bytes: int = 2**30, devices: int = 1) -> None:
@@ -51,6 +57,7 @@ class HostCuda:
         self.memory: dict[int, np.ndarray] = {}
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.last_error = cudaError_t.cudaSuccess
+        self.copied = dict.fromkeys(cudaMemcpyKind, 0)  # bytes, by direction
 
     @property
     def used_bytes(self) -> int:
@@ -93,6 +100,22 @@ class HostCuda:
         unknown = self.memory.pop(address, None) is None
         return (self._status(cudaError_t.cudaErrorInvalidValue, unknown),)
 
+    def cudaMallocAsync(self, size_bytes: int, stream: int) -> tuple[Any, ...]:
+        return self.cudaMalloc(size_bytes)
+
+    def cudaFreeAsync(self, address: int, stream: int) -> tuple[Any, ...]:
+        if stream not in self.streams:
+            return (self._status(cudaError_t.cudaErrorInvalidResourceHandle, True),)
+        self.launch(stream, lambda: self.memory.pop(address))
+        return (cudaError_t.cudaSuccess,)
+
+    def cudaDeviceGetDefaultMemPool(self, device: int) -> tuple[Any, ...]:
+        return (cudaError_t.cudaSuccess, 1)
+
+    def cudaMemPoolSetAttribute(self, pool: int, name: Any, value: Any) -> tuple[Any, ...]:
+        assert value.getPtr()  # as the real bindings take it
+        return (cudaError_t.cudaSuccess,)
+
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
         return (cudaError_t.cudaSuccess, self.total_bytes - self.used_bytes, self.total_bytes)
 
@@ -103,17 +126,28 @@ class HostCuda:
     def cudaMemcpyAsync(
         self, target: int, source: int, size_bytes: int, kind: cudaMemcpyKind, stream: int
     ) -> tuple[Any, ...]:
-        to_device = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
-        block = self.memory.get(target if to_device else source)
-        if block is None or block.nbytes < size_bytes:
+        self.copied[kind] += size_bytes
+        addresses = {
+            cudaMemcpyKind.cudaMemcpyHostToDevice: [target],
+            cudaMemcpyKind.cudaMemcpyDeviceToHost: [source],
+            cudaMemcpyKind.cudaMemcpyDeviceToDevice: [target, source],
+        }[kind]
+        if not all(self._holds(address, size_bytes) for address in addresses):
             return (self._status(cudaError_t.cudaErrorInvalidValue, True),)
-        if to_device:
+        if kind == cudaMemcpyKind.cudaMemcpyHostToDevice:
             # Pageable memory has been read when the call returns.
             staged = ctypes.string_at(source, size_bytes)
             self.launch(stream, lambda: ctypes.memmove(target, staged, size_bytes))
         else:
             self.launch(stream, lambda: ctypes.memmove(target, source, size_bytes))
         return (cudaError_t.cudaSuccess,)
+
+    def _holds(self, address: int, size_bytes: int) -> bool:
+        """Whether so many bytes lie in one block."""
+        return any(
+            start <= address and address + size_bytes <= start + block.nbytes
+            for start, block in self.memory.items()
+        )
 
     def launch(self, stream: int, work: Callable[[], Any]) -> None:
         """Put work on a stream, as a kernel is."""

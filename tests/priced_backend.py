@@ -21,6 +21,7 @@ class PricedBackend:
         self._now = 0.0
         self.description = backend.description
         self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
+        self.arrays = backend.arrays
 
     def clock(self) -> float:
         return self._now

@@ -28,6 +28,7 @@ class Watched:
         self._backend = backend
         self.description = backend.description
         self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
+        self.arrays = backend.arrays
         #: Graph, tokens, and places of the batch.
         self.calls: list[tuple[str, int, int]] = []
         self.clock = 0.0

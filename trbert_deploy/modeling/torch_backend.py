@@ -29,6 +29,7 @@ from trbert_deploy.modeling.segments import (
     dense_module,
     segment_module,
 )
+from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import BackendOptions, Tensors
 from trbert_deploy.runtime.once import OncePerKey
 from trbert_deploy.tasks.registry import task_of
@@ -77,6 +78,7 @@ class TorchBackend:
         self.graph = OncePerKey(self._open)
         self.max_padding = 0.0
         self.call_tokens = MOST_TOKENS
+        self.arrays: Arrays = HOST
         self.description = {
             "backend": "torch",
             "version": torch.__version__,

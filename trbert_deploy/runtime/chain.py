@@ -27,9 +27,10 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.config import ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.runtime.arrays import States, stack
 from trbert_deploy.runtime.backends.backend import Backend, RowsBackend, Tensors
-from trbert_deploy.runtime.batch_inputs import batch_inputs, stack
-from trbert_deploy.runtime.gathering import Said, gathered, said, to_be_heard
+from trbert_deploy.runtime.batch_inputs import batch_inputs
+from trbert_deploy.runtime.gathering import Said, gathered, only_means, said
 from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -104,6 +105,7 @@ class Chain:
         own, most = (0.0, MOST_TOKENS)
         if not isinstance(backend, RowsBackend):
             own, most = backend.max_padding, backend.call_tokens
+            self._arrays = backend.arrays
         self.max_padding = own if max_padding is None else max_padding
         self.call_tokens = min(max_batch_tokens, most)
         self.dense_below = dense_below if reduction.cuts else 0
@@ -202,8 +204,11 @@ class Chain:
             for segment in segments[:-1]:
                 # All rows pass a cut before the next segment, so that whichever rows kept equally
                 # many tokens go on together.
-                for batch in self._batches(waiting):
+                batches = self._batches(waiting)
+                for batch in batches:
                     self._select(segment, batch, timing)
+                # Rows whose states were computed together stay together, as far as they can.
+                waiting = [row for batch in batches for row in batch]
             last = _last_graph(segments)
             for batch in self._batches(waiting):
                 outputs = self._call(last, batch, timing)
@@ -242,7 +247,7 @@ class Chain:
             return [list(rows)]
         lengths = [len(row) for row in rows]
         groups = group_by_length(lengths, self.call_tokens, self.max_padding)
-        return [[rows[place] for place in group] for group in groups]
+        return [[rows[place] for place in np.sort(group)] for group in groups]
 
     def _select(self, segment: Segment, batch: Sequence[TokenState], timing: Timing) -> None:
         """Run a segment that ends in a cut, and leave each row what survives it."""
@@ -254,54 +259,58 @@ class Chain:
         protected = stack([row.protected for row in batch])
         rule = segment.cut.rule
         keep = select(logits, None if unpadded else np.array(lengths), rule, protected)
+        hidden: States = outputs[HIDDEN_OUT]
         if self._hears_dropped:
-            self._hear(segment.index, batch, outputs[HIDDEN_OUT], keep, timing)
-        for row, hidden, row_keep in zip(batch, outputs[HIDDEN_OUT], keep, strict=True):
-            (survivors,) = row_keep.nonzero()
-            row.compact(survivors, hidden)
+            self._hear(segment.index, batch, hidden, keep, timing)
+        survivors = [row_keep.nonzero()[0] for row_keep in keep]
+        states = self._arrays.rows(hidden, survivors)
+        for row, row_survivors, row_states in zip(batch, survivors, states, strict=True):
+            row.compact(row_survivors, row_states)
 
     def _hear(
         self,
         cut: int,
         batch: Sequence[TokenState],
-        hidden: NDArray[np.float32],
+        hidden: States,
         keep: NDArray[np.bool_],
         timing: Timing,
     ) -> None:
         """Note what the tokens of a batch say that a cut drops.
 
         Args:
-            hidden: [B, S, H] float32.
+            hidden: [B, S, H].
             keep: [B, S], which of them survive.
         """
-        leaving, states = [], []
-        for row, row_hidden, row_keep in zip(batch, hidden, keep, strict=True):
-            (dropped,) = (~row_keep[: len(row)]).nonzero()
-            if len(dropped):
-                leaving.append((row, row.positions.take(dropped)))
-                states.append(to_be_heard(self.outputs, row_hidden.take(dropped, axis=0)))
+        dropped = [
+            (~row_keep[: len(row)]).nonzero()[0] for row, row_keep in zip(batch, keep, strict=True)
+        ]
+        states = self._arrays.rows(hidden, dropped)
+        leaving = [each for each in zip(batch, dropped, states, strict=True) if len(each[1])]
         if not leaving:
             return
-        values = self._run_graph(dropped_name(cut), {HIDDEN: stack(states)}, timing)
-        for place, (row, positions) in enumerate(leaving):
-            own = {name: each[place, : len(states[place])] for name, each in values.items()}
-            row.said.append(said(self.outputs, positions, own))
+        means = only_means(self.outputs)
+        together = self._arrays.means if means else self._arrays.batch
+        asked = together([row_states for _, _, row_states in leaving])
+        values = self._run_graph(dropped_name(cut), {HIDDEN: asked}, timing)
+        for place, (row, places, _) in enumerate(leaving):
+            count = 1 if means else len(places)
+            own = {name: each[place, :count] for name, each in values.items()}
+            row.said.append(said(self.outputs, row.positions.take(places), own))
 
     def _ask(
-        self, batch: Sequence[TokenState], hidden: NDArray[np.float32], timing: Timing
+        self, batch: Sequence[TokenState], hidden: States, timing: Timing
     ) -> list[dict[str, NDArray[np.float32]]]:
         """What those tokens of a batch say that are asked for, row by row.
 
         Args:
-            hidden: [B, S, H] float32, last states.
+            hidden: [B, S, H], last states.
         """
-        states = [
-            row_hidden[: len(row)][row.column(INPUT_IDS) == self._asked_token]
-            for row, row_hidden in zip(batch, hidden, strict=True)
-        ]
-        counts = [len(each) for each in states]
-        asked = stack(states) if max(counts) else hidden[:, :1]  # no graph takes no token
-        values = self._run_graph(HEAD, {HIDDEN: asked}, timing)
+        asked = [(row.column(INPUT_IDS) == self._asked_token).nonzero()[0] for row in batch]
+        counts = list(map(len, asked))
+        if not max(counts):  # no graph takes no token
+            asked = [np.zeros(1, np.int64)] * len(batch)
+        states = self._arrays.batch(self._arrays.rows(hidden, asked))
+        values = self._run_graph(HEAD, {HIDDEN: states}, timing)
         return rows_of_outputs(self.outputs, values, list(map(len, batch)), counts)
 
     def _call(self, name: str, batch: Sequence[TokenState], timing: Timing) -> Tensors:
@@ -309,7 +318,8 @@ class Chain:
         lengths = list(map(len, batch))
         timing.tokens += sum(lengths)
         timing.slots += len(batch) * max(lengths)
-        return self._run_graph(name, batch_inputs(self.backend.graph(name).inputs, batch), timing)
+        inputs = batch_inputs(self.backend.graph(name).inputs, batch, self._arrays)
+        return self._run_graph(name, inputs, timing)
 
     def _run_graph(self, name: str, inputs: Tensors, timing: Timing) -> Tensors:
         assert not isinstance(self.backend, RowsBackend)

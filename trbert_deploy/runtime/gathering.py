@@ -26,14 +26,13 @@ class Said:
     values: Values
 
 
-def to_be_heard(outputs: Sequence[Output], hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The states that must be asked of some tokens that leave: [K, H] -> [K, H] or [1, H].
+def only_means(outputs: Sequence[Output]) -> bool:
+    """Whether the tokens that leave need not be asked one by one.
 
     What a dropped token says is a linear map of its state where means are asked for: then that of
     the mean is the mean.
     """
-    means = all(output.per == "mean" for output in outputs)
-    return hidden.mean(axis=0, keepdims=True) if means else hidden
+    return all(output.per == "mean" for output in outputs)
 
 
 def said(outputs: Sequence[Output], positions: NDArray[np.int64], values: Values) -> Said:

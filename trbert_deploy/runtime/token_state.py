@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, PROTECTED, TOKEN_TYPE_IDS
+from trbert_deploy.runtime.arrays import States
 from trbert_deploy.runtime.gathering import Said
 from trbert_deploy.runtime.windows import merged
 from trbert_deploy.selection.select import first_token
@@ -57,7 +58,8 @@ class TokenState:
         index: which of the given rows it is.
         tokens: the row as it was given.
         positions: [K] int64, where its survivors stood in it.
-        hidden: [K, H] float32, their states behind the last cut; None before the first.
+        hidden: [K, H], their states behind the last cut, in the backend's arrays; None before the
+            first.
         kept: for each cut so far, the survivors' positions.
         said: what its tokens said that left so far, where that takes part in the outputs.
     """
@@ -65,7 +67,7 @@ class TokenState:
     index: int
     tokens: TokenRow
     positions: NDArray[np.int64]
-    hidden: NDArray[np.float32] | None = None
+    hidden: States | None = None
     kept: tuple[NDArray[np.int64], ...] = ()
     said: list[Said] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class TokenState:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def column(self, name: str) -> NDArray[np.generic]:
+    def column(self, name: str) -> Any:
         """What a graph's input ``name`` says of every token: [K] or [K, H]."""
         if name == POSITIONS:
             return self.positions
@@ -95,9 +97,9 @@ class TokenState:
         """Which of the tokens must survive the next cut: [K]."""
         return self._surviving(self.tokens.protected)
 
-    def compact(self, survivors: NDArray[np.int64], hidden: NDArray[np.float32]) -> None:
-        """Leave the tokens at the places ``survivors`` [K] of ``hidden`` [S, H]."""
-        self.hidden = hidden.take(survivors, axis=0)
+    def compact(self, survivors: NDArray[np.int64], hidden: States) -> None:
+        """Leave the tokens at the places ``survivors`` [K], with their states ``hidden`` [K, H]."""
+        self.hidden = hidden
         self.positions = self.positions.take(survivors)
         self.kept = (*self.kept, self.positions)
 

@@ -20,6 +20,7 @@ from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import columns_of, compare_chains, compare_graphs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
+from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Graph, Tensors
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
@@ -48,6 +49,7 @@ class Altered:
 
     max_padding = 0.0
     call_tokens = MOST_TOKENS
+    arrays: Arrays = HOST
     description: dict[str, str] = {}
 
     def __init__(self, backend: Backend, faults: dict[str, Alteration]) -> None:

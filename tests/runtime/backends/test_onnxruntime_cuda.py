@@ -21,6 +21,7 @@ from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.onnxruntime_package import CPU, CUDA
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.device_arrays import DeviceStates
 from trbert_deploy.runtime.token_state import TokenRow, survivor_agreement
 
 
@@ -30,6 +31,9 @@ class PlantedSession:
     comes_up_with = [CUDA, CPU]
     fails: Exception | None = None
     asked: dict[str, Any] = {}
+    inputs = ("input_ids", "token_type_ids")
+    outputs = ("logits",)
+    bound: PlantedBinding
 
     def __init__(self, path: str, options: onnxruntime.SessionOptions, **asked: Any) -> None:
         type(self).asked = asked
@@ -40,13 +44,40 @@ class PlantedSession:
         return self.comes_up_with
 
     def get_inputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in ("input_ids", "token_type_ids")]
+        return [SimpleNamespace(name=name) for name in self.inputs]
 
     def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name="logits")]
+        return [SimpleNamespace(name=name) for name in self.outputs]
 
     def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         return [np.zeros((1, 2), np.float32) for _ in names]
+
+    def io_binding(self) -> PlantedBinding:
+        return PlantedBinding()
+
+    def run_with_iobinding(self, bound: PlantedBinding) -> None:
+        type(self).bound = bound
+
+
+class PlantedBinding:
+    """What such a session is given and asked for, by the device where it lies."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, str] = {}
+        self.wanted: dict[str, str] = {}
+
+    def bind_cpu_input(self, name: str, array: np.ndarray) -> None:
+        self.given[name] = "cpu"
+
+    def bind_ortvalue_input(self, name: str, value: onnxruntime.OrtValue) -> None:
+        self.given[name] = "cuda"
+
+    def bind_output(self, name: str, device: str) -> None:
+        self.wanted[name] = device
+
+    def get_outputs(self) -> list[onnxruntime.OrtValue]:
+        value = np.zeros((1, 5, 2), np.float32)
+        return [onnxruntime.OrtValue.ortvalue_from_numpy(value) for _ in self.wanted]
 
 
 @pytest.fixture
@@ -83,6 +114,21 @@ def test_cuda_computes_float32_and_does_not_fall_back(
     assert planted.asked["disabled_optimizers"] == []
     assert backend.description["provider"] == CUDA
     assert backend.max_padding == PADDING_ON_GPUS and backend.call_tokens == MOST_TOKENS
+
+
+def test_states_stay_on_the_gpu(bundle: Bundle, planted: type[PlantedSession]) -> None:
+    graph = run_one(bundle).graph("dense")
+    assert planted.bound.given == {"input_ids": "cpu", "token_type_ids": "cpu"}
+    assert planted.bound.wanted == {"logits": "cpu"}
+    planted.inputs, planted.outputs = ("hidden",), ("hidden_out", "keep_logit")
+    graph = OnnxRuntimeBackend(bundle, BackendOptions()).graph("segment_1")
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 5, 2), np.float32))
+    states: Any = DeviceStates(value, value.data_ptr(), (1, 5, 2))
+    outputs = graph({"hidden": states})
+    assert planted.bound.given == {"hidden": "cuda"}
+    assert planted.bound.wanted == {"hidden_out": "cuda", "keep_logit": "cpu"}
+    assert isinstance(outputs["hidden_out"], DeviceStates)
+    assert isinstance(outputs["keep_logit"], np.ndarray)
 
 
 def test_a_session_without_cuda_is_refused(bundle: Bundle, planted: type[PlantedSession]) -> None:

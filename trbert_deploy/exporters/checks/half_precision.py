@@ -20,6 +20,7 @@ from trbert_deploy.exporters.checks.parity import (
     compare_graphs,
 )
 from trbert_deploy.exporters.onnx.precision import rounded_graph
+from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
     BackendOptions,
@@ -146,6 +147,7 @@ class RoundedBackend:
         self.graph = cache(self._open)
         self.max_padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
+        self.arrays: Arrays = HOST
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
             "precision": f"{precision}, emulated",

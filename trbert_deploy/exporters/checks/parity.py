@@ -183,15 +183,15 @@ def compare_graphs(
             # A later segment is fed the states that the layers before it made of real text.
             for earlier in feeding.get(name, ()):
                 before = reference.graph(earlier)
-                columns[HIDDEN] = before(_inputs(before, columns))[HIDDEN_OUT]
+                columns[HIDDEN] = _outputs(reference, earlier, _inputs(before, columns))[HIDDEN_OUT]
             if name in alone:
                 columns.pop(ATTENTION_MASK, None)
             if name in asked:  # no more than a text asks for: what each says may be long
                 columns[HIDDEN], mask = columns[HIDDEN][:, :_MOST_ASKED], mask[:, :_MOST_ASKED]
             inputs = _inputs(reference.graph(name), columns)
-            expected = reference.graph(name)(inputs)
+            expected = _outputs(reference, name, inputs)
             for side in (candidate, *(() if padded else without_padding)):
-                received = side.graph(name)(inputs)
+                received = _outputs(side, name, inputs)
                 masked = {*expected} if name in alone else of_tokens
                 found = largest_differences(expected, received, mask, masked)
                 for output, difference in found.items():
@@ -424,6 +424,14 @@ def _inputs(graph: Graph, columns: Mapping[str, np.ndarray]) -> dict[str, np.nda
     """Of the columns those that a graph takes, with the mask where there is one."""
     wanted = (*graph.inputs, ATTENTION_MASK)
     return {name: columns[name] for name in wanted if name in columns}
+
+
+def _outputs(backend: Backend, name: str, inputs: Tensors) -> Tensors:
+    """What a graph says, all of it on the host."""
+    outputs = dict(backend.graph(name)(inputs))
+    if HIDDEN_OUT in outputs:
+        outputs[HIDDEN_OUT] = backend.arrays.to_host(outputs[HIDDEN_OUT])
+    return outputs
 
 
 def _padding(columns: Mapping[str, np.ndarray]) -> NDArray[np.bool_]:

@@ -13,6 +13,7 @@ from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.manifest import ATTENTION_MASK, GraphDescription
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import BundleError
+from trbert_deploy.runtime.arrays import Arrays
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 
 Tensors = Mapping[str, np.ndarray]
@@ -21,6 +22,7 @@ Tensors = Mapping[str, np.ndarray]
 class Graph(Protocol):
     """One runnable graph: named arrays in, named arrays out.
 
+    ``hidden_out`` is of the backend's ``arrays``, and so may ``hidden`` be; all else is numpy's.
     Without ``attention_mask`` among the inputs every place of the batch holds a token. A graph
     that ends in the head returns its outputs alone: nobody reads the states behind it.
     """
@@ -39,6 +41,11 @@ class Backend(Protocol):
     @property
     def description(self) -> Mapping[str, str]:
         """What it runs on (versions, device, threads), for reports."""
+        ...
+
+    @property
+    def arrays(self) -> Arrays:
+        """What its graphs' states are kept in, from cut to cut."""
         ...
 
     @property

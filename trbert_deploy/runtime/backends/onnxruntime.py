@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
@@ -17,6 +18,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.errors import BundleError, DeviceError, first_line
 from trbert_deploy.machine import cores
+from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
     BackendOptions,
@@ -31,10 +33,13 @@ from trbert_deploy.runtime.backends.onnxruntime_package import (
     require_package,
     why_no_cuda,
 )
+from trbert_deploy.runtime.device_arrays import DeviceArrays
 from trbert_deploy.runtime.once import OncePerKey
 
 require_package()  # before it is imported: what is left of two distributions is no package
 import onnxruntime  # noqa: E402
+
+from trbert_deploy.runtime.backends.onnxruntime_memory import OnnxRuntimeMemory  # noqa: E402
 
 #: Tokens of a call for each thread of a CPU. What larger calls compute leaves the caches, and lies
 #: in memory that the system gives and takes back every time (docs/performance.md).
@@ -49,14 +54,17 @@ class OnnxGraph:
     Args:
         graph: what the manifest says of it.
         open_session: whether the batch has a mask -> the session.
+        memory: where its states lie; None for numpy's arrays.
     """
 
     def __init__(
         self,
         graph: GraphDescription,
         open_session: Callable[[bool], onnxruntime.InferenceSession],
+        memory: OnnxRuntimeMemory | None = None,
     ) -> None:
         self._name = graph.name
+        self._memory = memory
         self.inputs = graph.token_inputs
         self._answers = graph.answers
         self._session = OncePerKey(open_session)
@@ -66,6 +74,8 @@ class OnnxGraph:
         session = self._session(ATTENTION_MASK in inputs)
         try:
             with denormals_as_zero():
+                if self._memory is not None:
+                    return self._memory.run(session, inputs, self._answers)
                 values = session.run(self._answers, dict(inputs))
         except Exception as problem:  # as when a session is opened
             raise BundleError(
@@ -77,9 +87,13 @@ class OnnxGraph:
 class OnnxRuntimeBackend:
     """ONNX Runtime on CUDA where it was built for it and can use it, and on the CPU elsewhere.
 
+    On CUDA the states stay on the GPU from cut to cut.
+
     Args:
         without_mask: the variant of the graphs for batches without padding; by default the one for
             the wanted precision. Padded batches, which GPUs like, run in float32.
+        states_on: the device whose memory states stay in; by default CUDA's, and on the CPU none,
+            but numpy's arrays.
 
     Raises:
         ConfigError: the bundle has no graphs of the wanted precision.
@@ -87,7 +101,11 @@ class OnnxRuntimeBackend:
     """
 
     def __init__(
-        self, bundle: Bundle, options: BackendOptions, without_mask: str | None = None
+        self,
+        bundle: Bundle,
+        options: BackendOptions,
+        without_mask: str | None = None,
+        states_on: str | None = None,
     ) -> None:
         self._bundle = bundle
         precision = options.precision or "fp32"
@@ -110,8 +128,11 @@ class OnnxRuntimeBackend:
         self.max_padding = PADDING_ON_GPUS if self._on_cuda else 0.0
         threads = options.threads or cores()
         self.call_tokens = MOST_TOKENS if self._on_cuda else threads * CALL_TOKENS
+        device = states_on or ("cuda" if self._on_cuda else None)
+        memory = None if device is None else OnnxRuntimeMemory(device, self._session)
+        self.arrays: Arrays = HOST if memory is None else DeviceArrays(memory)
         self.graph: OncePerKey[str, OnnxGraph] = OncePerKey(
-            lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name))
+            lambda name: OnnxGraph(bundle.manifest.graph(name), partial(self._open, name), memory)
         )
         self.description: Mapping[str, str] = {
             "backend": "onnxruntime",
@@ -125,11 +146,19 @@ class OnnxRuntimeBackend:
     def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
         graph = self._bundle.manifest.graph(name)
         variant = MASKED if masked else self._without_mask
+        with self._bundle.reading_graph(name, variant) as path:
+            session = self._session(path)
+        tensors = (session.get_inputs(), session.get_outputs())
+        require_signature(path, graph, *([tensor.name for tensor in each] for each in tensors))
+        return session
+
+    def _session(self, graph: Path | bytes) -> onnxruntime.InferenceSession:
+        """What runs a graph, which is a file beside its weights or a whole model."""
         # A process' first session would change how the caller's thread computes.
-        with self._bundle.reading_graph(name, variant) as path, denormals_as_zero():
+        with denormals_as_zero():
             try:
                 session = onnxruntime.InferenceSession(
-                    str(path),
+                    graph if isinstance(graph, bytes) else str(graph),
                     self._options,
                     providers=self._providers,
                     disabled_optimizers=self._disabled,
@@ -138,12 +167,11 @@ class OnnxRuntimeBackend:
             except Exception as problem:  # ONNX Runtime raises classes of its own, derived from it
                 if failure := re.search(r"CUDA failure \d+: [^;\n]*", str(problem)):
                     raise _cuda_error(failure[0].strip()) from problem
+                what = "its own graph" if isinstance(graph, bytes) else graph
                 reason = first_line(problem)
-                raise BundleError(f"ONNX Runtime cannot load {path}: {reason}") from problem
+                raise BundleError(f"ONNX Runtime cannot load {what}: {reason}") from problem
         if self._on_cuda and CUDA not in session.get_providers():
             raise _cuda_error("the session runs on the CPU")
-        tensors = (session.get_inputs(), session.get_outputs())
-        require_signature(path, graph, *([tensor.name for tensor in each] for each in tensors))
         return session
 
 

@@ -23,6 +23,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.errors import BundleError, ConfigError, printable
 from trbert_deploy.machine import cores
+from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     BackendOptions,
     Tensors,
@@ -169,6 +170,7 @@ class OpenVinoBackend:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
         self.max_padding = 0.0
         self.call_tokens = MOST_TOKENS
+        self.arrays: Arrays = HOST
         longest = bundle.manifest.max_length
         padded = (lambda n: min(one_of_few_lengths(n), longest)) if is_padded else None
         self.graph: OncePerKey[str, OpenVinoGraph] = OncePerKey(

@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import make_texts
-from host_cuda import HostCuda
+from host_cuda import HostCuda, cudaMemcpyKind
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
@@ -33,11 +33,12 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.errors import ConfigError, DeviceError, EngineError, LengthError
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.runtime.arrays import HOST
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.backends.tensorrt import backend as backend_module
-from trbert_deploy.runtime.backends.tensorrt import device, one_engine
+from trbert_deploy.runtime.backends.tensorrt import device, memory, one_engine
 from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
@@ -49,8 +50,16 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
     TensorRT,
     gpu_compute_capability,
     library_log,
+    load_tensorrt,
 )
-from trbert_deploy.runtime.chain import Chain
+from trbert_deploy.runtime.backends.tensorrt.memory import build_states_engine
+from trbert_deploy.runtime.chain import Chain, Timing
+from trbert_deploy.runtime.device_arrays import (
+    MEAN_GRAPH,
+    TAKE_GRAPH,
+    DeviceStates,
+    device_graph,
+)
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.capacity import Capacity
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -102,18 +111,27 @@ class HostContext:
         self.addresses[name] = address
         return True
 
+    def update_device_memory_size_for_shapes(self) -> int:
+        return 1000 * (self.profile + 1)
+
     def set_device_memory(self, address: int, size: int) -> None:
         self.scratch = size
 
     def execute_async_v3(self, stream: int) -> bool:
+        # What is said of later calls does not change this one.
+        addresses, shapes = dict(self.addresses), dict(self.shapes)
+        expected = {
+            tensor.name: self.get_tensor_shape(tensor.name) for tensor in self.graph.outputs
+        }
+
         def view(name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-            return self.cuda.memory[self.addresses[name]][:size].view(dtype).reshape(shape)
+            return self.cuda.memory[addresses[name]][:size].view(dtype).reshape(shape)
 
         def run() -> None:
-            feed = {t.name: view(t.name, self.shapes[t.name], t.dtype) for t in self.graph.inputs}
+            feed = {t.name: view(t.name, shapes[t.name], t.dtype) for t in self.graph.inputs}
             for tensor, value in zip(self.graph.outputs, self.session.run(None, feed), strict=True):
-                assert self.get_tensor_shape(tensor.name) == value.shape
+                assert expected[tensor.name] == value.shape
                 view(tensor.name, value.shape, tensor.dtype)[...] = value
 
         self.cuda.launch(stream, run)
@@ -139,8 +157,34 @@ class HostEngine:
         self.contexts.append(HostContext(self.graph, self.session, self.cuda, self.capacities))
         return self.contexts[-1]
 
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 1000 * (profile + 1)
+
+class StatesContext(HostContext):
+    """A context of an engine that brings states together, of whatever shapes."""
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = shape
+        return shape[0] <= 2**20
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch, count = self.shapes["places"]
+        return (batch, 1 if "weights" in self.shapes else count, self.shapes["states"][1])
+
+
+class StatesEngine:
+    """An engine of one of the graphs in ``device_arrays``, which runs on the host."""
+
+    def __init__(self, name: str, cuda: HostCuda) -> None:
+        self.session = onnxruntime.InferenceSession(device_graph(name))
+        self.cuda = cuda
+
+    def create_execution_context(self, strategy: str) -> StatesContext:
+        dtypes = {"tensor(float)": "float32", "tensor(int64)": "int64"}
+        inputs, outputs = (
+            [SimpleNamespace(name=each.name, dtype=dtypes[each.type]) for each in tensors]
+            for tensors in (self.session.get_inputs(), self.session.get_outputs())
+        )
+        graph: Any = SimpleNamespace(inputs=inputs, outputs=outputs)
+        return StatesContext(graph, self.session, self.cuda)
 
 
 class HostModule:
@@ -180,7 +224,8 @@ class HostBackend(TensorRTBackend):
         if (chain := bundle.manifest.chain) is not None:
             path = bundle.graph_path(CHAIN, SCHEDULED)
             self.engines[CHAIN] = HostEngine(chain, path, cuda, bundle.manifest.capacities)
-        library = TensorRT("rtx", HostModule(self.engines), "1.0")
+        states = {name: StatesEngine(name, cuda) for name in (TAKE_GRAPH, MEAN_GRAPH)}
+        library = TensorRT("rtx", HostModule({**self.engines, **states}), "1.0")
         with mock.patch.multiple(
             backend_module,
             load_tensorrt=lambda: library,
@@ -199,6 +244,8 @@ def bundle(tiny_bundle: Path) -> Bundle:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     """CUDA's bindings in host memory, which every device of the test uses."""
     host = HostCuda()
+    # An engine of the host is its name.
+    monkeypatch.setattr(memory, "build_states_engine", lambda library, graph, width: graph.encode())
     monkeypatch.setattr(device, "import_cuda", lambda: host)
     return host
 
@@ -236,6 +283,53 @@ def test_chain_runs_as_with_onnxruntime(bundle: Bundle, host: HostBackend) -> No
         ):
             np.testing.assert_allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-4)
             assert [list(kept) for kept in ours.kept] == [list(kept) for kept in theirs.kept]
+
+
+def test_no_state_is_copied(bundle: Bundle, host: HostBackend, cuda: HostCuda) -> None:
+    """The host sends ids, masks and places, and reads keep logits and answers."""
+    manifest = bundle.manifest
+    chain = Chain(host, manifest.reduction, manifest.encoder.num_layers)
+    timing = Timing()
+    chain.run(rows_of(40, 3, 17, 16, 48, 1, 16, 16, 16, 16), timing)
+    copied, number = cuda.copied, 8  # bytes of a place
+    assert copied[cudaMemcpyKind.cudaMemcpyDeviceToHost] <= 4 * timing.slots + 10 * 2 * 4
+    assert copied[cudaMemcpyKind.cudaMemcpyHostToDevice] <= (2 * number + 1) * timing.slots
+    # What there is now besides buffers of ids and answers: nothing.
+    assert not [block for block in cuda.memory.values() if block.nbytes > 48 * 3 * 32 * 4]
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (300, 2), (2, 5000)], ids=str)
+def test_states_come_together(host: HostBackend, shape: tuple[int, int]) -> None:
+    """More rows, or longer ones, than an engine takes at a time."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(*shape, 4)).astype(np.float32)
+    block = host._device.allocate("states", states.nbytes)
+    host._device._copy(
+        block.address, states.ctypes.data, states.nbytes, cudaMemcpyKind.cudaMemcpyHostToDevice
+    )
+    batch, length = shape
+    given = DeviceStates(block, block.address, (batch, length, 4))
+    places = [np.sort(rng.choice(length, rng.integers(1, length + 1), False)) for _ in range(batch)]
+    rows = host.arrays.rows(given, places)
+    expected = HOST.rows(states, places)
+    together = host.arrays.to_host(host.arrays.batch(rows[::-1]))
+    for row, values in zip(together, expected[::-1], strict=True):
+        assert np.array_equal(row[: len(values)], values)
+    means = host.arrays.to_host(host.arrays.means(rows))
+    np.testing.assert_allclose(means, HOST.means(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("graph", [TAKE_GRAPH, MEAN_GRAPH])
+def test_tensorrt_builds_what_brings_states_together(graph: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    data = build_states_engine(load_tensorrt("rtx"), graph, 384, trt.ComputeCapability.SM86)
+    assert len(data) > 1000
+
+
+def test_states_beyond_the_engine_are_refused(host: HostBackend) -> None:
+    states = DeviceStates(None, 0, (1, 2**21, 4))
+    with pytest.raises(EngineError, match=r"refuses \(2097152, 4\) states"):
+        host.arrays.batch(host.arrays.rows(states, [np.zeros(1, np.int64)]))
 
 
 def test_one_context_per_profile_is_made_when_first_needed(host: HostBackend) -> None:
@@ -292,7 +386,8 @@ def test_large_batch_runs_in_parts(host: HostBackend, bundle: Bundle) -> None:
     assert set(received) == {"logits"}  # the states stay on the device
     np.testing.assert_allclose(received["logits"], expected["logits"], atol=1e-4)
     expected = OnnxRuntimeBackend(bundle, BackendOptions()).graph("segment_0")(inputs)
-    received = host.graph("segment_0")(inputs)
+    received = dict(host.graph("segment_0")(inputs))
+    received["hidden_out"] = host.arrays.to_host(received["hidden_out"])
     for name, value in expected.items():
         np.testing.assert_allclose(received[name], value, atol=1e-4)
 

@@ -135,6 +135,36 @@ def test_growing_gives_the_smaller_one_back(cuda: Any) -> None:
     assert 300 * MIB <= before - free_bytes(cuda) < 400 * MIB
 
 
+def test_blocks_come_and_go(cuda: Any) -> None:
+    device, array = Device(), random_array(MIB)
+    blocks = [device.allocate("states", array.nbytes) for _ in range(3)]
+    assert len({block.address for block in blocks}) == 3
+    device.upload("hidden", array)
+    device.move(blocks[1].address, device.reserve("hidden", array.nbytes), array.nbytes)
+    half = array.nbytes // 2
+    device.move(blocks[0].address + half, blocks[1].address, half)
+    received = np.zeros_like(array)
+    device.read(blocks[0].address, received)
+    device.synchronize()
+    np.testing.assert_array_equal(received[MIB // 2 :], array[: MIB // 2])
+    if isinstance(cuda, HostCuda):
+        used = cuda.used_bytes
+        del blocks[:]
+        device.synchronize()
+        assert used - cuda.used_bytes == 3 * array.nbytes
+
+
+def test_a_block_outlives_who_made_it(cuda: Any) -> None:
+    device = Device()
+    block = device.allocate("states", MIB)
+    stream = device.stream
+    del device
+    if isinstance(cuda, HostCuda):
+        assert stream in cuda.streams
+        del block
+        assert stream not in cuda.streams and not cuda.memory
+
+
 def test_too_little_memory_says_how_much_is_needed(cuda: Any) -> None:
     device = Device()
     device.upload("hidden", random_array(10))

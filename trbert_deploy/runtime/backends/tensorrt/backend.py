@@ -1,4 +1,4 @@
-"""Runs a bundle's TensorRT engines: numpy in, numpy out."""
+"""Runs a bundle's TensorRT engines; states stay on the GPU from cut to cut."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import GraphDescription
+from trbert_deploy.bundle.manifest import HIDDEN_OUT, GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
+from trbert_deploy.runtime.arrays import Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
     BackendOptions,
@@ -21,6 +22,7 @@ from trbert_deploy.runtime.backends.backend import (
 )
 from trbert_deploy.runtime.backends.tensorrt.device import Device
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet, Profile, find_engine_set
+from trbert_deploy.runtime.backends.tensorrt.execution import launch, make_context
 from trbert_deploy.runtime.backends.tensorrt.library import (
     TensorRT,
     failure,
@@ -28,6 +30,8 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
     library_log,
     load_tensorrt,
 )
+from trbert_deploy.runtime.backends.tensorrt.memory import EngineMemory
+from trbert_deploy.runtime.device_arrays import DeviceArrays, DeviceStates
 
 
 class TensorRTBackend:
@@ -52,9 +56,11 @@ class TensorRTBackend:
         self._bundle = bundle
         self._runtime = self._library.module.Runtime(library_log(self._library))
         self._device = Device()
+        self._memory = EngineMemory(self._library, self._runtime, self._device)
         self._graphs: dict[str, EngineGraph] = {}
         self.max_padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
+        self.arrays: Arrays = DeviceArrays(self._memory)
         key = self._engine_set.manifest.key
         self.description: Mapping[str, str] = {
             "backend": "tensorrt",
@@ -78,7 +84,9 @@ class TensorRTBackend:
                 failure(self._library, f"cannot load the engine {name}", log.errors())
             )
         graph = self._bundle.manifest.graph(name)
-        return EngineGraph(self._library, engine, graph, self._engine_set, self._device)
+        return EngineGraph(
+            self._library, engine, graph, self._engine_set, self._device, self._memory
+        )
 
 
 class EngineGraph:
@@ -91,8 +99,10 @@ class EngineGraph:
         graph: GraphDescription,
         engine_set: EngineSet,
         device: Device,
+        memory: EngineMemory,
     ) -> None:
         self._library = library
+        self._memory = memory
         self._engine = engine
         self._graph = graph
         self._engine_set = engine_set
@@ -117,34 +127,56 @@ class EngineGraph:
         index = self._engine_set.profile_for(length)
         profile = self._engine_set.manifest.key.profiles[index]
         parts = [
-            self._run(index, {name: array[start:stop] for name, array in inputs.items()})
-            for start, stop in row_ranges(batch, profile, length)
+            self._run(index, {name: self._part(each, *rows) for name, each in inputs.items()})
+            for rows in row_ranges(batch, profile, length)
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._returned}
+        return {name: self._joined([part[name] for part in parts]) for name in self._returned}
 
-    def _run(self, profile: int, inputs: Tensors) -> Tensors:
+    def _part(self, array: Any, start: int, stop: int) -> Any:
+        """Some rows of an input."""
+        if isinstance(array, DeviceStates):
+            return self._memory.part(array, start, stop)
+        return array[start:stop]
+
+    def _joined(self, parts: list[Any]) -> Any:
+        """The rows of an output's parts."""
+        if isinstance(parts[0], DeviceStates):
+            return self._memory.joined(parts)
+        return np.concatenate(parts)
+
+    def _run(self, profile: int, inputs: Tensors) -> dict[str, Any]:
         context, device = self._context(profile), self._device
         log = library_log(self._library)
         log.lines.clear()
         for tensor in self._graph.inputs:
-            array = np.ascontiguousarray(inputs[tensor.name], np.dtype(tensor.dtype))
-            if not context.set_input_shape(tensor.name, array.shape):
+            given = inputs[tensor.name]
+            if not context.set_input_shape(tensor.name, given.shape):
                 raise EngineError(
-                    failure(self._library, f"refuses the shape {array.shape}", log.errors())
+                    failure(self._library, f"refuses the shape {given.shape}", log.errors())
                 )
-            context.set_tensor_address(tensor.name, device.upload(tensor.name, array))
-        outputs = {}
+            if isinstance(given, DeviceStates):
+                address = given.address
+            else:
+                array = np.ascontiguousarray(given, np.dtype(tensor.dtype))
+                address = device.upload(tensor.name, array)
+            context.set_tensor_address(tensor.name, address)
+        outputs: dict[str, Any] = {}
         for tensor in self._graph.outputs:
-            array = np.empty(tuple(context.get_tensor_shape(tensor.name)), np.dtype(tensor.dtype))
-            context.set_tensor_address(tensor.name, device.reserve(tensor.name, array.nbytes))
-            outputs[tensor.name] = array
-        scratch = self._engine.get_device_memory_size_for_profile_v2(profile)
-        context.set_device_memory(device.reserve("scratch", scratch), scratch)
-        if not context.execute_async_v3(device.stream):
-            raise EngineError(failure(self._library, "cannot run the engine", log.errors()))
-        for name in self._returned:
+            shape = tuple(context.get_tensor_shape(tensor.name))
+            if tensor.name == HIDDEN_OUT and HIDDEN_OUT in self._returned:
+                outputs[tensor.name] = self._memory.empty(shape)
+                address = outputs[tensor.name].address
+            else:
+                array = np.empty(shape, np.dtype(tensor.dtype))
+                outputs[tensor.name] = array
+                address = device.reserve(tensor.name, array.nbytes)
+            context.set_tensor_address(tensor.name, address)
+        launch(self._library, context, device)
+        copied = [name for name in self._returned if name != HIDDEN_OUT]
+        for name in copied:
             device.download(name, outputs[name])
-        device.synchronize()
+        if copied:
+            device.synchronize()
         return outputs
 
     def _context(self, profile: int) -> Any:
@@ -153,14 +185,7 @@ class EngineGraph:
         return self._contexts[profile]
 
     def _make_context(self, profile: int) -> Any:
-        strategy = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
-        if context is None:
-            reasons = library_log(self._library).errors()
-            raise EngineError(failure(self._library, "cannot make a context", reasons))
-        context.set_optimization_profile_async(profile, self._device.stream)
-        self._device.synchronize()
-        return context
+        return make_context(self._library, self._engine, self._device, profile)
 
 
 def row_ranges(batch: int, profile: Profile, length: int) -> list[tuple[int, int]]:

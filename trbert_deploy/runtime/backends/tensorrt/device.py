@@ -1,4 +1,4 @@
-"""Memory of a GPU: named buffers on one CUDA stream."""
+"""Memory of a GPU on one CUDA stream: named buffers, and blocks that come and go."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trbert_deploy.errors import DeviceError
-from trbert_deploy.runtime.backends.tensorrt.library import check_cuda, import_cuda
+from trbert_deploy.runtime.backends.tensorrt.library import check_cuda, import_cuda, unsigned
 
 _MIB = 2**20
 
@@ -18,6 +18,19 @@ _MIB = 2**20
 class _Buffer:
     address: int
     size_bytes: int
+
+
+class Block:
+    """Memory that is given back, in the stream's order, when nobody refers to it any more.
+
+    Attributes:
+        address: where it begins.
+    """
+
+    def __init__(self, device: Device, cuda: Any, address: int) -> None:
+        self.address = address
+        self._device = device  # whose stream outlives it
+        weakref.finalize(self, cuda.cudaFreeAsync, address, device.stream)
 
 
 class Device:
@@ -34,6 +47,10 @@ class Device:
         self._cuda = import_cuda()
         self._stream = check_cuda(self._cuda.cudaStreamCreate())
         self._buffers: dict[str, _Buffer] = {}
+        # What blocks give back stays with the process, as its next blocks need it.
+        pool = check_cuda(self._cuda.cudaDeviceGetDefaultMemPool(0))
+        threshold = self._cuda.cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold
+        check_cuda(self._cuda.cudaMemPoolSetAttribute(pool, threshold, unsigned(2**64 - 1)))
         self.close = weakref.finalize(self, _release, self._cuda, self._stream, self._buffers)
 
     @property
@@ -52,6 +69,19 @@ class Device:
             buffer = self._buffers[name] = self._allocate(name, max(size_bytes, 1))
         return buffer.address
 
+    def allocate(self, what: str, size_bytes: int) -> Block:
+        """Memory of its own, for calls on the stream.
+
+        Args:
+            what: it is for, in an error.
+
+        Raises:
+            DeviceError: the GPU has no such memory left.
+        """
+        result = self._cuda.cudaMallocAsync(max(size_bytes, 1), self._stream)
+        self._require_memory(what, size_bytes, result[0])
+        return Block(self, self._cuda, int(check_cuda(result)))
+
     def upload(self, name: str, array: np.ndarray) -> int:
         """Copy a contiguous array into the buffer ``name``; returns its address."""
         address = self.reserve(name, array.nbytes)
@@ -62,8 +92,17 @@ class Device:
 
     def download(self, name: str, array: np.ndarray) -> None:
         """Copy the buffer ``name`` into an array, which is filled after ``synchronize``."""
+        self.read(self._buffers[name].address, array)
+
+    def read(self, address: int, array: np.ndarray) -> None:
+        """Copy memory into an array, which is filled after ``synchronize``."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(array.ctypes.data, self._buffers[name].address, array.nbytes, kind)
+        self._copy(array.ctypes.data, address, array.nbytes, kind)
+
+    def move(self, target: int, source: int, size_bytes: int) -> None:
+        """Copy memory of the GPU to another place of it."""
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._copy(target, source, size_bytes, kind)
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
@@ -73,7 +112,16 @@ class Device:
         check_cuda(self._cuda.cudaMemcpyAsync(target, source, size_bytes, kind, self._stream))
 
     def _allocate(self, name: str, size_bytes: int) -> _Buffer:
-        status, address = self._cuda.cudaMalloc(size_bytes)
+        result = self._cuda.cudaMalloc(size_bytes)
+        self._require_memory(name, size_bytes, result[0])
+        return _Buffer(int(check_cuda(result)), size_bytes)
+
+    def _require_memory(self, name: str, size_bytes: int, status: Any) -> None:
+        """Refuse to go on where the GPU had no such memory left.
+
+        Raises:
+            DeviceError: that is what ``status`` says.
+        """
         if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
             # It would stand as the last error, which TensorRT takes for one of its own.
             self._cuda.cudaGetLastError()
@@ -83,7 +131,6 @@ class Device:
                 f"{free // _MIB} of {total // _MIB} MiB are free: free some, or run smaller "
                 "batches (--max-batch-tokens)"
             )
-        return _Buffer(int(check_cuda((status, address))), size_bytes)
 
     def _free(self, name: str) -> None:
         buffer = self._buffers.pop(name, None)

@@ -124,6 +124,11 @@ def import_cuda() -> Any:
         raise MissingDependencyError("TensorRT", "cuda-bindings", "tensorrt-rtx") from None
 
 
+def unsigned(number: int) -> Any:
+    """A whole number as CUDA's bindings take an attribute of 64 bits."""
+    return importlib.import_module("cuda.bindings.driver").cuuint64_t(number)
+
+
 def check_cuda(result: tuple[Any, ...]) -> Any:
     """What a CUDA call returned behind its status: nothing, a value, or several.
 
