@@ -19,10 +19,12 @@ from conftest import CheckpointMaker, make_texts, tiny_model
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import CHAIN, MANIFEST, SCHEDULED, Manifest
+from trbert_deploy.bundle.manifest import CHAIN, HALF, HALVES, MANIFEST, SCHEDULED, Manifest
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, ParityError
 from trbert_deploy.exporters import one_graph
+from trbert_deploy.exporters.checks.limits import LIMITS
+from trbert_deploy.exporters.checks.parity import output_difference
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.onnx import whole_chain
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -30,7 +32,7 @@ from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.one_graph import OneGraphBackend, results_of_chain
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.batch_inputs import batch_inputs
-from trbert_deploy.runtime.token_state import TokenRow, TokenState
+from trbert_deploy.runtime.token_state import TokenRow, TokenState, fates_apart, survivor_agreement
 from trbert_deploy.selection import capacity
 from trbert_deploy.selection.capacity import PARTS, Capacity
 from trbert_deploy.tasks.registry import TASKS, task_of
@@ -62,14 +64,14 @@ MODELS: dict[str, tuple[dict[str, Any], str, list[Any]]] = {
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
 ) -> tuple[Path, list[Any]]:
-    """A bundle with the graph of its whole chain, and texts for it."""
+    """A bundle with the graph of its whole chain, in half precision, too, and texts for it."""
     changes, cuts, texts = MODELS[request.param]
     place = tmp_path_factory.mktemp("one") / "ckpt"
     checkpoint = Checkpoint(
         tiny_model(cuts, **changes), tokenizer_dir, 64, samples=tuple(texts[:6])
     )
     save_checkpoint(checkpoint, place)
-    export_bundle(place, place.with_name("bundle"), fused=True)
+    export_bundle(place, place.with_name("bundle"), fp16=True, fused=True)
     return place.with_name("bundle"), texts
 
 
@@ -120,6 +122,25 @@ def test_it_answers_as_the_chain(exported: tuple[Path, list[Any]], variant: str)
         for name, values in one.outputs.items():
             assert other.outputs[name].shape == values.shape
             np.testing.assert_allclose(other.outputs[name], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", HALVES)
+def test_in_half_precision_it_answers_much_alike(
+    exported: tuple[Path, list[Any]], variant: str
+) -> None:
+    path, texts = exported
+    chain = load(path, threads=1)
+    rows = chain.tokenize(texts)
+    expected = chain.run(rows)
+    if variant == HALF:
+        received = load(path, "one-graph", threads=1, precision="fp16").run(rows)
+    else:
+        received = outputs_in_batches(Bundle.open(path), variant, rows, 4)
+    limits = LIMITS["fp16"]
+    assert survivor_agreement(rows, expected, received) >= limits.survivor_agreement
+    for one, other in zip(expected, received, strict=True):
+        if not fates_apart(one, other):
+            assert 0 < output_difference(one, other) < limits.tolerance
 
 
 def test_rows_share_calls_where_the_runtime_likes_it(

@@ -22,7 +22,7 @@ from trbert_deploy.errors import (
 )
 from trbert_deploy.evaluation.kept import KeptText, trace_texts
 from trbert_deploy.progress import Progress, no_progress
-from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
+from trbert_deploy.runtime.backends.registry import BACKENDS, DEFAULT_BACKEND
 from trbert_deploy.runtime.backends.tensorrt.engine_set import engine_set_names
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -253,10 +253,15 @@ def _open_one_graph(
     """The bundle's whole chain as one graph, if it has that and is asked for its own point."""
     if bundle.manifest.chain is None:
         return []
-    if options.point != OperatingPoint() or options.precision is not None:
-        note("the graph of the whole chain, of one operating point and float32, is not timed")
+    offered = BACKENDS["one-graph"].precisions
+    if options.point != OperatingPoint() or options.precision not in (None, *offered):
+        note(
+            f"the graph of the whole chain, of one operating point and {' or '.join(offered)}, is "
+            "not timed"
+        )
         return []
-    return [load(bundle, "one-graph", threads=options.threads, progress=progress)]
+    precision, threads = options.precision, options.threads
+    return [load(bundle, "one-graph", threads=threads, precision=precision, progress=progress)]
 
 
 def _lengths(wanted: tuple[int, ...] | None, maximum: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
     DEQUANTIZED,
     DIGEST,
     ENGINES,
+    HALVES,
     INT8,
     MANIFEST,
     MASKED,
@@ -151,11 +152,11 @@ class Bundle:
             ConfigError: it lacks it.
         """
         if not self.has_variant(variant):
-            advice = (
-                "no graphs with 8-bit weights: export it with --int8"
-                if variant in (INT8, DEQUANTIZED)
-                else f"no {variant} variant of its graphs: export the checkpoint again"
-            )
+            advice = f"no {variant} variant of its graphs: export the checkpoint again"
+            if variant in (INT8, DEQUANTIZED):
+                advice = "no graphs with 8-bit weights: export it with --int8"
+            elif variant in HALVES:
+                advice = "no graphs in fp16: export it with --fp16"
             raise ConfigError(f"{self.path} has {advice}")
 
     def require_chain(self) -> GraphDescription:

@@ -41,13 +41,18 @@ MASKED, UNMASKED, FUSED = VARIANTS = ("masked", "unmasked", "fused")
 #: where a runtime sees for itself that it can compute in 8 bits.
 INT8, DEQUANTIZED = "int8", "dequantized"
 
+#: Variants in half precision that a bundle may have: ``fused`` and ``masked``.
+HALF, HALF_MASKED = HALVES = ("fp16", "fp16_masked")
+
 #: Variant of the graph of the whole chain, masked, whose slots follow from the length of rows.
 SCHEDULED = "scheduled"
-#: All variants of that graph.
+#: All variants of that graph; those in half precision are there where the segments' are.
 CHAIN_VARIANTS = (MASKED, FUSED, SCHEDULED)
 
 #: Before the name of an 8-bit weight, or of its scale, in weights.safetensors.
 QUANTIZED = "quantized."
+#: Before the name of a weight there that graphs in half precision alone have.
+HALVED = "halved."
 
 #: Behind the name of a weight that weights.safetensors holds as [in, out].
 TRANSPOSED = ".transposed"
@@ -61,7 +66,7 @@ HIDDEN = "hidden"  # into a later segment
 HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
 KEEP_LOGIT = "keep_logit"
 
-_KNOWN = {*VARIANTS, INT8, DEQUANTIZED}
+_KNOWN = {*VARIANTS, INT8, DEQUANTIZED, *HALVES}
 _FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
 _LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
 _LONGEST_NAME = 200  # letters: file systems take 255 bytes
@@ -170,7 +175,7 @@ class GraphDescription:
             or not cuts
             or outputs[-cuts:] != survivors
             or len(outputs) == cuts
-            or {*self.variants} != {*CHAIN_VARIANTS}
+            or {*self.variants} - {*HALVES} != {*CHAIN_VARIANTS}
         ):
             raise ConfigError(
                 f"{self.name} takes {', '.join(inputs)} and gives {', '.join(outputs)} in the "

@@ -44,6 +44,7 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
     help="Add 8-bit weights, if they answer as float32.",
 )
 @click.option("--force-int8", is_flag=True, help="Add 8-bit weights whatever they answer.")
+@click.option("--fp16", is_flag=True, help="Add half precision, for GPUs.")
 @click.option("--fused", is_flag=True, help="Add the whole chain as one graph.")
 @json_option
 @needs("export")
@@ -57,6 +58,7 @@ def export(
     truncation: str | None,
     int8: bool,
     force_int8: bool,
+    fp16: bool,
     fused: bool,
     json_path: Path | None,
 ) -> None:
@@ -76,6 +78,7 @@ def export(
             round_to=round_to,
             truncation=truncation,
             int8=int8 or force_int8,
+            fp16=fp16,
             fused=fused,
             int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.bundle.samples import write_samples
 from trbert_deploy.errors import BundleError
+from trbert_deploy.exporters.checks.half_precision import PrecisionParity, compare_halves
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
     ChainParity,
@@ -71,6 +72,7 @@ class ExportReport:
         one_graph: the whole chain in one graph, if it was asked for.
         int8: how far the chains with 8-bit weights, if there are any, are from float32: variant ->
             parity.
+        fp16: how far half precision, if there is any, is from float32, as ``compare_halves`` says.
         source: the checkpoint.
         is_dense: whether it had no cuts, so that the bundle is the dense model alone.
         random_rows: all this was checked on random tokens, for want of sample texts.
@@ -82,6 +84,7 @@ class ExportReport:
     chain: ChainParity
     one_graph: OneGraph | None = None
     int8: Mapping[str, ChainParity] = field(default_factory=dict)
+    fp16: Mapping[str, PrecisionParity] = field(default_factory=dict)
     source: Path = Path()
     is_dense: bool = False
     random_rows: bool = False
@@ -90,10 +93,12 @@ class ExportReport:
     @property
     def int8_agreement(self) -> float | None:
         """The least share of answers, or of tokens' fates, that 8-bit weights leave as it is."""
-        shares = [
-            min(parity.answer_agreement, parity.survivor_agreement) for parity in self.int8.values()
-        ]
-        return min(shares, default=None)
+        return _least_agreement(self.int8.values())
+
+    @property
+    def fp16_agreement(self) -> float | None:
+        """The same of half precision."""
+        return _least_agreement(parity.chain for parity in self.fp16.values())
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,8 +116,14 @@ class ExportReport:
             "one_graph": self.one_graph and self.one_graph.to_json(),
             "int8": {variant: parity.to_json() for variant, parity in self.int8.items()},
             "int8_agreement": self.int8_agreement,
+            "fp16": {how: parity.to_json() for how, parity in self.fp16.items()},
             "random_rows": self.random_rows,
         }
+
+
+def _least_agreement(parities: Iterable[ChainParity]) -> float | None:
+    shares = [min(parity.answer_agreement, parity.survivor_agreement) for parity in parities]
+    return min(shares, default=None)
 
 
 def export_bundle(
@@ -126,6 +137,7 @@ def export_bundle(
     task: str | None = None,
     int8: bool = False,
     int8_limits: Limits = LIMITS["int8"],
+    fp16: bool = False,
     fused: bool = False,
     progress: Progress = no_progress,
 ) -> ExportReport:
@@ -144,6 +156,8 @@ def export_bundle(
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
             checks both kinds; it does not round activations in the one that is for OpenVINO.
         int8_limits: how far from float32 they may be.
+        fp16: add graphs in half precision, for ONNX Runtime on GPUs. ONNX Runtime checks them as
+            they are, and with every rounding of a GPU (``compare_halves``).
         fused: add the graph of the whole chain, for runtimes that have none of this package.
 
     Raises:
@@ -151,8 +165,9 @@ def export_bundle(
         BundleError: ``output`` is something else than a bundle.
         ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
             head for another task; or the chain cannot be one graph.
-        ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights are too far
-            from float32; ``output`` is untouched.
+        ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights or half
+            precision are too far from float32; ``output`` is untouched.
+        EngineError: a weight does not fit into half precision.
     """
     if output.exists() and not (output / MANIFEST).is_file():
         raise BundleError(
@@ -172,10 +187,11 @@ def export_bundle(
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
             shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
-        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1 + int8 + fused
+        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
+        steps += fp16 + fused + int8
         graphs = []
         progress("trace graphs", 0, steps)
-        for graph in export_graphs(model, staging, int8):
+        for graph in export_graphs(model, staging, int8, fp16):
             graphs.append(graph)
             progress("trace graphs", len(graphs), steps)
         if samples and texts:
@@ -219,6 +235,10 @@ def export_bundle(
         ours = chain_on(candidate)
         checked = [row for batch, length in shapes for row in rows_of(length, batch)]
         chain = compare_chains(asked, chain_on(reference), ours, checked)
+        halved: dict[str, PrecisionParity] = {}
+        if fp16:
+            progress("check half precision", steps - int8 - fused - 1, steps)
+            halved = compare_halves(bundle, rows_of, not texts)
         one_graph = None
         if fused:
             progress("put the chain into one graph", steps - 1 - int8, steps)
@@ -255,6 +275,7 @@ def export_bundle(
             chain,
             one_graph,
             rounded,
+            halved,
             source=checkpoint_path,
             is_dense=not model.reduction.cuts,
             random_rows=not texts,

@@ -18,6 +18,8 @@ from trbert_deploy.bundle.manifest import (
     CHAIN_VARIANTS,
     DENSE,
     FUSED,
+    HALF,
+    HALVES,
     MASKED,
     SCHEDULED,
     GraphDescription,
@@ -25,6 +27,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.checks.parity import ResultParity, compare_results
 from trbert_deploy.exporters.onnx.trace import tensor_description
 from trbert_deploy.exporters.onnx.whole_chain import require_one_graph, whole_chain
@@ -107,9 +110,10 @@ def add_one_graph(bundle: Bundle, chain: Chain, rows: Sequence[TokenRow]) -> One
         )
         for cut in range(len(manifest.reduction.cuts))
     )
-    graph = GraphDescription(CHAIN, (), (), CHAIN_VARIANTS)
+    halves = HALVES if bundle.has_variant(HALF) else ()
+    graph = GraphDescription(CHAIN, (), (), (*CHAIN_VARIANTS, *halves))
     parity = {}
-    for variant in CHAIN_VARIANTS:
+    for variant in graph.variants:
         model = chain_model(bundle, variant, capacities)
         path = bundle.path / graph.file_of(variant)
         onnx.save(model, path)
@@ -119,12 +123,13 @@ def add_one_graph(bundle: Bundle, chain: Chain, rows: Sequence[TokenRow]) -> One
                 inputs=tuple(map(tensor_description, model.graph.input)),
                 outputs=tuple(map(tensor_description, model.graph.output)),
             )
-        received = _run(path, graph, manifest, rows, 1 if variant == FUSED else _BATCH)
+        received = _run(path, graph, manifest, rows, 1 if variant in (FUSED, HALF) else _BATCH)
         parity[variant] = compare_results(
             task,
             rows,
             expected,
             received,
+            LIMITS["fp16" if variant in halves else "fp32"],
             name=f"chain in one graph ({variant})",
             reference_name="the chain",
         )

@@ -9,6 +9,7 @@ from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
+    HALVED,
     HEAD,
     HIDDEN,
     HIDDEN_OUT,
@@ -116,7 +117,7 @@ def load_model(bundle: Bundle) -> ReducedModel:
         {
             name.removesuffix(TRANSPOSED): tensor.T if name.endswith(TRANSPOSED) else tensor
             for name, tensor in stored.items()
-            if not name.startswith(QUANTIZED)
+            if not name.startswith((HALVED, QUANTIZED))
         }
     )
     return model.eval()

@@ -21,7 +21,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import CheckpointError
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.checks.half_precision import compare_precision
-from trbert_deploy.exporters.checks.limits import NO_LIMITS
+from trbert_deploy.exporters.checks.limits import LIMITS, NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.flops import dense_flops
@@ -32,6 +32,7 @@ from trbert_deploy.modeling.layouts.gated import GatedLayout
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.runtime.token_state import fates_apart, survivor_agreement
 
 SMALL: dict[str, Any] = {
     "vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -241,13 +242,15 @@ def assert_served_alike(bundle: Path, checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def exported(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a checkpoint and its bundle, with 8-bit weights, too."""
+    """A directory with a checkpoint and its bundle, with 8 bits and half precision, too."""
     path = tmp_path_factory.mktemp("deberta")
     config = DebertaV2Config(
         **{**V3, "vocab_size": 220, "max_position_embeddings": 64, "num_hidden_layers": 2}
     )
     save_checkpoint_of(config, tokenizer_dir, path / "checkpoint")
-    report = export_bundle(path / "checkpoint", path / "bundle", int8=True, int8_limits=NO_LIMITS)
+    report = export_bundle(
+        path / "checkpoint", path / "bundle", int8=True, int8_limits=NO_LIMITS, fp16=True
+    )
     assert report.int8_agreement is not None and report.int8_agreement > 0.5
     return path
 
@@ -262,6 +265,19 @@ def test_half_precision(exported: Path, precision: str) -> None:
     models = {name: onnx.load(bundle.path / f"{name}.onnx") for name in GRAPHS}
     parity = compare_precision(bundle, models, precision)
     assert parity.chain.survivor_agreement > 0.95
+
+
+def test_half_precision_is_served(exported: Path) -> None:
+    whole, half = (
+        load(exported / "bundle", threads=1, precision=each) for each in ("fp32", "fp16")
+    )
+    rows = whole.tokenize(TEXTS)
+    expected, answered = (pipeline.run(rows) for pipeline in (whole, half))
+    assert survivor_agreement(rows, expected, answered) >= LIMITS["fp16"].survivor_agreement
+    for one, other in zip(expected, answered, strict=True):
+        if not fates_apart(one, other):
+            logits, found = one.outputs["logits"], other.outputs["logits"]
+            assert np.allclose(logits, found, atol=LIMITS["fp16"].tolerance)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])

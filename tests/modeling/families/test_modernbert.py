@@ -207,7 +207,7 @@ def checkpoint(tokenizer_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
     report = export_bundle(
-        checkpoint, checkpoint.parent / "bundle", int8=True, int8_limits=NO_LIMITS
+        checkpoint, checkpoint.parent / "bundle", int8=True, int8_limits=NO_LIMITS, fp16=True
     )
     return report.path
 
@@ -231,7 +231,7 @@ def test_transformers_loads_what_is_saved(checkpoint: Path) -> None:
     ("backend", "precision"),
     [
         ("onnxruntime", "fp32"), ("openvino", "fp32"), ("torch", "fp32"),
-        ("onnxruntime", "int8"), ("openvino", "int8"),
+        ("onnxruntime", "int8"), ("openvino", "int8"), ("onnxruntime", "fp16"),
     ],
 )  # fmt: skip
 def test_every_backend_serves_it(

@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from trbert_deploy.bundle.bundle import Bundle
@@ -23,12 +24,15 @@ from trbert_deploy.errors import (
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.autotune import conditions, fastest_backend
 from trbert_deploy.runtime.autotune.fastest_backend import (
+    Candidate,
     Choice,
     candidates,
     choose_backend,
     measure,
 )
+from trbert_deploy.runtime.backends import onnxruntime_package
 from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime_package import CPU, CUDA
 from trbert_deploy.runtime.backends.registry import BACKENDS, BackendInfo
 from trbert_deploy.runtime.chain import Chain, Timing
 from trbert_deploy.runtime.loading import load
@@ -117,6 +121,17 @@ def test_what_is_tried_is_what_the_registry_says() -> None:
     ]  # fmt: skip
     without = [name for name in names if not name.startswith("tensorrt")]
     assert [str(each) for each in candidates(engines=False)] == without
+
+
+def test_half_precision_of_onnxruntime_is_tried_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it runs on CUDA, and not where it is installed for GPUs and runs on the CPU."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    for reason, tried in ((None, True), ("no CUDA-capable device is detected", False)):
+        monkeypatch.setattr(onnxruntime_package, "_why_no_cuda", lambda reason=reason: reason)
+        assert (Candidate("onnxruntime", "fp16") in candidates()) == tried
+    monkeypatch.setattr(onnxruntime_package, "DISTRIBUTIONS", ("numpy", "onnx"))
+    monkeypatch.setattr(onnxruntime_package, "_why_no_cuda", lambda: None)
+    assert Candidate("onnxruntime", "fp16") not in candidates()  # of two packages none is whole
 
 
 def test_a_backend_from_outside_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from trbert_deploy.exporters.onnx.precision import rounded_graph
 from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
+    Backend,
     BackendOptions,
     Graph,
     Tensors,
@@ -30,7 +31,7 @@ from trbert_deploy.runtime.backends.backend import (
 )
 from trbert_deploy.runtime.backends.onnxruntime import OnnxGraph, OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.samples import are_random, bundle_rows
+from trbert_deploy.runtime.samples import RowMaker, are_random, bundle_rows
 from trbert_deploy.tasks.registry import task_of
 
 #: Tokens of the rows that are compared: real texts where the bundle has samples.
@@ -84,10 +85,52 @@ def compare_precision(
     Raises:
         ParityError: they differ by more than the precision's limits (``limits.py``).
     """
+    return _compare(
+        bundle,
+        RoundedBackend(bundle, models, precision, every_product),
+        precision,
+        bundle_rows(bundle),
+        are_random(bundle),
+        "build with bf16 or fp32" if precision == "fp16" else "build with fp32",
+    )
+
+
+def compare_halves(
+    bundle: Bundle, rows_of: RowMaker, random_rows: bool
+) -> dict[str, PrecisionParity]:
+    """Compare a bundle's graphs in fp16 with its graphs in float32, in two ways.
+
+    ``rounded``: as ``compare_precision`` does. ``written``: the variants as they are in the bundle,
+    of which ONNX Runtime computes on the CPU in float32 what it has no other kernels for, with
+    fewer roundings than a GPU.
+
+    Args:
+        rows_of: makes the rows that are compared.
+        random_rows: whether they are of random tokens.
+
+    Raises:
+        ParityError: as ``compare_precision``.
+    """
+    graphs = bundle.manifest.graphs
+    models = {graph.name: onnx.load(bundle.graph_path(graph.name)) for graph in graphs}
+    given = ("fp16", rows_of, random_rows, "export without --fp16")
+    rounded = _compare(bundle, RoundedBackend(bundle, models, "fp16"), *given)
+    del models  # which may be large
+    written = _compare(bundle, OnnxRuntimeBackend(bundle, BackendOptions(precision="fp16")), *given)
+    return {"rounded": rounded, "written": written}
+
+
+def _compare(
+    bundle: Bundle,
+    candidate: Backend,
+    precision: str,
+    rows_of: RowMaker,
+    random_rows: bool,
+    advice: str,
+) -> PrecisionParity:
+    """Hold a backend in half precision against float32, by the precision's limits."""
     manifest = bundle.manifest
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
-    candidate = RoundedBackend(bundle, models, precision, every_product)
-    rows_of = bundle_rows(bundle)
     lengths = sorted({min(length, manifest.max_length) for length in _LENGTHS})
     graphs = tuple(
         compare_graphs(
@@ -119,9 +162,9 @@ def compare_precision(
         LIMITS[precision],
         name=f"chain in {precision}",
         reference_name="float32",
-        advice="build with bf16 or fp32" if precision == "fp16" else "build with fp32",
+        advice=advice,
     )
-    return PrecisionParity(precision, graphs, chain, are_random(bundle))
+    return PrecisionParity(precision, graphs, chain, random_rows)
 
 
 class RoundedBackend:

@@ -1,8 +1,8 @@
 """Half precision in the graph itself, for runtimes that take every tensor's type at its word.
 
-TensorRT 11 and TensorRT for RTX know no "allow half precision" flag: they build the types that
-the graph has. So the graph is rewritten: matrix products, attention and activations in the
-half type; residual sums, LayerNorm, the policy and the head in float32; casts between. The
+ONNX Runtime, TensorRT 11 and TensorRT for RTX know no "allow half precision" flag: they compute in
+the types that the graph has. So the graph is rewritten: matrix products, attention and activations
+in the half type; residual sums, LayerNorm, the policy and the head in float32; casts between. The
 libraries that do this know float16 alone (onnxruntime.transformers.float16) or clamp silently
 (onnxconverter-common); one pass serves float16 and bfloat16 alike.
 """
@@ -159,6 +159,8 @@ class _Rewriter:
         self._names: dict[tuple[str, int], str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: list[TensorProto] = []
+        self._described = {value.name: value for value in graph.value_info}
+        self._descriptions: list[onnx.ValueInfoProto] = []
 
     def run(self, model: onnx.ModelProto) -> onnx.ModelProto:
         float32 = (
@@ -179,6 +181,7 @@ class _Rewriter:
             list(self._graph.input),
             list(self._graph.output),
             self._initializers,
+            value_info=self._descriptions,
         )
         rewritten = helper.make_model(
             graph, opset_imports=list(model.opset_import), ir_version=model.ir_version
@@ -196,11 +199,22 @@ class _Rewriter:
         for name in node.output:
             target = self._target(name, wanted)
             made = self._names[name, target] = self._name_in(name, target)
+            if name in self._described:
+                self._describe(name, made, target)
             if self._rounds and target == self._half:
                 copy.output.append(f"{made}.exact")
                 self._cast(f"{made}.exact", made, target)
             else:
                 copy.output.append(made)
+
+    def _describe(self, name: str, made: str, target: int) -> None:
+        """Say of what a node makes that it has the shape of the original."""
+        value = onnx.ValueInfoProto()
+        value.CopyFrom(self._described[name])
+        value.name = made
+        keeps_float32 = self._rounds and target == self._half
+        value.type.tensor_type.elem_type = TensorProto.FLOAT if keeps_float32 else target
+        self._descriptions.append(value)
 
     def _target(self, name: str, wanted: int) -> int:
         """The type in which a node that works in ``wanted`` reads or writes a tensor."""
@@ -247,6 +261,6 @@ class _Rewriter:
         if (infinite & np.isfinite(array)).any():  # what a mask leaves out is -inf in any type
             raise EngineError(
                 f"weight {name} reaches {np.abs(array).max():.3g}, too large for "
-                f"{half.dtype}; build with bf16 or fp32"
+                f"{half.dtype}; build with bf16 or fp32, or export without --fp16"
             )
         return numpy_helper.from_array(half.astype(np.float32) if self._rounds else half, made)

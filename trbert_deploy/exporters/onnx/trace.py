@@ -20,11 +20,16 @@ from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     DEQUANTIZED,
+    HALF,
+    HALF_MASKED,
+    HALVED,
+    HALVES,
     HEAD,
     HIDDEN_OUT,
     INPUT_IDS,
     INT8,
     POSITIONS,
+    QUANTIZED,
     TOKEN_TYPE_IDS,
     UNMASKED,
     VARIANTS,
@@ -36,6 +41,7 @@ from trbert_deploy.bundle.manifest import (
 )
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.onnx.parts import part_of
+from trbert_deploy.exporters.onnx.precision import half_graph
 from trbert_deploy.exporters.onnx.quantization import dequantized, quantized
 from trbert_deploy.exporters.onnx.together import Module, Together, outputs_of, tensor_of
 from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
@@ -56,7 +62,7 @@ TRACED_LENGTH = 24
 
 
 def export_graphs(
-    model: ReducedModel, directory: Path, int8: bool = False
+    model: ReducedModel, directory: Path, int8: bool = False, fp16: bool = False
 ) -> Iterator[GraphDescription]:
     """Write the file of weights, one graph per segment, the dense model, and what dropped tokens
     say where they take part in the answer, or those that are asked for, in all their variants.
@@ -65,6 +71,7 @@ def export_graphs(
         model: in eval mode, float32.
         directory: receives ``weights.safetensors``, ``segment_0.onnx`` ... and ``dense.onnx``.
         int8: write the variants with 8-bit weights, too.
+        fp16: write the variants in half precision, too.
 
     Yields:
         A description of each graph when it is made; all files are there at the end.
@@ -72,20 +79,26 @@ def export_graphs(
     Raises:
         ParityError: the exporter fixed a dimension that must stay dynamic, or wrote attention in
             another way than expected.
+        EngineError: a weight does not fit into half precision.
     """
     weights = SharedWeights(model)
     protos = {}
     descriptions = {}
     rounded = {}
+    halved = {}
+    added = ((INT8, DEQUANTIZED) if int8 else ()) + (HALVES if fp16 else ())
     for name, proto in _traced(model):
         if int8:
             fused = fused_variant(proto, model.spec.num_heads)
             with tempfile.TemporaryDirectory() as scratch:
                 rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
-            weights.take(rounded[name], adopt=True)
+            weights.take(rounded[name], adopt=QUANTIZED)
+        if fp16:
+            halved[name] = half_graph(proto, "fp16")
+            weights.take(halved[name], adopt=HALVED)
         weights.take(proto)
         protos[name] = proto
-        descriptions[name] = _describe(name, proto, model, int8)
+        descriptions[name] = _describe(name, proto, model, (*VARIANTS, *added))
         yield descriptions[name]
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
@@ -95,6 +108,10 @@ def export_graphs(
             weights.link(rounded[name])
             variants[INT8] = rounded[name]
             variants[DEQUANTIZED] = dequantized(variants[UNMASKED], rounded[name])
+        if fp16:
+            weights.link(halved[name])
+            variants[HALF_MASKED] = halved[name]
+            variants[HALF] = fused_variant(halved[name], model.spec.num_heads)
         for variant, written in variants.items():
             onnx.save(written, directory / descriptions[name].file_of(variant))
 
@@ -196,9 +213,9 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _describe(
-    name: str, proto: onnx.ModelProto, model: ReducedModel, int8: bool
+    name: str, proto: onnx.ModelProto, model: ReducedModel, variants: tuple[str, ...]
 ) -> GraphDescription:
-    """Names, dtypes and shapes of a graph's inputs and outputs, and its variants.
+    """Names, dtypes and shapes of a graph's inputs and outputs, beside its variants.
 
     Raises:
         ParityError: batch or length is not dynamic.
@@ -219,7 +236,7 @@ def _describe(
         name,
         tuple(tensor_description(value) for value in graph.input),
         tuple(tensor_description(value) for value in graph.output),
-        (*VARIANTS, INT8, DEQUANTIZED) if int8 else VARIANTS,
+        variants,
     )
 
 

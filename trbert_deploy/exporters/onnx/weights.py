@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from trbert_deploy.bundle.manifest import QUANTIZED, TRANSPOSED
+from trbert_deploy.bundle.manifest import TRANSPOSED
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 
 #: Tensors below this size stay inside the graph (shapes, indices, scalars).
@@ -39,12 +39,12 @@ class SharedWeights:
                 self._known.setdefault(_digest(tensor.numpy().T), name + TRANSPOSED)
         self._used: set[str] = set()
 
-    def take(self, proto: onnx.ModelProto, adopt: bool = False) -> None:
+    def take(self, proto: onnx.ModelProto, adopt: str = "") -> None:
         """Empty the graph's large initializers and note which weights they are.
 
         Args:
-            adopt: store those that are no parameters too, under a name with ``QUANTIZED`` before
-                it; else they stay in the graph.
+            adopt: store those that are no parameters too, under a name with this before it; where
+                it is empty they stay in the graph.
         """
         for initializer in proto.graph.initializer:
             array = numpy_helper.to_array(initializer)
@@ -53,7 +53,7 @@ class SharedWeights:
             digest = _digest(array)
             name = self._known.get(digest)
             if name is None and adopt:
-                name = self._known[digest] = f"{QUANTIZED}{len(self._known)}"
+                name = self._known[digest] = f"{adopt}{len(self._known)}"
                 self._parameters[name] = torch.from_numpy(array.copy())
             if name is None:
                 continue

@@ -54,6 +54,11 @@ def print_export(report: ExportReport, console: Console) -> None:
             f"8-bit weights: {report.int8_agreement:.1%} of the answers and of the tokens' fates, "
             "at least, are those of float32"
         )
+    if report.fp16_agreement is not None:
+        console.print(
+            f"half precision: {report.fp16_agreement:.1%} of the answers and of the tokens' fates, "
+            "at least, are those of float32"
+        )
     if report.random_rows:
         console.print(
             f"checked on random tokens: {report.source} has no sample texts, as training keeps them"

@@ -55,6 +55,7 @@ def candidates(engines: bool = True) -> list[Candidate]:
         for name, info in BACKENDS.items()
         if info.auto and (engines or not info.engines)
         for precision in info.precisions or (None,)
+        if precision not in info.gpu_precisions or info.uses_gpu()
     ]
 
 

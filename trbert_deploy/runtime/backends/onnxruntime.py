@@ -12,6 +12,8 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     FUSED,
+    HALF,
+    HALF_MASKED,
     INT8,
     MASKED,
     GraphDescription,
@@ -44,6 +46,8 @@ from trbert_deploy.runtime.backends.onnxruntime_memory import OnnxRuntimeMemory 
 #: Tokens of a call for each thread of a CPU. What larger calls compute leaves the caches, and lies
 #: in memory that the system gives and takes back every time (docs/performance.md).
 CALL_TOKENS = 1024
+#: Precision -> the variants for batches without padding and with it.
+_VARIANTS = {"fp32": (FUSED, MASKED), "int8": (INT8, MASKED), "fp16": (HALF, HALF_MASKED)}
 #: float32 is float32: TF32 leaves products 10 bits of their mantissa.
 _CUDA_OPTIONS = {"use_tf32": "0"}
 
@@ -91,7 +95,7 @@ class OnnxRuntimeBackend:
 
     Args:
         without_mask: the variant of the graphs for batches without padding; by default the one for
-            the wanted precision. Padded batches, which GPUs like, run in float32.
+            the wanted precision. Padded batches run in float32 where int8 is wanted.
         states_on: the device whose memory states stay in; by default CUDA's, and on the CPU none,
             but numpy's arrays.
 
@@ -109,7 +113,8 @@ class OnnxRuntimeBackend:
     ) -> None:
         self._bundle = bundle
         precision = options.precision or "fp32"
-        self._without_mask = without_mask or (INT8 if precision == "int8" else FUSED)
+        usual, self._masked = _VARIANTS[precision]
+        self._without_mask = without_mask or usual
         bundle.require_variant(self._without_mask)
         self._options = onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = options.threads
@@ -145,7 +150,7 @@ class OnnxRuntimeBackend:
 
     def _open(self, name: str, masked: bool) -> onnxruntime.InferenceSession:
         graph = self._bundle.manifest.graph(name)
-        variant = MASKED if masked else self._without_mask
+        variant = self._masked if masked else self._without_mask
         with self._bundle.reading_graph(name, variant) as path:
             session = self._session(path)
         tensors = (session.get_inputs(), session.get_outputs())

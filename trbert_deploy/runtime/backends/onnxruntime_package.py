@@ -90,6 +90,15 @@ def providers() -> list[str]:
     return [CUDA, CPU] if CUDA in built_for and why_no_cuda() is None else [CPU]
 
 
+def uses_cuda() -> bool:
+    """Whether sessions run on CUDA here; False where no whole ONNX Runtime is installed."""
+    try:
+        require_package()
+    except (ConfigError, MissingDependencyError):
+        return False
+    return CUDA in providers()
+
+
 def why_no_cuda() -> str | None:
     """Why sessions cannot run on CUDA though ONNX Runtime was built for it.
 

@@ -7,12 +7,14 @@ nothing but the one it uses.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import ConfigError, MissingDependencyError
 from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, RowsBackend
+from trbert_deploy.runtime.backends.onnxruntime_package import uses_cuda
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class BackendInfo:
         extras: of this distribution; each of them brings these modules.
         precisions: what it can be asked to compute in; none where it decides for itself.
         auto: whether ``auto`` tries it.
+        gpu_precisions: those of the precisions that ``auto`` tries only where it uses a GPU.
+        uses_gpu: whether it does so here; asked where there are such precisions.
         concurrent: whether calls may come from several threads at once.
         engines: whether it runs compiled code that lies in the bundle, instead of its graphs.
         distributions: on whose versions the time depends that it takes.
@@ -36,6 +40,8 @@ class BackendInfo:
     extras: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     auto: bool = False
+    gpu_precisions: tuple[str, ...] = ()
+    uses_gpu: Callable[[], bool] = lambda: True
     concurrent: bool = True
     engines: bool = False
     distributions: tuple[str, ...] = ()
@@ -50,8 +56,10 @@ _ONNXRUNTIME = BackendInfo(
     f"{_HERE}.onnxruntime",
     ("onnxruntime",),
     ("cpu", "gpu"),
-    ("fp32", "int8"),
+    ("fp32", "int8", "fp16"),
     auto=True,
+    gpu_precisions=("fp16",),
+    uses_gpu=uses_cuda,
     distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
 )
 _TENSORRT = BackendInfo(
@@ -70,7 +78,7 @@ _TENSORRT = BackendInfo(
 BACKENDS: dict[str, BackendInfo] = {
     "onnxruntime": _ONNXRUNTIME,
     "one-graph": replace(
-        _ONNXRUNTIME, module=f"{_HERE}.one_graph", precisions=("fp32",), auto=False
+        _ONNXRUNTIME, module=f"{_HERE}.one_graph", precisions=("fp32", "fp16"), auto=False
     ),
     "openvino": BackendInfo(
         f"{_HERE}.openvino",
