@@ -15,6 +15,8 @@ import pytest
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, DeviceError
+from trbert_deploy.exporters.checks.limits import LIMITS
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.backends import onnxruntime_package
 from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -22,7 +24,7 @@ from trbert_deploy.runtime.backends.onnxruntime_package import CPU, CUDA
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.device_arrays import DeviceStates
-from trbert_deploy.runtime.token_state import TokenRow, survivor_agreement
+from trbert_deploy.runtime.token_state import TokenRow, fates_apart, survivor_agreement
 
 
 class PlantedSession:
@@ -96,6 +98,14 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> type[PlantedSession]:
 @pytest.fixture(scope="module")
 def bundle(tiny_bundle: Path) -> Bundle:
     return Bundle.open(tiny_bundle)
+
+
+@pytest.fixture(scope="module")
+def halved(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same with graphs in half precision."""
+    path = tmp_path_factory.mktemp("halved") / "bundle"
+    export_bundle(tiny_checkpoint, path, fp16=True)
+    return Bundle.open(path)
 
 
 def run_one(bundle: Bundle) -> OnnxRuntimeBackend:
@@ -203,10 +213,44 @@ def test_the_gpu_answers_as_pytorch_does(bundle: Bundle, max_padding: float) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("max_padding", [0.0, 0.5], ids=["fused", "masked"])
+def test_the_gpu_answers_in_half_precision_as_in_float32(
+    halved: Bundle, max_padding: float
+) -> None:
+    needs_cuda()
+    manifest = halved.manifest
+    rows = rows_of(40, 3, 17, 16, 48, 1, 16, 16, 64, 64, 63, 62)
+    expected, received = (
+        Chain(
+            open_backend("onnxruntime", halved, BackendOptions(precision=precision)),
+            manifest.reduction,
+            manifest.encoder.num_layers,
+            max_padding=max_padding,
+        )
+        for precision in ("fp32", "fp16")
+    )
+    limits = LIMITS["fp16"]
+    for run in ("run", "run_dense"):
+        ours, theirs = getattr(expected, run)(rows), getattr(received, run)(rows)
+        assert survivor_agreement(rows, ours, theirs) >= limits.survivor_agreement
+        for one, other in zip(ours, theirs, strict=True):
+            if fates_apart(one, other):
+                continue
+            wanted, given = one.outputs["logits"], other.outputs["logits"]
+            np.testing.assert_allclose(wanted, given, atol=limits.tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("masked", [False, True], ids=["fused", "masked"])
 @pytest.mark.parametrize("name", ["segment_0", "segment_1", "segment_2", "dense"])
 def test_the_gpu_computes_all_but_shapes(
-    bundle: Bundle, name: str, masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    halved: Bundle,
+    name: str,
+    masked: bool,
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     needs_cuda()
     sessions = []
@@ -219,7 +263,7 @@ def test_the_gpu_computes_all_but_shapes(
             sessions.append(self)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", ProfiledSession)
-    graph = OnnxRuntimeBackend(bundle, BackendOptions()).graph(name)
+    graph = OnnxRuntimeBackend(halved, BackendOptions(precision=precision)).graph(name)
     shape = (2, 9)
     inputs: dict[str, np.ndarray] = {
         tensor: np.ones(shape, np.int64) for tensor in graph.inputs if tensor != "hidden"
