@@ -37,6 +37,7 @@ from trbert_deploy.exporters.export import ExportReport, export_bundle
 from trbert_deploy.exporters.onnx import trace
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import bundle_rows
@@ -187,6 +188,27 @@ def test_other_backends_read_the_same_bundle(exported: tuple[Path, ExportReport]
         pipeline = load(exported[0], backend, threads=1, precision=precision)
         assert [one.label for one in pipeline(texts)] == expected
         assert pipeline.chain.backend.description["precision"] == (precision or "fp32")
+
+
+@pytest.mark.parametrize("max_padding", [0.0, 0.5], ids=HALVES)
+def test_states_that_stay_on_a_device_are_the_same(
+    exported: tuple[Path, ExportReport], max_padding: float
+) -> None:
+    """Float32 crosses from graph to graph, wherever it lies."""
+    bundle = Bundle.open(exported[0])
+    rows = rows_of(bundle)
+    copied = chain_in(bundle, "fp16", max_padding)
+    options = BackendOptions(1, "fp16")
+    staying = Chain(
+        OnnxRuntimeBackend(bundle, options, states_on="cpu"),
+        bundle.manifest.reduction,
+        bundle.manifest.encoder.num_layers,
+        max_padding=max_padding,
+        outputs=task_of(bundle.manifest.encoder).outputs,
+    )
+    expected, received = copied.run(rows), staying.run(rows)
+    assert survivor_agreement(rows, expected, received) == 1.0
+    assert largest_difference(expected, received) < 1e-5
 
 
 def test_how_they_were_checked_is_kept(exported: tuple[Path, ExportReport]) -> None:
