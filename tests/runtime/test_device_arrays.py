@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from trbert_deploy import load
 from trbert_deploy.bundle.manifest import HIDDEN, HIDDEN_OUT, KEEP_LOGIT
+from trbert_deploy.errors import DeviceError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.plugins import onnx_states
@@ -195,6 +196,15 @@ def test_a_batch_that_lost_rows_is_found() -> None:
     states = DeviceStates(None, 0, (1, 3, 2))
     with pytest.raises(ValueError, match="argument 2 is longer"):
         DeviceArrays(memory_on("cpu")).rows(states, [np.zeros(1, np.int64)] * 2)
+
+
+def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = OnnxRuntimeMemory("cpu", memory_on("cpu")._open_session)
+    with pytest.raises(DeviceError, match=r"^ONNX Runtime cannot bring states together on cpu: .+"):
+        memory.empty((2**30, 2**30, 4))
+    states = memory.empty((1, 3, 2))
+    with pytest.raises(DeviceError, match=r"together on cpu: .*; run smaller batches \(--max-"):
+        memory.take(states, np.full((1, 2), 7), memory.empty((1, 2, 2)), 0)  # there are no such
 
 
 @pytest.mark.parametrize("name", onnx_states.GRAPHS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import cast
 
@@ -11,6 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from trbert_deploy.bundle.manifest import HIDDEN_OUT
+from trbert_deploy.errors import DeviceError, first_line
 from trbert_deploy.runtime.backends.backend import Tensors
 from trbert_deploy.runtime.device_arrays import MEAN_GRAPH, TAKE_GRAPH, DeviceStates, device_graph
 
@@ -57,9 +59,9 @@ class OnnxRuntimeMemory:
         }
 
     def empty(self, shape: tuple[int, int, int]) -> DeviceStates:
-        return self.states(
-            onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self.device)
-        )
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        with _failing_in_one_line(self.device):
+            return self.states(make(shape, np.float32, self.device))
 
     def states(self, value: onnxruntime.OrtValue) -> DeviceStates:
         """A value on the device as states [B, S, H]."""
@@ -102,4 +104,17 @@ class OnnxRuntimeMemory:
         shape = (len(inputs["places"]), *target.shape[1:])
         address = target.address_of(row)
         bound.bind_output("taken", self.device, 0, np.float32, shape, address)
-        session.run_with_iobinding(bound)
+        with _failing_in_one_line(self.device):
+            session.run_with_iobinding(bound)
+
+
+@contextmanager
+def _failing_in_one_line(device: str) -> Iterator[None]:
+    """Says of ONNX Runtime's failures, which have classes of their own, what they are of."""
+    try:
+        yield
+    except Exception as problem:
+        raise DeviceError(
+            f"ONNX Runtime cannot bring states together on {device}: {first_line(problem)}; run "
+            "smaller batches (--max-batch-tokens)"
+        ) from problem

@@ -111,6 +111,7 @@ class EngineMemory:
     ) -> None:
         """Run an engine for rows [B, K, H] = ``shape`` of ``target``, from ``row`` on."""
         batch, length, width = source.shape
+        library_log(self._library).lines.clear()
         context = self._context(graph, profile, width)
         self._set_shape(context, "states", (batch * length, width))
         context.set_tensor_address("states", source.address)
