@@ -34,7 +34,9 @@ def originals(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ma
     digests = Bundle.open(today).manifest.files
     graphs = {graph.name: digests[graph.file] for graph in Bundle.open(today).manifest.graphs}
     profiles = (Profile(1, 16, 1, 2, 4), Profile(17, 64, 1, 2, 4))
-    key = EngineKey("rtx", "1.7.1", "8.6", "fp16", profiles, digests[WEIGHTS], graphs)
+    key = EngineKey(
+        "rtx", "1.7.1", "8.6", "fp16", dict.fromkeys(graphs, profiles), digests[WEIGHTS], graphs
+    )
     directory = today / "engines" / key.directory
     directory.mkdir(parents=True)
     engines = []

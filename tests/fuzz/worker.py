@@ -145,7 +145,7 @@ class Judge:
         engine_set = EngineSet.open(path / directory, bundle)
         engine_set.require_fit(*HERE)
         engine_set.verify()
-        engine_set.profile_for(16)
+        engine_set.profile_for("dense", 16)
         for graph in bundle.manifest.graphs:
             if engine_set.read(graph.name) != original.contents[f"{directory}/{graph.name}.engine"]:
                 raise Wrong(f"reads another engine as {graph.name}")

@@ -79,7 +79,8 @@ def write_set(
     """An engine set whose engines are these graphs."""
     digests = bundle.manifest.files
     graphs = {name: digests[file] for name, file in engine_sources(bundle.manifest).items()}
-    key = EngineKey("rtx", "1.0", "8.6", precision, PROFILES, digests[WEIGHTS], graphs)
+    profiles = dict.fromkeys(graphs, PROFILES)
+    key = EngineKey("rtx", "1.0", "8.6", precision, profiles, digests[WEIGHTS], graphs)
     directory = bundle.engines_path / key.directory
     directory.mkdir(parents=True)
     engines = []

@@ -44,11 +44,12 @@ def test_weights_are_those_of_the_graphs(tiny_bundle: Path) -> None:
         assert single.weights_bytes[name] == 2 * size
     layers = sum(half.weights_bytes[name] for name in names[:-1])
     assert 0 <= layers - half.weights_bytes["dense"] < 10_000  # policies, and shapes
-    assert [str(profile) for profile in half.profiles] == ["1-4 x 1-16", "1-4 x 17-64"]
-    assert half.state_bytes == (2 * 4 * 16 * 32 * 4, 2 * 4 * 64 * 32 * 4)
-    assert half.total_bytes == sum(half.weights_bytes.values()) + sum(
-        (half.scratch_bytes[1], half.state_bytes[1])
-    )
+    for name in names:
+        assert [str(profile) for profile in half.profiles[name]] == ["1-4 x 1-16", "1-4 x 17-64"]
+        assert half.state_bytes[name] == (2 * 4 * 16 * 32 * 4, 2 * 4 * 64 * 32 * 4)
+        assert half.total_bytes == sum(half.weights_bytes.values()) + sum(
+            (half.scratch_bytes[name][1], half.state_bytes[name][1])
+        )
 
 
 def test_the_command_builds_nothing(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -190,7 +190,8 @@ def _batches(bundle: Bundle, engine_set: EngineSet) -> list[list[dict[str, np.nd
     """For each profile its usual batch of its longest rows: without padding, and with it."""
     rows_of = bundle_rows(bundle)
     batches = []
-    for profile in engine_set.manifest.key.profiles:
+    profiles = next(iter(engine_set.manifest.key.profiles.values()))  # all are of these rows
+    for profile in profiles:
         columns = columns_of(rows_of(profile.max_length, profile.opt_batch))
         whole = np.ones(columns[INPUT_IDS].shape, np.bool_)
         padded = unequal_mask(profile.opt_batch, profile.max_length)

@@ -188,7 +188,7 @@ def _optimization_profile(builder: Any, network: Any, profile: Profile) -> Any:
         made.set_shape(
             tensor.name,
             (profile.min_batch, profile.min_length, *width),
-            (profile.opt_batch, profile.max_length, *width),
+            (profile.opt_batch, profile.opt_length, *width),
             (profile.max_batch, profile.max_length, *width),
         )
     return made

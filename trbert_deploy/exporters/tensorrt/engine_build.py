@@ -28,6 +28,7 @@ from trbert_deploy.exporters.tensorrt.builder import (
     multiplies_float32,
     require_precision,
 )
+from trbert_deploy.exporters.tensorrt.profiles import engine_profiles
 from trbert_deploy.files import sha256, staged_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
@@ -53,8 +54,9 @@ class EngineOptions:
 
     Attributes:
         precision: fp16, bf16 or fp32.
-        lengths: token buckets, one profile each, tuned for its longest row; by default
-            ``DEFAULT_LENGTHS`` below the bundle's maximum length, and that maximum.
+        lengths: token buckets, one profile each, tuned for its longest row (behind a cut for what
+            is left of it, ``engine_profiles``); by default ``DEFAULT_LENGTHS`` below the bundle's
+            maximum length, and that maximum.
         batches: smallest, usual and largest batch, or fewer numbers.
         compute_capability: of the GPU to build for, such as 8.6; by default the one here.
         flavour: ``tensorrt`` or ``rtx``; by default the one that is installed.
@@ -95,7 +97,7 @@ class EngineOptions:
             )
 
     def profiles(self, max_length: int) -> tuple[Profile, ...]:
-        """One profile per bucket of lengths, each beginning where the one before ends.
+        """Of whole rows: one per bucket of lengths, each beginning where the one before ends.
 
         Raises:
             LengthError: a length above ``max_length``.
@@ -167,7 +169,8 @@ def build_engines(
         require_polygraphy()
     progress(f"read {bundle_path.name or bundle_path}", 0, None)
     bundle = Bundle.open(bundle_path)
-    profiles = options.profiles(bundle.manifest.max_length)
+    buckets = options.profiles(bundle.manifest.max_length)
+    profiles = engine_profiles(bundle.manifest, buckets)
     library = load_tensorrt(options.flavour)
     capability, note = choose_compute_capability(library, options.compute_capability)
     require_precision(library, capability, options.precision)
@@ -206,7 +209,7 @@ def build_engines(
             progress(f"build {name}", steps - len(sources) + len(files), steps)
             with bundle.reading(file, WEIGHTS) as path:
                 source = halved(name).SerializeToString() if models else path
-                built = build_engine(library, source, profiles, capability)
+                built = build_engine(library, source, profiles[name], capability)
             path = staging / engine_file(name)
             path.write_bytes(built.data)
             files.append(
@@ -229,7 +232,7 @@ def engine_key(
     library: TensorRT,
     compute_capability: str,
     precision: str,
-    profiles: tuple[Profile, ...],
+    profiles: Mapping[str, tuple[Profile, ...]],
 ) -> EngineKey:
     """Everything that the engines of ``bundle`` would depend on."""
     digests = bundle.manifest.files

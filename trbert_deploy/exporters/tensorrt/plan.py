@@ -15,6 +15,7 @@ from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.exporters.onnx.precision import HALF_TYPES
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions
+from trbert_deploy.exporters.tensorrt.profiles import engine_profiles
 from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile, engine_sources
 
 _SINGLE = 4  # bytes of a value
@@ -29,23 +30,28 @@ class EnginesPlan:
     Attributes:
         precision: fp32, fp16 or bf16.
         weights_bytes: engine -> its weights, without what TensorRT adds.
-        profiles: the buckets.
-        scratch_bytes: of each profile, reckoned; engines share it.
-        state_bytes: of each profile, what goes into a segment and comes out of it.
+        profiles: engine -> its profiles.
+        scratch_bytes: engine -> of each of its profiles, reckoned; engines share it.
+        state_bytes: engine -> of each of its profiles, states that go into it and come out of it.
     """
 
     precision: str
     weights_bytes: Mapping[str, int]
-    profiles: tuple[Profile, ...]
-    scratch_bytes: tuple[int, ...]
-    state_bytes: tuple[int, ...]
+    profiles: Mapping[str, tuple[Profile, ...]]
+    scratch_bytes: Mapping[str, tuple[int, ...]]
+    state_bytes: Mapping[str, tuple[int, ...]]
 
     @property
     def total_bytes(self) -> int:
         """All weights, and the most that a call takes besides."""
-        return sum(self.weights_bytes.values()) + max(
-            map(sum, zip(self.scratch_bytes, self.state_bytes, strict=True))
+        calls = (
+            scratch + states
+            for name in self.profiles
+            for scratch, states in zip(
+                self.scratch_bytes[name], self.state_bytes[name], strict=True
+            )
         )
+        return sum(self.weights_bytes.values()) + max(calls)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "total_bytes": self.total_bytes}
@@ -59,25 +65,29 @@ def plan_engines(bundle_path: Path, options: EngineOptions) -> EnginesPlan:
         LengthError: options that do not fit the bundle.
     """
     bundle = Bundle.open(bundle_path)
-    encoder = bundle.manifest.encoder
-    profiles = options.profiles(bundle.manifest.max_length)
-    shapes = [(profile.max_batch, profile.max_length) for profile in profiles]
-    weights = {}
-    for name, file in engine_sources(bundle.manifest).items():
+    manifest = bundle.manifest
+    encoder = manifest.encoder
+    profiles = engine_profiles(manifest, options.profiles(manifest.max_length))
+    weights, scratch, states = {}, {}, {}
+    for name, file in engine_sources(manifest).items():
         with bundle.reading(file, WEIGHTS) as path:
             graph = onnx.load(path, load_external_data=False).graph
         values = sum(math.prod(tensor.dims) for tensor in graph.initializer)
         weights[name] = values * _value_bytes(options.precision)
-    return EnginesPlan(
-        options.precision,
-        weights,
-        profiles,
-        tuple(scratch_bytes(encoder, options.precision, *shape) for shape in shapes),
-        tuple(2 * batch * length * encoder.hidden_size * _SINGLE for batch, length in shapes),
-    )
+        shapes = [(profile.max_batch, profile.max_length) for profile in profiles[name]]
+        attends = manifest.graph(name).takes_mask
+        scratch[name] = tuple(
+            scratch_bytes(encoder, options.precision, *shape, attends=attends) for shape in shapes
+        )
+        states[name] = tuple(
+            2 * batch * length * encoder.hidden_size * _SINGLE for batch, length in shapes
+        )
+    return EnginesPlan(options.precision, weights, profiles, scratch, states)
 
 
-def scratch_bytes(encoder: EncoderSpec, precision: str, batch: int, length: int) -> int:
+def scratch_bytes(
+    encoder: EncoderSpec, precision: str, batch: int, length: int, *, attends: bool = True
+) -> int:
     """GPU memory for a layer's activations.
 
     Reckoned: two states as wide as the feed-forward, two in float32 and one as they are multiplied,
@@ -87,10 +97,11 @@ def scratch_bytes(encoder: EncoderSpec, precision: str, batch: int, length: int)
 
     Args:
         batch, length: the largest of a profile.
+        attends: whether tokens attend to each other, or each is for itself.
     """
     value = _value_bytes(precision)
     per_token = 2 * encoder.ffn_size * value + encoder.hidden_size * (2 * _SINGLE + value)
-    pairs = batch * length**2
+    pairs = batch * length**2 if attends else 0
     scratch = _LEAST_SCRATCH + batch * length * per_token + pairs
     if precision not in HALF_TYPES:
         scratch += 2 * pairs * encoder.num_heads * _SINGLE

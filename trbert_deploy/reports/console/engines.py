@@ -21,13 +21,12 @@ def print_engines(report: EnginesReport, console: Console) -> None:
     table = Table(
         "engine",
         *("size MiB", "build s", "scratch MiB"),
-        "profiles",
+        "tuned for tokens",
         "precision",
         title=f"TensorRT {key.version} ({key.flavour}) for GPUs of {key.compute_capability}",
     )
     for column in table.columns[1:4]:
         column.justify = "right"
-    lengths = ", ".join(str(profile.max_length) for profile in key.profiles)
     for engine in manifest.engines:
         scratch = engine.scratch_bytes
         table.add_row(
@@ -35,11 +34,12 @@ def print_engines(report: EnginesReport, console: Console) -> None:
             f"{engine.size_bytes / _MIB:.1f}",
             f"{engine.build_seconds:.1f}",
             "unknown" if scratch is None else f"{scratch / _MIB:.0f}",
-            lengths,
+            ", ".join(str(profile.opt_length) for profile in key.profiles[engine.name]),
             key.precision,
         )
     console.print(table)
-    batch = key.profiles[0]
+    batch = key.profiles[manifest.engines[0].name][0]
+    lengths = ", ".join(str(most) for _, most in key.lengths)
     console.print(
         f"profiles: rows of up to {lengths} tokens, in batches of {batch.min_batch} to "
         f"{batch.max_batch}, tuned for {batch.opt_batch}"
@@ -63,19 +63,30 @@ def print_engines(report: EnginesReport, console: Console) -> None:
 
 
 def print_plan(plan: EnginesPlan, console: Console) -> None:
-    """What engines would take, by engine and by profile, and together."""
-    weights = Table("engine", "weights MiB", title=f"engines in {plan.precision}, not built")
+    """What engines would take, by engine and its profiles, and together."""
+    table = Table(
+        "engine",
+        "weights",
+        "rows x tokens",
+        *("tuned for", "scratch", "states"),
+        title=f"engines in {plan.precision}, not built; memory in MiB",
+    )
     for name, size in plan.weights_bytes.items():
-        weights.add_row(name, f"{size / _MIB:.1f}")
-    profiles = Table("profile (rows x tokens)", "scratch MiB", "states MiB")
-    for profile, scratch, states in zip(
-        plan.profiles, plan.scratch_bytes, plan.state_bytes, strict=True
-    ):
-        profiles.add_row(str(profile), f"{scratch / _MIB:.0f}", f"{states / _MIB:.0f}")
-    for table in (weights, profiles):
-        for column in table.columns[1:]:
-            column.justify = "right"
-        console.print(table)
+        told = (name, f"{size / _MIB:.1f}")
+        for profile, scratch, states in zip(
+            plan.profiles[name], plan.scratch_bytes[name], plan.state_bytes[name], strict=True
+        ):
+            table.add_row(
+                *told,
+                str(profile),
+                f"{profile.opt_batch} x {profile.opt_length}",
+                f"{scratch / _MIB:.0f}",
+                f"{states / _MIB:.0f}",
+            )
+            told = ("", "")  # once for an engine
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
     console.print(
         f"GPU memory, reckoned: {plan.total_bytes / _MIB:,.0f} MiB, of all weights, and of the "
         "largest profile's scratch and states, which engines share; what TensorRT itself takes is "

@@ -45,6 +45,7 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineManifest,
     EngineSet,
     Profile,
+    engine_sources,
 )
 from trbert_deploy.runtime.backends.tensorrt.library import (
     TensorRT,
@@ -67,6 +68,12 @@ from trbert_deploy.tasks.task import Output
 
 OUTPUTS = (Output("logits", "row"),)
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
+#: Of the engine of the second segment, which takes other numbers of rows.
+LATER = (Profile(1, 16, 1, 1, 2, 9), Profile(17, 48, 1, 1, 1, 20))
+
+
+def profiles_of(name: str) -> tuple[Profile, ...]:
+    return LATER if name == "segment_1" else PROFILES
 
 
 class HostContext:
@@ -92,7 +99,7 @@ class HostContext:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        profile = PROFILES[self.profile]
+        profile = profiles_of(self.graph.name)[self.profile]
         self.shapes[name] = shape
         fits = profile.min_batch <= shape[0] <= profile.max_batch
         return fits and profile.min_length <= shape[1] <= profile.max_length
@@ -214,8 +221,10 @@ class HostBackend(TensorRTBackend):
 
     def __init__(self, bundle: Bundle, cuda: HostCuda) -> None:
         digests = bundle.manifest.files
-        graphs = {graph.name: digests[graph.file] for graph in bundle.manifest.graphs}
-        key = EngineKey("rtx", "1.0", "8.6", "fp32", PROFILES, digests[WEIGHTS], graphs)
+        sources = engine_sources(bundle.manifest)
+        graphs = {name: digests[file] for name, file in sources.items()}
+        profiles = {name: profiles_of(name) for name in sources}
+        key = EngineKey("rtx", "1.0", "8.6", "fp32", profiles, digests[WEIGHTS], graphs)
         engine_set = HostEngineSet(bundle.engines_path, EngineManifest(key, (), {}))
         self.engines = {
             graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)

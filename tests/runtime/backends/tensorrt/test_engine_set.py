@@ -25,6 +25,8 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import (
 )
 
 HERE = ("rtx", "1.7.1", "8.6")
+PROFILES = (Profile(1, 16, 1, 2, 4), Profile(17, 64, 1, 2, 4))
+LATER = (Profile(1, 16, 1, 2, 4, 9), Profile(17, 64, 1, 2, 4, 30))
 
 
 def write_set(bundle: Bundle, precision: str = "fp16", capability: str = "8.6") -> EngineSet:
@@ -35,7 +37,7 @@ def write_set(bundle: Bundle, precision: str = "fp16", capability: str = "8.6") 
         version="1.7.1",
         compute_capability=capability,
         precision=precision,
-        profiles=(Profile(1, 16, 1, 2, 4), Profile(17, 64, 1, 2, 4)),
+        profiles={graph.name: PROFILES for graph in bundle.manifest.graphs} | {"segment_1": LATER},
         weights_sha256=digests[WEIGHTS],
         graphs={graph.name: digests[graph.file] for graph in bundle.manifest.graphs},
     )
@@ -87,8 +89,26 @@ def test_missing_engine(bundle: Bundle, engine_set: EngineSet) -> None:
 
 
 def test_newer_manifest(bundle: Bundle, engine_set: EngineSet) -> None:
-    edit(engine_set, lambda data: data.update(format_version=2))
-    with pytest.raises(EngineError, match="version 2: this release reads 1; upgrade trbert-deploy"):
+    edit(engine_set, lambda data: data.update(format_version=3))
+    with pytest.raises(EngineError, match="version 3: this release reads 1 to 2; upgrade trbert-d"):
+        EngineSet.open(engine_set.path, bundle)
+
+
+def make_version_1(data: dict[str, Any]) -> None:
+    """What was written when all engines had the same profiles, tuned for their longest rows."""
+    profiles = data["key"]["profiles"]["dense"]
+    for profile in profiles:
+        del profile["opt_length"]
+    data["key"]["profiles"] = profiles
+    data["format_version"] = 1
+
+
+def test_version_1_is_read(bundle: Bundle, engine_set: EngineSet) -> None:
+    edit(engine_set, make_version_1)
+    key = EngineSet.open(engine_set.path, bundle).manifest.key
+    assert key.profiles == dict.fromkeys(key.graphs, PROFILES)
+    edit(engine_set, lambda data: data["key"].update(profiles=[]))
+    with pytest.raises(EngineError, match=r"engine manifest is damaged .* build-engine again"):
         EngineSet.open(engine_set.path, bundle)
 
 
@@ -105,10 +125,18 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["key"].pop("version"),
         lambda data: data["key"].update(surprise=1),
         lambda data: data["key"].update(profiles=[]),
+        lambda data: data["key"].update(profiles={}),
+        lambda data: data["key"]["profiles"].pop("dense"),
+        lambda data: data["key"]["profiles"].update(dense=[]),
+        lambda data: data["key"]["profiles"]["dense"].pop(),
+        lambda data: data["key"]["profiles"]["dense"][0].update(max_length=15),
+        lambda data: data["key"]["profiles"]["dense"][0].update(opt_length=17),
+        lambda data: data["key"]["profiles"]["dense"][0].pop("opt_length"),
+        lambda data: [each[0].pop("opt_length") for each in data["key"]["profiles"].values()],
         lambda data: data["key"].update(graphs=3),
-        lambda data: data["key"]["profiles"][0].update(min_length=0),
-        lambda data: data["key"]["profiles"][0].update(min_length="1"),
-        lambda data: data["key"]["profiles"][0].update(min_batch=1.5),
+        lambda data: data["key"]["profiles"]["dense"][0].update(min_length=0),
+        lambda data: data["key"]["profiles"]["dense"][0].update(min_length="1"),
+        lambda data: data["key"]["profiles"]["dense"][0].update(min_batch=1.5),
         lambda data: data["key"].update(compute_capability=8.6),
         lambda data: data["key"]["graphs"].update(dense=None),
         lambda data: data["key"]["graphs"].update({"two\nlines": "0" * 64}),
@@ -126,7 +154,7 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["engines"][0].update(name=["dense"]),
         lambda data: data["engines"][0].update(scratch_bytes="1024"),
         lambda data: data["engines"][0].update(size_bytes=float("inf")),
-        lambda data: data["key"]["profiles"][0].update(max_batch=4.0),
+        lambda data: data["key"]["profiles"]["dense"][0].update(max_batch=4.0),
     ],
 )
 def test_damaged_manifest(
@@ -154,7 +182,7 @@ def test_engines_of_other_weights(bundle: Bundle, engine_set: EngineSet) -> None
     "change",
     [
         lambda data: data["key"]["graphs"].update(segment_0="0" * 64),
-        lambda data: data["key"]["graphs"].pop("segment_0"),
+        lambda data: [data["key"][each].pop("segment_0") for each in ("graphs", "profiles")],
     ],
 )
 def test_engines_of_other_graphs(
@@ -167,6 +195,7 @@ def test_engines_of_other_graphs(
 
 def test_graph_that_the_bundle_has_not(bundle: Bundle, engine_set: EngineSet) -> None:
     edit(engine_set, lambda data: data["key"]["graphs"].update(extra="0" * 64))
+    edit(engine_set, lambda data: data["key"]["profiles"].update(extra=list(map(vars, PROFILES))))
     with pytest.raises(EngineError, match="was not built from the graph extra"):
         EngineSet.open(engine_set.path, bundle)
 
@@ -352,14 +381,29 @@ def test_engines_of_another_version_are_not_loaded(bundle: Bundle) -> None:
 
 
 def test_profile_by_length(engine_set: EngineSet) -> None:
-    assert [engine_set.profile_for(length) for length in (1, 16, 17, 64)] == [0, 0, 1, 1]
+    for name in ("dense", "segment_1"):
+        found = [engine_set.profile_for(name, length) for length in (1, 16, 17, 64)]
+        assert found == [0, 0, 1, 1]
     with pytest.raises(LengthError, match=r"rows of 65 tokens: .* takes 1 to 64; .*--lengths"):
-        engine_set.profile_for(65)
+        engine_set.profile_for("segment_1", 65)
 
 
 @pytest.mark.parametrize(
-    "numbers", [(0, 16, 1, 2, 4), (17, 16, 1, 2, 4), (1, 16, 0, 2, 4), (1, 16, 3, 2, 4)]
+    "numbers",
+    [
+        (0, 16, 1, 2, 4),
+        (17, 16, 1, 2, 4),
+        (1, 16, 0, 2, 4),
+        (1, 16, 3, 2, 4),
+        (2, 16, 1, 2, 4, 1),
+        (1, 16, 1, 2, 4, 17),
+        (1, 16, 1, 2, 4, -1),
+    ],
 )
 def test_profile_that_cannot_be(numbers: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="expected ascending numbers from 1"):
         Profile(*numbers)
+
+
+def test_profile_that_is_tuned_for_its_longest_rows() -> None:
+    assert Profile(1, 16, 1, 2, 4).opt_length == 16

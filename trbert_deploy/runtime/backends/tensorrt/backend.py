@@ -124,8 +124,8 @@ class EngineGraph:
         batch, length = inputs[self._graph.inputs[0].name].shape[:2]
         if self._graph.takes_mask:
             inputs = with_mask(inputs)
-        index = self._engine_set.profile_for(length)
-        profile = self._engine_set.manifest.key.profiles[index]
+        index = self._engine_set.profile_for(self._graph.name, length)
+        profile = self._engine_set.manifest.key.profiles[self._graph.name][index]
         parts = [
             self._run(index, {name: self._part(each, *rows) for name, each in inputs.items()})
             for rows in row_ranges(batch, profile, length)

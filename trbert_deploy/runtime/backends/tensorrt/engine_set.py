@@ -26,7 +26,7 @@ from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.fields import known_fields, require_kind
 from trbert_deploy.files import read_json, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINE_MANIFEST = "manifest.json"
 #: Figures of manifests that earlier releases wrote -> their names today.
 _RENAMED = {
@@ -48,8 +48,9 @@ class Profile:
     """The shapes that a part of an engine is made for.
 
     Attributes:
-        min_length, max_length: tokens per row; tuned for the longest.
+        min_length, max_length: tokens per row.
         min_batch, opt_batch, max_batch: rows; tuned for the middle one.
+        opt_length: tokens per row that it is tuned for; the most where it is 0.
 
     Raises:
         ConfigError: the numbers are not in ascending order from 1.
@@ -60,10 +61,13 @@ class Profile:
     min_batch: int
     opt_batch: int
     max_batch: int
+    opt_length: int = 0
 
     def __post_init__(self) -> None:
+        if self.opt_length == 0:
+            object.__setattr__(self, "opt_length", self.max_length)
         batches = (1, self.min_batch, self.opt_batch, self.max_batch)
-        lengths = (1, self.min_length, self.max_length)
+        lengths = (1, self.min_length, self.opt_length, self.max_length)
         if any(type(number) is not int for number in (*batches, *lengths)):
             raise ConfigError(f"profile {self}: expected whole numbers")
         if sorted(batches) != list(batches) or sorted(lengths) != list(lengths):
@@ -71,6 +75,14 @@ class Profile:
 
     def __str__(self) -> str:
         return f"{self.min_batch}-{self.max_batch} x {self.min_length}-{self.max_length}"
+
+
+def _upgraded(key: Any, version: int) -> Any:
+    """A manifest's key as today's are: in version 1 all engines had the same profiles."""
+    if version == FORMAT_VERSION:
+        return key
+    tuned = [{**profile, "opt_length": profile["max_length"]} for profile in key["profiles"]]
+    return {**key, "profiles": dict.fromkeys(key["graphs"], tuned)}
 
 
 def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,25 +148,38 @@ class EngineKey:
         flavour, version: the TensorRT that builds and runs them.
         compute_capability: of the GPU, such as 8.6.
         precision: fp32, fp16 or bf16.
-        profiles: of every engine, in ascending length.
+        profiles: of each engine, in ascending length; all of them divide the same lengths alike.
         weights_sha256: of the bundle's file of weights.
         graphs: SHA-256 of each graph.
 
     Raises:
         TypeError: an entry of another kind.
+        ValueError: an engine without profiles, or of other lengths than the others.
     """
 
     flavour: str
     version: str
     compute_capability: str
     precision: str
-    profiles: tuple[Profile, ...]
+    profiles: Mapping[str, tuple[Profile, ...]]
     weights_sha256: str
     graphs: Mapping[str, str]
 
     def __post_init__(self) -> None:
         _require_strings(self.flavour, self.version, self.compute_capability, self.precision)
         _require_strings(self.weights_sha256, *self.graphs, *self.graphs.values())
+        if {*self.profiles} != {*self.graphs} or not all(self.profiles.values()):
+            raise ValueError("expected profiles of each engine")
+        for name, profiles in self.profiles.items():
+            lengths = [(profile.min_length, profile.max_length) for profile in profiles]
+            if lengths != self.lengths:
+                raise ValueError(f"the profiles of {name} are of other lengths")
+
+    @property
+    def lengths(self) -> list[tuple[int, int]]:
+        """Least and most tokens of each profile, of whichever engine."""
+        profiles = next(iter(self.profiles.values()))
+        return [(profile.min_length, profile.max_length) for profile in profiles]
 
     @property
     def directory(self) -> str:
@@ -202,20 +227,19 @@ class EngineManifest:
             EngineError: another format version, or entries that are missing or of a wrong kind.
         """
         version = data.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "upgrade trbert-deploy" if newer else _REBUILD
             raise EngineError(
-                f"engines have format version {version!r}: this release reads {FORMAT_VERSION}; "
-                f"{advice}"
+                f"engines have format version {version!r}: this release reads 1 to "
+                f"{FORMAT_VERSION}; {advice}"
             )
         try:
-            key = known_fields(EngineKey, data["key"], "key")
-            profiles = tuple(
-                Profile(**known_fields(Profile, profile, "profile")) for profile in key["profiles"]
-            )
-            if not profiles:
-                raise ValueError("no profiles")
+            key = known_fields(EngineKey, _upgraded(data["key"], version), "key")
+            profiles = {
+                name: tuple(Profile(**known_fields(Profile, each, "profile")) for each in own)
+                for name, own in key["profiles"].items()
+            }
             engines = tuple(
                 EngineFile(**known_fields(EngineFile, engine, "engine"))
                 for engine in data["engines"]
@@ -329,13 +353,13 @@ class EngineSet:
                     f"{' '.join(here)}; {_REBUILD}"
                 )
 
-    def profile_for(self, length: int) -> int:
-        """Index of the profile for rows of ``length`` tokens.
+    def profile_for(self, name: str, length: int) -> int:
+        """Index of the profile of the engine called ``name`` for rows of ``length`` tokens.
 
         Raises:
             LengthError: none covers it.
         """
-        profiles = self.manifest.key.profiles
+        profiles = self.manifest.key.profiles[name]
         for index, profile in enumerate(profiles):
             if profile.min_length <= length <= profile.max_length:
                 return index
