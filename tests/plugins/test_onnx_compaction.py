@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from trbert_deploy.plugins.onnx_compaction import DOMAIN, OPSET, compact_tokens, wanted_tokens
+from trbert_deploy.plugins import DOMAIN
+from trbert_deploy.plugins.onnx_compaction import OPSET, compact_tokens, wanted_tokens
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.selection.select import keep_best, select
 

@@ -12,11 +12,10 @@ from fractions import Fraction
 import onnx
 import onnx.parser
 
+from trbert_deploy.plugins import DOMAIN, OPERATOR
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.selection.select import least_logit
 
-#: Where the functions are, until they are inlined.
-DOMAIN = "trbert_deploy"
 OPSET = 23
 
 #: Above every logit that counts, and below all of them; finite, as TensorRT wants it.
@@ -30,7 +29,7 @@ _HEAD = f'<domain: "{DOMAIN}", opset_import: ["": {OPSET}]>'
 # that survive into text order, before whatever fills the slots left.
 _COMPACT = f"""
 {_HEAD}
-CompactTokens (hidden, keep_logit, present, protected, wanted, capacity)
+{OPERATOR} (hidden, keep_logit, present, protected, wanted, capacity)
     => (compacted, filled, places)
 {{
     above = Constant <value_float = {_PROTECTED}> ()

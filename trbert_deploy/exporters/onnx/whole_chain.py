@@ -28,7 +28,8 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.onnx.assembly import Assembly
 from trbert_deploy.exporters.onnx.joined_answers import JOINED, PassedCut
-from trbert_deploy.plugins.onnx_compaction import DOMAIN, compact_tokens, wanted_tokens
+from trbert_deploy.plugins import DOMAIN
+from trbert_deploy.plugins.onnx_compaction import compact_tokens, wanted_tokens
 from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
 from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
 
