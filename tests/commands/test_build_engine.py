@@ -113,6 +113,7 @@ def test_usage_errors(tmp_path: Path, arguments: tuple[str, ...]) -> None:
         (("--batch", "1,2,3,4"), "expected at most three"),
         (("--flavour", "rtx", "--compute-capability", "9.0"), "compute capability is 9.0"),
         (("nowhere",), "bundle nowhere does not exist"),
+        (("--plugin",), "bundle has no graph of its whole chain: export it with --fused"),
     ],
 )
 def test_user_errors_are_one_line(place: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -48,6 +48,11 @@ from trbert_deploy.commands.options import bundle_argument, json_option, needs
     is_flag=True,
     help="Compare with ONNX Runtime; needs their GPU.",
 )
+@click.option(
+    "--plugin",
+    is_flag=True,
+    help="Whole chain: compact by a plugin, exactly.",
+)
 @click.option("--plan", is_flag=True, help="Tell profiles and memory, and build nothing.")
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 @json_option

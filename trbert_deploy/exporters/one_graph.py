@@ -151,11 +151,22 @@ def chain_of_parts(
     manifest: Manifest,
     parts: Mapping[str, onnx.ModelProto],
     capacities: Sequence[Capacity] | None,
+    *,
+    plugin: bool = False,
 ) -> onnx.ModelProto:
-    """The whole chain of a bundle's graphs but the dense one, in whatever precision they are."""
+    """The whole chain of a bundle's graphs but the dense one, in whatever precision they are.
+
+    Args:
+        capacities, plugin: as ``whole_chain`` takes them.
+    """
     task = task_of(manifest.encoder)
     return whole_chain(
-        parts, manifest.reduction, task.outputs, protects=task.protects, capacities=capacities
+        parts,
+        manifest.reduction,
+        task.outputs,
+        protects=task.protects,
+        capacities=capacities,
+        plugin=plugin,
     )
 
 

@@ -74,15 +74,19 @@ def runs_engines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_set(
-    bundle: Bundle, models: Mapping[str, onnx.ModelProto], precision: str = "fp16"
+    bundle: Bundle,
+    models: Mapping[str, onnx.ModelProto],
+    precision: str = "fp16",
+    *,
+    plugin: bool = False,
 ) -> EngineSet:
     """An engine set whose engines are these graphs."""
     digests = bundle.manifest.files
-    graphs = {name: digests[file] for name, file in engine_sources(bundle.manifest).items()}
+    graphs = {name: digests[file] for name, file in engine_sources(bundle.manifest, plugin).items()}
     profiles = dict.fromkeys(graphs, PROFILES)
-    key = EngineKey("rtx", "1.0", "8.6", precision, profiles, digests[WEIGHTS], graphs)
+    key = EngineKey("rtx", "1.0", "8.6", precision, profiles, digests[WEIGHTS], graphs, plugin)
     directory = bundle.engines_path / key.directory
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     engines = []
     for name in graphs:
         file = directory / f"{name}.engine"
@@ -183,6 +187,29 @@ def test_the_engine_of_the_whole_chain_is_compared(
     found = [result for result in results if result.graph == CHAIN]
     assert [result.profile for result in found] == [0, 1]
     assert all(0 < result.max_difference["logits"] < 0.02 for result in found)
+
+
+@pytest.mark.usefixtures("runs_engines")
+def test_the_engine_with_a_plugin_is_compared_with_exact_survivors(
+    whole: tuple[Bundle, dict[str, onnx.ModelProto]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, models = whole
+    known: list[str] = []
+    place = "trbert_deploy.exporters.checks.engines"
+    monkeypatch.setattr(f"{place}.load_tensorrt", lambda flavour: flavour)
+    monkeypatch.setattr(f"{place}.register_plugin", known.append)
+    parts = {name: half for name, half in models.items() if name not in (DENSE, CHAIN)}
+    exact = {**models, CHAIN: chain_of_parts(bundle.manifest, parts, None)}
+    results = verify_engines(bundle, write_set(bundle, exact, plugin=True))
+    assert all(
+        0 < result.max_difference["logits"] < 0.02 for result in results if result.graph == CHAIN
+    )
+    assert known == ["rtx"]  # before its engine, which is one
+    # One that loses tokens for want of slots is another.
+    fewer = [replace(capacity, room=1, parts=1) for capacity in bundle.manifest.capacities]
+    lossy = {**models, CHAIN: chain_of_parts(bundle.manifest, parts, fewer)}
+    with pytest.raises(ParityError, match="engine chain, profile 0"):
+        verify_engines(bundle, write_set(bundle, lossy, plugin=True))
 
 
 @pytest.mark.usefixtures("runs_engines")

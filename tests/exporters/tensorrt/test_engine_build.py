@@ -8,7 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnx.inliner
+import onnxruntime
 import pytest
+from onnx import helper
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS
@@ -22,9 +27,12 @@ from trbert_deploy.errors import (
 from trbert_deploy.exporters.checks.engines import Verification
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt import engine_build
+from trbert_deploy.exporters.tensorrt.builder import BuiltEngine
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
+from trbert_deploy.plugins import DOMAIN, OPERATOR, PLUGIN_VERSION
+from trbert_deploy.plugins.onnx_compaction import compact_tokens
 from trbert_deploy.runtime.backends.tensorrt.engine_set import ENGINE_MANIFEST, EngineSet, Profile
-from trbert_deploy.runtime.backends.tensorrt.library import TensorRT
+from trbert_deploy.runtime.backends.tensorrt.library import TensorRT, load_tensorrt
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -97,6 +105,125 @@ def test_the_whole_chain_becomes_an_engine_too(
     # A bundle without it, or with another one, has other engines.
     export_bundle(make_checkpoint(cuts="1", num_layers=2), path)
     assert not build_engines(path, replace(OPTIONS, precision=precision)).skipped
+
+
+@pytest.fixture
+def standard(monkeypatch: pytest.MonkeyPatch) -> list[Path | bytes]:
+    """Standard TensorRT on a GPU, whose builder takes any graph.
+
+    Returns:
+        What it was given, engine by engine.
+    """
+    pytest.importorskip("trbert_deploy.plugins.tensorrt_plugin")
+    given: list[Path | bytes] = []
+
+    def build(library: TensorRT, source: Path | bytes, *_: object) -> BuiltEngine:
+        assert library.flavour == "tensorrt"
+        given.append(source)
+        return BuiltEngine(b"engine", 0.1, None)
+
+    rtx = load_tensorrt("rtx")
+    monkeypatch.setattr(f"{BUILD}.load_tensorrt", lambda _: TensorRT("tensorrt", rtx.module, "10"))
+    monkeypatch.setattr(
+        "trbert_deploy.exporters.tensorrt.builder.gpu_compute_capability", lambda: "9.0"
+    )
+    monkeypatch.setattr(f"{BUILD}.build_engine", build)
+    return given
+
+
+@pytest.fixture(scope="module")
+def fused(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the graph of its whole chain, to be copied."""
+    path = tmp_path_factory.mktemp("fused") / "bundle"
+    export_bundle(make_checkpoint(cuts="0.5,1", num_layers=2), path, fused=True)
+    return path
+
+
+def with_function(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with the ONNX function in the plugin's place."""
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            nodes.append(node)
+            continue
+        assert (node.op_type, len(node.input), len(node.output)) == (OPERATOR, 5, 4)
+        count, axes = node.output[3], f"{node.output[3]}.axes"
+        nodes += [
+            helper.make_node("Constant", [], [axes], value_ints=[0]),
+            helper.make_node("ReduceMax", [node.input[4], axes], [count], keepdims=0),
+            helper.make_node(OPERATOR, [*node.input, count], node.output[:3], domain=DOMAIN),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.functions.append(compact_tokens())
+    return onnx.inliner.inline_local_functions(model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_plugin_compacts_the_whole_chain(
+    fused: Path, standard: list[Path | bytes], tmp_path: Path, precision: str
+) -> None:
+    path = Path(shutil.copytree(fused, tmp_path / "bundle"))
+    options = EngineOptions(precision, lengths=(64,), batches=(1, 4), plugin=True)
+    report = build_engines(path, options)
+    assert [engine.name for engine in report.engine_set.manifest.engines][-1] == "chain"
+    key = report.engine_set.manifest.key
+    bundle = Bundle.open(path)
+    assert key.plugin and key.graphs["chain"] == bundle.manifest.files["chain.onnx"]
+    assert report.to_json()["key"]["plugin"] is True
+    assert build_engines(path, options).skipped
+    *others, whole = standard
+    standard.clear()
+    for source in others:  # no other graph has it
+        model = onnx.load(source) if isinstance(source, Path) else onnx.load_from_string(source)
+        assert {node.domain for node in model.graph.node} == {""}
+    assert isinstance(whole, bytes)
+    model = onnx.load_from_string(whole)
+    plugins = [node for node in model.graph.node if node.domain]
+    assert [node.op_type for node in plugins] == [OPERATOR, OPERATOR]
+    for node in plugins:
+        attributes = {each.name: each.s.decode() for each in node.attribute}
+        assert attributes == {"plugin_namespace": DOMAIN, "plugin_version": PLUGIN_VERSION}
+    if precision == "fp32":
+        same_answers(with_function(model), path / "chain.onnx")
+    # An engine without it is another one.
+    assert not build_engines(path, replace(options, plugin=False)).skipped
+    assert not build_engines(path, options).skipped
+
+
+def same_answers(model: onnx.ModelProto, expected: Path) -> None:
+    """The same survivors, in tensors as wide as the rows, and the same answers."""
+    ours = onnxruntime.InferenceSession(model.SerializeToString())
+    theirs = onnxruntime.InferenceSession(str(expected))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 200, (4, 30))
+    feed = {
+        "input_ids": ids,
+        "token_type_ids": np.zeros_like(ids),
+        "attention_mask": np.arange(30) < np.array([[30], [17], [4], [1]]),
+    }
+    names = [output.name for output in theirs.get_outputs()]
+    for name, received, wanted in zip(
+        names, ours.run(names, feed), theirs.run(names, feed), strict=True
+    ):
+        if not name.startswith("survivors"):
+            np.testing.assert_allclose(received, wanted, atol=1e-5)
+            continue
+        assert received.shape == ids.shape and wanted.shape[1] < ids.shape[1]
+        np.testing.assert_array_equal(received[:, : wanted.shape[1]], wanted)
+        assert (received[:, wanted.shape[1] :] == -1).all()
+
+
+def test_a_plugin_needs_standard_tensorrt(fused: Path) -> None:
+    options = replace(OPTIONS, plugin=True)
+    with pytest.raises(ConfigError, match="TensorRT for RTX takes no plugins; build without it"):
+        build_engines(fused, options)
+    assert not (fused / "engines").exists()
+
+
+def test_a_plugin_needs_the_whole_chain(built: Path) -> None:
+    with pytest.raises(ConfigError, match="has no graph of its whole chain: export it with"):
+        build_engines(built, replace(OPTIONS, plugin=True))
 
 
 def test_turing_gets_the_products_that_it_has(own: Path) -> None:

@@ -37,7 +37,11 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.backend import Tensors
 from trbert_deploy.runtime.backends.one_graph import results_of_chain
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet, engine_sources
-from trbert_deploy.runtime.backends.tensorrt.library import gpu_compute_capability
+from trbert_deploy.runtime.backends.tensorrt.library import (
+    gpu_compute_capability,
+    load_tensorrt,
+    register_plugin,
+)
 from trbert_deploy.runtime.samples import bundle_rows
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.registry import task_of
@@ -108,7 +112,7 @@ def verify_engines(
     from polygraphy.logger import G_LOGGER
 
     profiles = _batches(bundle, engine_set)
-    sources = engine_sources(bundle.manifest)
+    sources = engine_sources(bundle.manifest, key.plugin)
     results: list[Verification] = []
     steps = len(sources) * len(profiles)
     for name, file in sources.items():
@@ -116,6 +120,8 @@ def verify_engines(
         with bundle.reading(file, WEIGHTS) as path:
             reference = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         outputs = [tensor.name for tensor in graph.outputs]
+        if name == CHAIN and key.plugin:
+            register_plugin(load_tensorrt(key.flavour))
         engine = EngineFromBytes(engine_set.read(name))
         for profile, batches in enumerate(profiles):
             progress(f"verify {name}", len(results), steps)

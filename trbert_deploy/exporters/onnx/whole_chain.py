@@ -28,7 +28,7 @@ from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.onnx.assembly import Assembly
 from trbert_deploy.exporters.onnx.joined_answers import JOINED, PassedCut
-from trbert_deploy.plugins import DOMAIN
+from trbert_deploy.plugins import DOMAIN, OPERATOR, PLUGIN_VERSION
 from trbert_deploy.plugins.onnx_compaction import compact_tokens, wanted_tokens
 from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
 from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
@@ -43,6 +43,7 @@ def whole_chain(
     *,
     protects: bool = False,
     capacities: Sequence[Capacity] | None = None,
+    plugin: bool = False,
 ) -> onnx.ModelProto:
     """One graph of all segments, and of what dropped tokens say.
 
@@ -58,6 +59,9 @@ def whole_chain(
         protects: whether the task may protect more than the first token.
         capacities: slots of a row behind each cut, by the length of the batch; where None as many
             as the row with the most survivors has, which is exact, and which TensorRT cannot take.
+        plugin: leave ``CompactTokens`` to a plugin of TensorRT (``plugins/tensorrt_plugin.py``),
+            which finds the exact number of slots itself; K is S then, as of outputs whose sizes
+            TensorRT must know before.
 
     Raises:
         ConfigError: no cuts, or outputs that are of some tokens alone.
@@ -85,16 +89,24 @@ def whole_chain(
         made = assembly.part(segment_name(index), tensors)
         of_tokens = [made[KEEP_LOGIT], present, protected]
         wanted = assembly.node(_wanted(index), of_tokens, domain=DOMAIN)
-        if capacities is None:
-            slots = assembly.node("ReduceMax", [wanted, assembly.constant([0])], keepdims=0)
+        of_cut = [made[HIDDEN_OUT], *of_tokens, wanted]
+        if plugin:
+            compacted, filled, places, _ = assembly.nodes(
+                OPERATOR,
+                of_cut,
+                ("", "", "", ""),
+                domain=DOMAIN,
+                plugin_namespace=DOMAIN,
+                plugin_version=PLUGIN_VERSION,
+            )
         else:
-            slots = assembly.node("Min", [slots, _slots(assembly, capacities[index], length)])
-        compacted, filled, places = assembly.nodes(
-            "CompactTokens",
-            [made[HIDDEN_OUT], *of_tokens, wanted, slots],
-            ("", "", ""),
-            domain=DOMAIN,
-        )
+            if capacities is None:
+                slots = assembly.node("ReduceMax", [wanted, assembly.constant([0])], keepdims=0)
+            else:
+                slots = assembly.node("Min", [slots, _slots(assembly, capacities[index], length)])
+            compacted, filled, places = assembly.nodes(
+                OPERATOR, [*of_cut, slots], ("", "", ""), domain=DOMAIN
+            )
         said = {}
         if hear_dropped(outputs):
             said = assembly.part(dropped_name(index), {HIDDEN: made[HIDDEN_OUT]})
@@ -104,8 +116,11 @@ def whole_chain(
         number = assembly.node("GatherElements", [number, places], axis=1)
         protected = assembly.node("Cast", [number], to=_BOOL)
         present, hidden = filled, compacted
+        named = survivors_name(index)
         nowhere = assembly.constant(-1)
-        assembly.node("Where", [filled, positions, nowhere], survivors_name(index))
+        kept = assembly.node("Where", [filled, positions, nowhere], "" if plugin else named)
+        if plugin:
+            _widened(assembly, kept, shape, named)
     last = segment_name(len(reduction.cuts))
     tensors = {HIDDEN: hidden, ATTENTION_MASK: present, POSITIONS: positions}
     answers = assembly.part(last, tensors)
@@ -118,7 +133,9 @@ def whole_chain(
         for name in given
     ]
     survivors = [
-        helper.make_tensor_value_info(survivors_name(index), _INT, ["B", f"K{index}"])
+        helper.make_tensor_value_info(
+            survivors_name(index), _INT, ["B", "S" if plugin else f"K{index}"]
+        )
         for index in range(len(reduction.cuts))
     ]
     functions = [
@@ -128,7 +145,7 @@ def whole_chain(
         CHAIN,
         inputs,
         [*(described[output.name] for output in outputs), *survivors],
-        [compact_tokens(), *functions],
+        functions if plugin else [compact_tokens(), *functions],
     )
 
 
@@ -154,6 +171,14 @@ def _numbers_to(assembly: Assembly, length: str) -> str:
     """0, 1, ... up to a number [1]."""
     stop = assembly.node("Squeeze", [length])
     return assembly.node("Range", [assembly.constant(0), stop, assembly.constant(1)])
+
+
+def _widened(assembly: Assembly, kept: str, shape: str, name: str) -> None:
+    """Survivors [B, K] in a tensor [B, S], whose size follows from that of ids."""
+    nobody = assembly.node("Expand", [assembly.constant(-1), shape])
+    numbers = _numbers_to(assembly, assembly.node("Shape", [kept], start=1, end=2))
+    slot = assembly.node("Expand", [numbers, assembly.node("Shape", [kept])])
+    assembly.node("ScatterElements", [nobody, slot, kept], name, axis=1)
 
 
 def _slots(assembly: Assembly, capacity: Capacity, length: str) -> str:

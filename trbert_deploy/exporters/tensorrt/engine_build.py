@@ -42,7 +42,11 @@ from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     engine_sources,
     write_manifest,
 )
-from trbert_deploy.runtime.backends.tensorrt.library import TensorRT, load_tensorrt
+from trbert_deploy.runtime.backends.tensorrt.library import (
+    TensorRT,
+    load_tensorrt,
+    register_plugin,
+)
 
 DEFAULT_LENGTHS = (128, 512, 2048)
 DEFAULT_BATCHES = (1, 8, 32)
@@ -60,6 +64,8 @@ class EngineOptions:
         batches: smallest, usual and largest batch, or fewer numbers.
         compute_capability: of the GPU to build for, such as 8.6; by default the one here.
         flavour: ``tensorrt`` or ``rtx``; by default the one that is installed.
+        plugin: let a plugin compact tokens in the whole chain's engine, by TensorRT's standard
+            flavour: no survivor is lost to a number of slots.
         force: build engines even where the same ones are there.
         verify: compare the engines with ONNX Runtime before they are put in place, where there is
             a GPU that runs them.
@@ -73,6 +79,7 @@ class EngineOptions:
     batches: tuple[int, ...] = DEFAULT_BATCHES
     compute_capability: str | None = None
     flavour: str | None = None
+    plugin: bool = False
     force: bool = False
     verify: bool = False
 
@@ -172,10 +179,13 @@ def build_engines(
     buckets = options.profiles(bundle.manifest.max_length)
     profiles = engine_profiles(bundle.manifest, buckets)
     library = load_tensorrt(options.flavour)
+    if options.plugin:
+        _require_plugin(bundle, library)
     capability, note = choose_compute_capability(library, options.compute_capability)
     require_precision(library, capability, options.precision)
     every_product = not multiplies_float32(library, capability)
-    key = engine_key(bundle, library, capability, options.precision, profiles)
+    is_half = options.precision != "fp32"
+    key = engine_key(bundle, library, capability, options.precision, profiles, options.plugin)
     target = bundle.engines_path / key.directory
     if not options.force and (existing := _existing(target, bundle, key)):
         try:
@@ -184,23 +194,27 @@ def build_engines(
         except (ParityError, EngineError) as problem:
             existing.remove()
             raise type(problem)(f"{problem}; {target} was removed") from None
-    sources = engine_sources(bundle.manifest)
-    steps = len(sources) + (options.precision != "fp32")
+    sources = engine_sources(bundle.manifest, options.plugin)
+    steps = len(sources) + is_half
     models: dict[str, onnx.ModelProto] = {}
     parity: Mapping[str, Any] = {}
-    if options.precision != "fp32":
-        progress("compare precisions", 0, steps)
+    if is_half or options.plugin:
         for graph in bundle.manifest.graphs:
             with bundle.reading_graph(graph.name) as path:
                 models[graph.name] = onnx.load(path)
+    if is_half:
+        progress("compare precisions", 0, steps)
         parity = compare_precision(
             bundle, models, options.precision, every_product=every_product
         ).to_json()
 
-    def halved(name: str) -> onnx.ModelProto:
+    def made(name: str) -> onnx.ModelProto:
         if name == CHAIN:  # halved again, rather than all halves held at once
-            parts = {part: halved(part) for part in models if part != DENSE}
-            return chain_of_parts(bundle.manifest, parts, bundle.manifest.capacities)
+            parts = {part: made(part) for part in models if part != DENSE}
+            capacities = bundle.manifest.capacities
+            return chain_of_parts(bundle.manifest, parts, capacities, plugin=options.plugin)
+        if not is_half:
+            return models[name]
         return half_graph(models[name], options.precision, every_product=every_product)
 
     files: list[EngineFile] = []
@@ -208,7 +222,8 @@ def build_engines(
         for name, file in sources.items():
             progress(f"build {name}", steps - len(sources) + len(files), steps)
             with bundle.reading(file, WEIGHTS) as path:
-                source = halved(name).SerializeToString() if models else path
+                by_hand = is_half or (options.plugin and name == CHAIN)
+                source = made(name).SerializeToString() if by_hand else path
                 built = build_engine(library, source, profiles[name], capability)
             path = staging / engine_file(name)
             path.write_bytes(built.data)
@@ -233,6 +248,7 @@ def engine_key(
     compute_capability: str,
     precision: str,
     profiles: Mapping[str, tuple[Profile, ...]],
+    plugin: bool,
 ) -> EngineKey:
     """Everything that the engines of ``bundle`` would depend on."""
     digests = bundle.manifest.files
@@ -243,8 +259,28 @@ def engine_key(
         precision=precision,
         profiles=profiles,
         weights_sha256=digests[WEIGHTS],
-        graphs={name: digests[file] for name, file in engine_sources(bundle.manifest).items()},
+        graphs={
+            name: digests[file] for name, file in engine_sources(bundle.manifest, plugin).items()
+        },
+        plugin=plugin,
     )
+
+
+def _require_plugin(bundle: Bundle, library: TensorRT) -> None:
+    """Make TensorRT ready for the plugin, before anything is built.
+
+    Raises:
+        ConfigError: the bundle has no whole chain, or it is TensorRT for RTX, whose parser ends the
+            process where it meets a plugin.
+        MissingDependencyError: the plugin cannot run here.
+    """
+    bundle.require_chain()
+    if library.is_rtx:
+        raise ConfigError(
+            "--plugin needs standard TensorRT: TensorRT for RTX takes no plugins; build without "
+            "it, or with --flavour tensorrt"
+        )
+    register_plugin(library)
 
 
 def _existing(target: Path, bundle: Bundle, key: EngineKey) -> EngineSet | None:

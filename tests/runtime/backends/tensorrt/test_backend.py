@@ -219,12 +219,12 @@ class HostEngineSet(EngineSet):
 class HostBackend(TensorRTBackend):
     """The backend as it is, with engines that run on the host."""
 
-    def __init__(self, bundle: Bundle, cuda: HostCuda) -> None:
+    def __init__(self, bundle: Bundle, cuda: HostCuda, plugin: bool = False) -> None:
         digests = bundle.manifest.files
         sources = engine_sources(bundle.manifest)
         graphs = {name: digests[file] for name, file in sources.items()}
         profiles = {name: profiles_of(name) for name in sources}
-        key = EngineKey("rtx", "1.0", "8.6", "fp32", profiles, digests[WEIGHTS], graphs)
+        key = EngineKey("rtx", "1.0", "8.6", "fp32", profiles, digests[WEIGHTS], graphs, plugin)
         engine_set = HostEngineSet(bundle.engines_path, EngineManifest(key, (), {}))
         self.engines = {
             graph.name: HostEngine(graph, bundle.graph_path(graph.name), cuda)
@@ -451,6 +451,31 @@ def test_the_whole_chain_is_one_engine(
         received.at(OperatingPoint(threshold=0.9)).run(rows)
 
 
+def test_an_output_whose_size_is_not_known_before_is_refused(
+    host: HostBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostContext, "get_tensor_shape", lambda context, name: (1, -1))
+    with pytest.raises(EngineError, match=r"does not know how large hidden_out will be: no reason"):
+        host.graph("dense")(tokens(1, 4))
+
+
+@pytest.mark.parametrize("plugin", [True, False])
+def test_a_plugin_is_known_before_its_engine_is_loaded(
+    whole: Bundle, cuda: HostCuda, monkeypatch: pytest.MonkeyPatch, plugin: bool
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(
+        backend_module, "register_plugin", lambda library: order.append(library.flavour)
+    )
+    host = HostBackend(whole, cuda, plugin)
+    load_engine = host._runtime.deserialize_cuda_engine
+    host._runtime.deserialize_cuda_engine = lambda data: order.append("load") or load_engine(data)
+    host.graph("dense")
+    assert order == ["load"]  # which has none
+    host.graph(CHAIN)
+    assert order[1:] == (["rtx", "load"] if plugin else ["load"])
+
+
 def test_a_bundle_without_the_whole_chain_has_no_such_engine(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx")
     with pytest.raises(ConfigError, match="no graph of its whole chain"):
@@ -529,6 +554,15 @@ def test_without_cuda_bindings() -> None:
     said = run_without("cuda.bindings.runtime", code)
     assert "cuda-bindings" in said
     assert "pip install 'trbert-deploy[tensorrt-rtx]'" in said
+
+
+@pytest.mark.parametrize("package", ["torch", "triton"])
+def test_a_plugin_without_what_it_runs_on(package: str) -> None:
+    code = f"from {LIBRARY} import *; register_plugin(TensorRT('tensorrt', None, '10'))"
+    said = run_without(package, code)
+    assert "MissingDependencyError" in said
+    assert f"an engine with a plugin needs the package {package}" in said
+    assert "\n" not in said.strip()
 
 
 def test_the_log_keeps_errors_apart() -> None:

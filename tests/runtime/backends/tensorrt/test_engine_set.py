@@ -100,6 +100,7 @@ def make_version_1(data: dict[str, Any]) -> None:
     for profile in profiles:
         del profile["opt_length"]
     data["key"]["profiles"] = profiles
+    del data["key"]["plugin"]
     data["format_version"] = 1
 
 
@@ -107,6 +108,7 @@ def test_version_1_is_read(bundle: Bundle, engine_set: EngineSet) -> None:
     edit(engine_set, make_version_1)
     key = EngineSet.open(engine_set.path, bundle).manifest.key
     assert key.profiles == dict.fromkeys(key.graphs, PROFILES)
+    assert not key.plugin
     edit(engine_set, lambda data: data["key"].update(profiles=[]))
     with pytest.raises(EngineError, match=r"engine manifest is damaged .* build-engine again"):
         EngineSet.open(engine_set.path, bundle)
@@ -126,6 +128,8 @@ def test_unknown_manifest_version(bundle: Bundle, engine_set: EngineSet) -> None
         lambda data: data["key"].update(surprise=1),
         lambda data: data["key"].update(profiles=[]),
         lambda data: data["key"].update(profiles={}),
+        lambda data: data["key"].update(plugin="no"),
+        lambda data: data["key"].pop("plugin"),
         lambda data: data["key"]["profiles"].pop("dense"),
         lambda data: data["key"]["profiles"].update(dense=[]),
         lambda data: data["key"]["profiles"]["dense"].pop(),

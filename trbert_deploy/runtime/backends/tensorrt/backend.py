@@ -10,7 +10,7 @@ import numpy as np
 
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import HIDDEN_OUT, GraphDescription
+from trbert_deploy.bundle.manifest import CHAIN, HIDDEN_OUT, GraphDescription
 from trbert_deploy.errors import EngineError, LengthError
 from trbert_deploy.runtime.arrays import Arrays
 from trbert_deploy.runtime.backends.backend import (
@@ -29,6 +29,7 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
     gpu_compute_capability,
     library_log,
     load_tensorrt,
+    register_plugin,
 )
 from trbert_deploy.runtime.backends.tensorrt.memory import EngineMemory
 from trbert_deploy.runtime.device_arrays import DeviceArrays, DeviceStates
@@ -76,6 +77,8 @@ class TensorRTBackend:
 
     def _open(self, name: str) -> EngineGraph:
         data = self._engine_set.read(name)
+        if name == CHAIN and self._engine_set.manifest.key.plugin:
+            register_plugin(self._library)
         log = library_log(self._library)
         log.lines.clear()
         engine = self._runtime.deserialize_cuda_engine(data)
@@ -163,6 +166,9 @@ class EngineGraph:
         outputs: dict[str, Any] = {}
         for tensor in self._graph.outputs:
             shape = tuple(context.get_tensor_shape(tensor.name))
+            if min(shape, default=0) < 0:  # it would follow from what is computed
+                what = f"does not know how large {tensor.name} will be"
+                raise EngineError(failure(self._library, what, log.errors()))
             if tensor.name == HIDDEN_OUT and HIDDEN_OUT in self._returned:
                 outputs[tensor.name] = self._memory.empty(shape)
                 address = outputs[tensor.name].address

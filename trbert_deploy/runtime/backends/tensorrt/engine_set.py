@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import SCHEDULED, WEIGHTS, Manifest
+from trbert_deploy.bundle.manifest import MASKED, SCHEDULED, WEIGHTS, Manifest
 from trbert_deploy.errors import ConfigError, EngineError, LengthError
 from trbert_deploy.fields import known_fields, require_kind
 from trbert_deploy.files import read_json, write_json
@@ -82,7 +82,7 @@ def _upgraded(key: Any, version: int) -> Any:
     if version == FORMAT_VERSION:
         return key
     tuned = [{**profile, "opt_length": profile["max_length"]} for profile in key["profiles"]]
-    return {**key, "profiles": dict.fromkeys(key["graphs"], tuned)}
+    return {**key, "profiles": dict.fromkeys(key["graphs"], tuned), "plugin": False}
 
 
 def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,11 +90,15 @@ def _renamed(parity: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in parity.items()}
 
 
-def engine_sources(manifest: Manifest) -> dict[str, str]:
-    """Name of each engine of a bundle -> the file of the graph that it is built from."""
+def engine_sources(manifest: Manifest, plugin: bool = False) -> dict[str, str]:
+    """Name of each engine of a bundle -> the file of the graph that it computes.
+
+    Args:
+        plugin: the whole chain's has slots for all survivors, as its masked variant has.
+    """
     sources = {graph.name: graph.file for graph in manifest.graphs}
     if manifest.chain is not None:
-        sources[manifest.chain.name] = manifest.chain.file_of(SCHEDULED)
+        sources[manifest.chain.name] = manifest.chain.file_of(MASKED if plugin else SCHEDULED)
     return sources
 
 
@@ -151,6 +155,7 @@ class EngineKey:
         profiles: of each engine, in ascending length; all of them divide the same lengths alike.
         weights_sha256: of the bundle's file of weights.
         graphs: SHA-256 of each graph.
+        plugin: whether a plugin compacts tokens in the whole chain's engine.
 
     Raises:
         TypeError: an entry of another kind.
@@ -164,6 +169,7 @@ class EngineKey:
     profiles: Mapping[str, tuple[Profile, ...]]
     weights_sha256: str
     graphs: Mapping[str, str]
+    plugin: bool = False
 
     def __post_init__(self) -> None:
         _require_strings(self.flavour, self.version, self.compute_capability, self.precision)
@@ -276,7 +282,8 @@ class EngineSet:
         digests = bundle.manifest.files
         if manifest.key.weights_sha256 != digests[WEIGHTS]:
             raise EngineError(f"{path} was built from other weights than {bundle.path}; {_REBUILD}")
-        expected = {name: digests[file] for name, file in engine_sources(bundle.manifest).items()}
+        sources = engine_sources(bundle.manifest, manifest.key.plugin)
+        expected = {name: digests[file] for name, file in sources.items()}
         built = manifest.key.graphs
         for name in sorted(expected.keys() | built.keys()):
             if expected.get(name) != built.get(name):

@@ -112,6 +112,21 @@ def failure(library: TensorRT, what: str, reasons: Sequence[str]) -> str:
     return f"TensorRT {library.version} ({library.flavour}) {what}: {details or 'no reason given'}"
 
 
+def register_plugin(library: TensorRT) -> None:
+    """Let TensorRT know ``CompactTokens``, before it meets an engine or a graph that has it.
+
+    Raises:
+        MissingDependencyError: PyTorch or Triton, on which it runs, is not installed.
+        EngineError: TensorRT knows another one.
+    """
+    try:
+        plugin = importlib.import_module("trbert_deploy.plugins.tensorrt_plugin")
+    except ModuleNotFoundError as problem:
+        package = (problem.name or "").partition(".")[0]
+        raise MissingDependencyError("an engine with a plugin", package, "train") from None
+    plugin.register(library.module)
+
+
 def import_cuda() -> Any:
     """The CUDA runtime's bindings.
 
