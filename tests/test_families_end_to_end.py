@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from conftest import LABELS, make_texts
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from hf_folders import SMALL_FAMILIES, family_folder
+from transformers import AutoModelForSequenceClassification
 
 from trbert_deploy import load
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
@@ -21,9 +20,11 @@ from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import CHAIN, SCHEDULED, segment_name
 from trbert_deploy.evaluation.models import open_models
+from trbert_deploy.exporters.calibration import eight_bit_models
 from trbert_deploy.exporters.checks.limits import NO_LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.onnx.precision import half_graph
+from trbert_deploy.exporters.onnx.static_quantization import EIGHT_BITS
 from trbert_deploy.exporters.tensorrt.builder import (
     build_engine,
     multiplies_float32,
@@ -39,50 +40,15 @@ from trbert_deploy.training.run import train
 
 pytestmark = pytest.mark.slow
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": 220, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "intermediate_size": 48, "max_position_embeddings": 66,
-}  # fmt: skip
-#: Family -> its configuration's entries; the tokenizer's padding token is 0.
-SMALL: dict[str, dict[str, Any]] = {
-    "bert": _COMMON,
-    "roberta": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
-    "xlm-roberta": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
-    "camembert": {**_COMMON, "pad_token_id": 0, "type_vocab_size": 1},
-    "distilbert": {
-        "vocab_size": 220, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48,
-        "max_position_embeddings": 64,
-    },
-    "electra": {**_COMMON, "embedding_size": 16},
-    "mpnet": {**_COMMON, "pad_token_id": 1},
-    "modernbert": {
-        **_COMMON, "num_hidden_layers": 3, "local_attention": 8, "pad_token_id": 0,
-        "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3,
-    },
-    "deberta-v2": {
-        **_COMMON, "relative_attention": True, "position_buckets": 8, "share_att_key": True,
-        "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm", "type_vocab_size": 0,
-        "position_biased_input": False, "max_relative_positions": -1, "pad_token_id": 0,
-    },
-}  # fmt: skip
-
 
 def test_every_family_is_tried() -> None:
-    assert {FAMILIES[model_type].name for model_type in FAMILIES} == set(SMALL)
+    assert {FAMILIES[model_type].name for model_type in FAMILIES} == set(SMALL_FAMILIES)
 
 
-@pytest.fixture(params=sorted(SMALL))
+@pytest.fixture(params=sorted(SMALL_FAMILIES))
 def folder(request: pytest.FixtureRequest, tokenizer_dir: Path, tmp_path: Path) -> Path:
     """A fine-tuned folder of transformers, with random weights."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        request.param, **SMALL[request.param],
-        id2label=dict(enumerate(LABELS)), label2id={label: i for i, label in enumerate(LABELS)},
-    )  # fmt: skip
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    model.save_pretrained(tmp_path / "folder")
-    shutil.copytree(tokenizer_dir, tmp_path / "folder", dirs_exist_ok=True)
-    return tmp_path / "folder"
+    return family_folder(tmp_path / "folder", tokenizer_dir, request.param, LABELS)
 
 
 def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: Path) -> None:
@@ -136,6 +102,13 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
     library, profiles = load_tensorrt("rtx"), [Profile(1, 32, 1, 2, 4)]
     assert build_engine(library, bundle.graph_path(CHAIN, SCHEDULED), profiles, "8.6").data
     model = onnx.load(bundle.graph_path(segment_name(1)))
+    models = {
+        graph.name: onnx.load(bundle.graph_path(graph.name)) for graph in bundle.manifest.graphs
+    }
+    for precision in EIGHT_BITS:
+        for each in eight_bit_models(bundle, models, precision).values():
+            half = half_graph(each, precision).SerializeToString()
+            assert build_engine(library, half, profiles, "8.9").data
     for capability in rtx_compute_capabilities(library):
         half = half_graph(model, "fp16", every_product=not multiplies_float32(library, capability))
         assert build_engine(library, half.SerializeToString(), profiles, capability).data

@@ -18,6 +18,8 @@ from trbert_deploy.commands.options import bundle_argument, json_option, needs
 @click.option("--fp16", "precision", flag_value="fp16", help="Half precision (the default).")
 @click.option("--bf16", "precision", flag_value="bf16", help="Half precision with float32's range.")
 @click.option("--fp32", "precision", flag_value="fp32", help="Single precision.")
+@click.option("--int8", "precision", flag_value="int8", help="8-bit products, the rest as fp16.")
+@click.option("--fp8", "precision", flag_value="fp8", help="The same in fp8: GPUs from 8.9 on.")
 @click.option(
     "--lengths",
     type=Wholes(MOST_TOKENS),

@@ -125,7 +125,7 @@ precision_option = click.option(
     "--precision",
     type=click.Choice(_PRECISIONS),
     metavar="NAME",
-    help=f"{', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]} [default: by backend]",
+    help=f"{'|'.join(_PRECISIONS)} [default: by backend]",
 )
 engines_option = click.option(
     "--engines/--no-engines",

@@ -25,6 +25,7 @@ from trbert_deploy.exporters.onnx.precision import (
     score_nodes,
 )
 
+HALVES = ("fp16", "bf16")
 GRAPHS = (segment_name(0), segment_name(1), segment_name(2), DENSE)
 
 
@@ -55,7 +56,7 @@ def tensors_of(values: object) -> list[tuple[str, int]]:
     return [(value.name, value.type.tensor_type.elem_type) for value in values]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_half_graph_is_valid_and_keeps_its_interface(
     models: dict[str, onnx.ModelProto], name: str, precision: str
@@ -68,7 +69,7 @@ def test_half_graph_is_valid_and_keeps_its_interface(
         )
 
 
-@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("precision", HALVES)
 def test_encoder_is_half_and_the_rest_is_float32(
     models: dict[str, onnx.ModelProto], precision: str
 ) -> None:
@@ -84,7 +85,7 @@ def test_encoder_is_half_and_the_rest_is_float32(
     assert set(head["Tanh"]) == {TensorProto.FLOAT}
 
 
-@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("precision", HALVES)
 def test_weights_shrink_to_half(models: dict[str, onnx.ModelProto], precision: str) -> None:
     whole, half = models[DENSE], half_graph(models[DENSE], precision)
     # LayerNorm's and the head's weights stay: a larger share here than in any real model.
@@ -161,7 +162,7 @@ def test_tensor_without_a_type_is_refused(models: dict[str, onnx.ModelProto]) ->
         half_graph(model, "fp16")
 
 
-@pytest.mark.parametrize("precision", HALF_TYPES)
+@pytest.mark.parametrize("precision", HALVES)
 def test_comparison_reports_every_graph_and_the_chain(
     bundle: Bundle, models: dict[str, onnx.ModelProto], precision: str
 ) -> None:

@@ -85,6 +85,30 @@ def test_builds_for_every_gpu_that_it_knows(library: TensorRT, graph: Path) -> N
         assert build_engine(library, half.SerializeToString(), [SHORT], capability).data
 
 
+@pytest.mark.parametrize(
+    ("precision", "capability", "refusal"),
+    [
+        ("int8", "7.5", None),
+        ("int8", "7.0", r"int8: .* capability 7\.5 on, this one is 7\.0; build with --fp16$"),
+        ("fp8", "8.9", None),
+        ("fp8", "12.0", None),
+        ("fp8", "8.6", r"fp8: .* capability 8\.9 on, this one is 8\.6; build with --fp16$"),
+        ("fp8", "7.5", r"fp8: .* capability 8\.9 on"),
+    ],
+)
+@pytest.mark.parametrize("flavour", ["rtx", "tensorrt"])
+def test_eight_bits_need_a_gpu_that_has_them(
+    library: TensorRT, precision: str, capability: str, refusal: str | None, flavour: str
+) -> None:
+    of_flavour = TensorRT(flavour, library.module, library.version)
+    if refusal is None:
+        require_precision(of_flavour, capability, precision)
+        return
+    with pytest.raises(ConfigError, match=refusal) as caught:
+        require_precision(of_flavour, capability, precision)
+    assert "\n" not in str(caught.value)
+
+
 def test_turing_multiplies_in_fp16_alone(library: TensorRT, graph: Path) -> None:
     for precision in ("bf16", "fp32"):
         with pytest.raises(ConfigError, match=rf"{precision}: .* fp16 alone on .* 7\.5"):

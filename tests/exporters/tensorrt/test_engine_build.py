@@ -25,6 +25,7 @@ from trbert_deploy.errors import (
     ParityError,
 )
 from trbert_deploy.exporters.checks.engines import Verification
+from trbert_deploy.exporters.checks.limits import ENGINE_LIMITS, NO_LIMITS, Limits
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt import engine_build
 from trbert_deploy.exporters.tensorrt.builder import BuiltEngine
@@ -92,7 +93,57 @@ def test_other_precisions_lie_beside_it(own: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize(("precision", "capability"), [("int8", "8.6"), ("fp8", "8.9")])
+def test_engines_of_eight_bits(own_bundle: Path, precision: str, capability: str) -> None:
+    steps: list[tuple[str, int, int | None]] = []
+    options = replace(OPTIONS, precision=precision, compute_capability=capability)
+    report = build_engines(own_bundle, options, lambda *step: steps.append(step))
+    assert report.engine_set.path.name == f"rtx-{precision}-sm{capability.replace('.', '')}"
+    manifest = report.engine_set.manifest
+    assert [engine.name for engine in manifest.engines] == NAMES
+    assert manifest.key.precision == manifest.parity["precision"] == precision
+    assert manifest.parity["rows"] == 24  # eight each of 1, 16 and 64 tokens
+    assert 0 < manifest.parity["dense_output_difference"] < ENGINE_LIMITS[precision].tolerance
+    assert [step for step, *_ in steps[1:3]] == ["calibrate", "compare precisions"]
+    assert [done for _, done, _ in steps[1:]] == list(range(7))
+    assert {total for _, _, total in steps[1:]} == {6}
+    assert build_engines(own_bundle, options).skipped
+
+
+def test_eight_bits_on_turing(own: Path) -> None:
+    turing = replace(OPTIONS, precision="int8", compute_capability="7.5")
+    assert build_engines(own, turing).engine_set.path.name == "rtx-int8-sm75"
+
+
+def test_fp8_is_refused_before_anything_is_done(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(f"{BUILD}.eight_bit_models")
+    before = contents(own)
+    with pytest.raises(ConfigError, match=r"fp8: .*from compute capability 8\.9 on"):
+        build_engines(own, replace(OPTIONS, precision="fp8"))
+    assert contents(own) == before
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (replace(NO_LIMITS, tolerance=1e-6), "^graph dense, .* differs from float32"),
+        (replace(NO_LIMITS, answer_agreement=1.1), "^chain in int8: only .*of the answers"),
+    ],
+)
+def test_eight_bits_that_lose_too_much_are_not_built(
+    own: Path, monkeypatch: pytest.MonkeyPatch, limits: Limits, message: str
+) -> None:
+    monkeypatch.setitem(ENGINE_LIMITS, "int8", limits)
+    monkeypatch.delattr(f"{BUILD}.build_engine")
+    with pytest.raises(
+        ParityError, match=f"{message}.*; build with fp16, or with fp8 for GPUs that have it$"
+    ) as caught:
+        build_engines(own, replace(OPTIONS, precision="int8"))
+    assert "\n" not in str(caught.value)
+    assert not engines_of(own, "rtx-int8-sm86").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "int8"])
 def test_the_whole_chain_becomes_an_engine_too(
     make_checkpoint: Callable[..., Path], tmp_path: Path, precision: str
 ) -> None:
@@ -382,7 +433,7 @@ def test_batches(batches: tuple[int, ...], expected: tuple[int, int, int]) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "int8"}, "unknown precision 'int8': expected one of fp16, bf16, fp32"),
+        ({"precision": "int4"}, "unknown precision 'int4': expected one of fp16, .*, int8, fp8"),
         ({"lengths": ()}, "lengths are"),
         ({"lengths": (0,)}, "one of the lengths is 0: expected a whole number from 1 to"),
         ({"lengths": ()}, "expected at least one"),

@@ -52,6 +52,21 @@ def test_weights_are_those_of_the_graphs(tiny_bundle: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_products_take_a_byte_a_weight(tiny_bundle: Path, precision: str) -> None:
+    half, eight = (
+        plan_engines(tiny_bundle, EngineOptions(each, lengths=(64,), batches=(8,)))
+        for each in ("fp16", precision)
+    )
+    of_a_layer = 4 * 32 * 32 + 2 * 32 * 64  # what attention and feed-forward are multiplied with
+    saved = {
+        name: half.weights_bytes[name] - eight.weights_bytes[name] for name in half.weights_bytes
+    }
+    assert saved["dense"] == 4 * of_a_layer
+    assert sum(saved.values()) == 2 * saved["dense"]  # the segments have the same layers
+    assert eight.scratch_bytes == half.scratch_bytes
+
+
 def test_the_command_builds_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
     before = sorted(tiny_bundle.rglob("*"))
     told = run("build-engine", tiny_bundle, "--plan", "--bf16", "--json", tmp_path / "plan.json")

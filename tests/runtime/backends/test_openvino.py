@@ -178,7 +178,7 @@ def test_bfloat16_labels_as_float32_does(exact: Pipeline, tiny_bundle: Path) -> 
     assert agreement >= 0.9
 
 
-@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "bf16"), ("tensorrt", "int8")])
+@pytest.mark.parametrize(("backend", "precision"), [("onnxruntime", "bf16"), ("openvino", "fp8")])
 def test_a_precision_that_a_backend_lacks_is_refused(
     tiny_bundle: Path, backend: str, precision: str
 ) -> None:

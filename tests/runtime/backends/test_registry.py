@@ -144,5 +144,5 @@ def test_engines_of_one_precision_can_be_asked_for(
     (directory / "manifest.json").write_text("{}")
     with pytest.raises(EngineError, match=r"in bf16: rtx-fp16-sm86 .*is not rtx-bf16-sm86"):
         load(own_bundle, "tensorrt", precision="bf16")
-    with pytest.raises(ConfigError, match="tensorrt cannot be asked for int8: expected fp16 or"):
-        load(own_bundle, "tensorrt", precision="int8")
+    with pytest.raises(ConfigError, match="cuda cannot be asked for int8: expected fp16 or"):
+        load(own_bundle, "cuda", precision="int8")

@@ -27,7 +27,7 @@ from trbert_deploy.errors import (
     ParityError,
     first_line,
 )
-from trbert_deploy.exporters.checks.limits import LIMITS, Limits
+from trbert_deploy.exporters.checks.limits import ENGINE_LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
     columns_of,
     compare_results,
@@ -48,7 +48,7 @@ from trbert_deploy.tasks.registry import task_of
 
 #: Precision of engines -> the limits that they keep to. NVIDIA GPUs multiply float32 in TF32, with
 #: the mantissa of fp16.
-_LIMITS = {**LIMITS, "fp32": LIMITS["fp16"]}
+_LIMITS = {**ENGINE_LIMITS, "fp32": ENGINE_LIMITS["fp16"]}
 
 
 @dataclass(frozen=True)

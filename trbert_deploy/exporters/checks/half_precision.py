@@ -1,4 +1,4 @@
-"""Compares half precision with float32: a loss that is measured, reported and bounded."""
+"""Compares lower precisions with float32: a loss that is measured, reported and bounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import onnxruntime
 
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.exporters.checks.limits import LIMITS
+from trbert_deploy.exporters.calibration import judging_rows
+from trbert_deploy.exporters.checks.limits import ENGINE_LIMITS
 from trbert_deploy.exporters.checks.parity import (
     ChainParity,
     GraphParity,
@@ -20,6 +21,7 @@ from trbert_deploy.exporters.checks.parity import (
     compare_graphs,
 )
 from trbert_deploy.exporters.onnx.precision import rounded_graph
+from trbert_deploy.exporters.onnx.static_quantization import EIGHT_BITS
 from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
@@ -38,14 +40,23 @@ from trbert_deploy.tasks.registry import task_of
 _LENGTHS = (1, 16, 128, 512)
 _ROWS_PER_GRAPH = 2
 _ROWS_PER_LENGTH = 4
+_ROWS_IN_EIGHT_BITS = 8
+
+#: Precision -> what to do where it is too far from float32.
+_ADVICE = {
+    "fp16": "build with bf16 or fp32",
+    "bf16": "build with fp32",
+    "int8": "build with fp16, or with fp8 for GPUs that have it",
+    "fp8": "build with fp16",
+}
 
 
 @dataclass(frozen=True)
 class PrecisionParity:
-    """How far half precision is from float32.
+    """How far a precision is from float32.
 
     Attributes:
-        precision: fp16 or bf16.
+        precision: fp16, bf16, int8 or fp8.
         graphs: every graph on its own, fed with float32 states.
         chain: all of them, and the dense model.
         random_rows: rows were of random tokens, for want of sample texts.
@@ -73,13 +84,15 @@ def compare_precision(
     *,
     every_product: bool = False,
 ) -> PrecisionParity:
-    """Run every graph and the whole chain in float32 and rounded to half precision.
+    """Run every graph and the whole chain in float32 and rounded to a lower precision.
 
     Both run on the CPU in ONNX Runtime, which has no kernels for bfloat16: half precision is
-    computed as ``rounded_graph`` does. An engine differs from that by the order of its sums.
+    computed as ``rounded_graph`` does. An engine differs from that by the order of its sums. What
+    has ranges is compared on texts that these were not found on.
 
     Args:
-        models: the bundle's graphs, with their weights loaded.
+        models: the bundle's graphs, with their weights loaded; for 8 bits, what
+            ``eight_bit_models`` made of them.
         every_product: as ``half_graph`` takes it.
 
     Raises:
@@ -89,9 +102,9 @@ def compare_precision(
         bundle,
         RoundedBackend(bundle, models, precision, every_product),
         precision,
-        bundle_rows(bundle),
+        judging_rows(bundle) if precision in EIGHT_BITS else bundle_rows(bundle),
         are_random(bundle),
-        "build with bf16 or fp32" if precision == "fp16" else "build with fp32",
+        _ADVICE[precision],
     )
 
 
@@ -128,9 +141,11 @@ def _compare(
     random_rows: bool,
     advice: str,
 ) -> PrecisionParity:
-    """Hold a backend in half precision against float32, by the precision's limits."""
+    """Hold a backend in a lower precision against float32, by the precision's limits."""
     manifest = bundle.manifest
     reference = OnnxRuntimeBackend(bundle, BackendOptions())
+    limits = ENGINE_LIMITS[precision]
+    rows_per_length = _ROWS_IN_EIGHT_BITS if precision in EIGHT_BITS else _ROWS_PER_LENGTH
     lengths = sorted({min(length, manifest.max_length) for length in _LENGTHS})
     graphs = tuple(
         compare_graphs(
@@ -140,8 +155,9 @@ def _compare(
             manifest.reduction,
             rows_of,
             [(_ROWS_PER_GRAPH, length) for length in lengths],
-            LIMITS[precision],
+            limits,
             reference_name="float32",
+            advice=advice,
         )
     )
     task = task_of(manifest.encoder)
@@ -158,8 +174,8 @@ def _compare(
         task,
         ours,
         theirs,
-        [row for length in lengths for row in rows_of(length, _ROWS_PER_LENGTH)],
-        LIMITS[precision],
+        [row for length in lengths for row in rows_of(length, rows_per_length)],
+        limits,
         name=f"chain in {precision}",
         reference_name="float32",
         advice=advice,
@@ -168,11 +184,11 @@ def _compare(
 
 
 class RoundedBackend:
-    """Runs a bundle's graphs as half precision would, in ONNX Runtime on the CPU.
+    """Runs a bundle's graphs as a lower precision would, in ONNX Runtime on the CPU.
 
     Args:
-        models: the bundle's float32 graphs by name, with their weights loaded.
-        precision: fp16 or bf16.
+        models: as ``compare_precision`` takes them.
+        precision: fp16, bf16, int8 or fp8.
         every_product: as ``half_graph`` takes it.
     """
 
@@ -199,6 +215,8 @@ class RoundedBackend:
     def _open(self, name: str) -> Graph:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Some CPUs' products of 8 bits overflow: they are computed in float32, as rounded.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
         model = rounded_graph(
             self._models[name], self._precision, every_product=self._every_product
         )

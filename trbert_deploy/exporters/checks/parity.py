@@ -141,6 +141,7 @@ def compare_graphs(
     limits: Limits = LIMITS["fp32"],
     reference_name: str = "PyTorch",
     without_padding: Sequence[Backend] = (),
+    advice: str = "",
 ) -> Iterator[GraphParity]:
     """Run every graph on both backends, over batches with padding and without, and compare.
 
@@ -151,6 +152,7 @@ def compare_graphs(
         limits: what is allowed.
         reference_name: what errors call the reference.
         without_padding: more candidates, compared where no row is padded.
+        advice: what errors end with.
 
     Yields:
         One result per graph, the worst of all candidates.
@@ -158,6 +160,7 @@ def compare_graphs(
     Raises:
         ParityError: a difference above the tolerance, or too many survivors that differ.
     """
+    ending = f"; {advice}" if advice else ""
     segments = reduction.segments(encoder.num_layers)
     names = [segment_name(segment.index) for segment in segments] if len(segments) > 1 else []
     task = task_of(encoder)
@@ -200,7 +203,7 @@ def compare_graphs(
                         raise ParityError(
                             f"graph {name}, batch {batch}, length {length}: {output} differs from "
                             f"{reference_name} by {difference:.2g}, more than the tolerance "
-                            f"{tolerance:g}"
+                            f"{tolerance:g}{ending}"
                         )
                     worst[output] = max(worst.get(output, 0.0), difference)
                 if cut is not None:
@@ -216,7 +219,7 @@ def compare_graphs(
         if agreement < limits.survivor_agreement:
             raise ParityError(
                 f"graph {name}: only {agreement:.2%} of the tokens have the same fate as in "
-                f"{reference_name}, expected at least {limits.survivor_agreement:.0%}"
+                f"{reference_name}, expected at least {limits.survivor_agreement:.0%}{ending}"
             )
         yield GraphParity(name, tuple(shapes), worst, agreement, limits.tolerance)
 

@@ -18,8 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 from trbert_deploy.bundle.manifest import HIDDEN, HIDDEN_OUT
 from trbert_deploy.errors import EngineError
 
-#: Precision -> the element type of its half tensors; float32 has none.
-HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+#: Precision -> the element type of its half tensors; float32 has none. Where products are of 8 bits
+#: (``static_quantization.py``), what lies between them is half.
+HALF_TYPES = {
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "int8": TensorProto.FLOAT16,
+    "fp8": TensorProto.FLOAT16,
+}
 
 #: Operators that stay in float32: a LayerNorm overflows or loses its small variances in
 #: half precision, and the others carry a type in an attribute of their own.
@@ -41,8 +47,9 @@ def half_graph(
     is what LayerNorm makes of it anyway, and which numpy (without bfloat16) can compact.
 
     Args:
-        model: a graph of a bundle, with its weights loaded.
-        precision: ``fp16`` or ``bf16``.
+        model: a graph of a bundle, with its weights loaded; for 8 bits, what ``static_graph`` made
+            of it.
+        precision: ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         every_product: halve the matrix products of the policy and the head, too, for GPUs that
             multiply matrices in half precision alone.
 

@@ -40,7 +40,7 @@ def quantized(graph: onnx.ModelProto, path: str) -> onnx.ModelProto:
             graph,
             path,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=[*_score_products(graph.graph), *_constant_products(graph.graph)],
+            nodes_to_exclude=[*_score_products(graph.graph), *constant_products(graph.graph)],
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
@@ -58,7 +58,7 @@ def dequantized(unmasked: onnx.ModelProto, rounded: onnx.ModelProto) -> onnx.Mod
     graph.CopyFrom(unmasked)
     stored = {initializer.name: initializer for initializer in rounded.graph.initializer}
     nodes: dict[str, onnx.NodeProto] = {}
-    constant = set(_constant_products(graph.graph))
+    constant = set(constant_products(graph.graph))
     for node in graph.graph.node:
         if node.op_type != "MatMul" or node.input[1] + _WEIGHT not in stored:
             continue
@@ -87,7 +87,7 @@ def _score_products(graph: onnx.GraphProto) -> Iterator[str]:
             yield from (node.name, node.name + _FROM_GEMM)
 
 
-def _constant_products(graph: onnx.GraphProto) -> Iterator[str]:
+def constant_products(graph: onnx.GraphProto) -> Iterator[str]:
     """Names of the products of weights alone: runtimes compute them once, when they load a graph.
 
     In 8 bits they would be no faster, and less exact.

@@ -25,6 +25,8 @@ from trbert_deploy.runtime.backends.tensorrt.library import (
 DEFAULT_COMPUTE_CAPABILITY = "8.6"
 
 _TURING = "7.5"
+#: Precision -> the first compute capability that multiplies in it.
+_LEAST_CAPABILITY = {"int8": _TURING, "fp8": "8.9"}
 
 #: The builder's own line for the memory that a context of one profile needs.
 _SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -109,11 +111,22 @@ def require_precision(library: TensorRT, compute_capability: str, precision: str
     Raises:
         ConfigError: it cannot.
     """
-    if precision != "fp16" and not multiplies_float32(library, compute_capability):
+    least = _LEAST_CAPABILITY.get(precision)
+    if least is not None and _version(compute_capability) < _version(least):
+        raise ConfigError(
+            f"precision is {precision}: GPUs multiply in it from compute capability {least} on, "
+            f"this one is {compute_capability}; build with --fp16"
+        )
+    has_float32 = precision in ("fp32", "bf16")  # what is not fp16 of it
+    if has_float32 and not multiplies_float32(library, compute_capability):
         raise ConfigError(
             f"precision is {precision}: TensorRT for RTX multiplies matrices in fp16 alone on "
             f"compute capability {compute_capability}; build with --fp16"
         )
+
+
+def _version(compute_capability: str) -> tuple[int, ...]:
+    return tuple(map(int, compute_capability.split(".")))
 
 
 def build_engine(

@@ -13,6 +13,7 @@ from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import CHAIN, DEFAULT_DIRECTORY, DENSE, WEIGHTS, require_length
 from trbert_deploy.errors import ConfigError, EngineError, ParityError
+from trbert_deploy.exporters.calibration import eight_bit_models
 from trbert_deploy.exporters.checks.engines import (
     Verification,
     require_polygraphy,
@@ -22,6 +23,7 @@ from trbert_deploy.exporters.checks.engines import (
 from trbert_deploy.exporters.checks.half_precision import compare_precision
 from trbert_deploy.exporters.one_graph import chain_of_parts
 from trbert_deploy.exporters.onnx.precision import half_graph
+from trbert_deploy.exporters.onnx.static_quantization import EIGHT_BITS
 from trbert_deploy.exporters.tensorrt.builder import (
     build_engine,
     choose_compute_capability,
@@ -57,7 +59,7 @@ class EngineOptions:
     """What engines to build.
 
     Attributes:
-        precision: fp16, bf16 or fp32.
+        precision: fp16, bf16, fp32, int8 or fp8.
         lengths: token buckets, one profile each, tuned for its longest row (behind a cut for what
             is left of it, ``engine_profiles``); by default ``DEFAULT_LENGTHS`` below the bundle's
             maximum length, and that maximum.
@@ -159,17 +161,17 @@ def build_engines(
 ) -> EnginesReport:
     """Build an engine for every graph of a bundle, into the bundle.
 
-    Half precision is compared with float32 first, so that nothing is built that cannot be
+    Other precisions are compared with float32 first, so that nothing is built that cannot be
     used. Engines that were built from the same things are left alone. What cannot be built, or
     is not what it should be, is never put in place: the old engines stay. Old ones that are found
     wrong are removed.
 
     Raises:
         StorageError, BundleError: the bundle cannot be read.
-        ConfigError, LengthError: options that do not fit the bundle or TensorRT.
+        ConfigError, LengthError: options that do not fit the bundle, TensorRT or the GPU.
         MissingDependencyError: TensorRT is not installed, or what verifies is not.
         DeviceError: standard TensorRT, and no GPU.
-        ParityError: half precision is too far from float32 for this model, or an engine is.
+        ParityError: the precision is too far from float32 for this model, or an engine is.
         EngineError: TensorRT refuses a graph, or an engine does not run.
     """
     if options.verify:
@@ -195,15 +197,19 @@ def build_engines(
             existing.remove()
             raise type(problem)(f"{problem}; {target} was removed") from None
     sources = engine_sources(bundle.manifest, options.plugin)
-    steps = len(sources) + is_half
+    in_eight_bits = options.precision in EIGHT_BITS
+    steps = len(sources) + is_half + in_eight_bits
     models: dict[str, onnx.ModelProto] = {}
     parity: Mapping[str, Any] = {}
     if is_half or options.plugin:
         for graph in bundle.manifest.graphs:
             with bundle.reading_graph(graph.name) as path:
                 models[graph.name] = onnx.load(path)
+    if in_eight_bits:
+        progress("calibrate", 0, steps)
+        models = eight_bit_models(bundle, models, options.precision)
     if is_half:
-        progress("compare precisions", 0, steps)
+        progress("compare precisions", int(in_eight_bits), steps)
         parity = compare_precision(
             bundle, models, options.precision, every_product=every_product
         ).to_json()

@@ -14,6 +14,7 @@ from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.exporters.onnx.precision import HALF_TYPES
+from trbert_deploy.exporters.onnx.static_quantization import EIGHT_BITS, product_weights
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions
 from trbert_deploy.exporters.tensorrt.profiles import engine_profiles
 from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile, engine_sources
@@ -28,7 +29,7 @@ class EnginesPlan:
     """What engines would be, and take.
 
     Attributes:
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16, bf16, int8 or fp8.
         weights_bytes: engine -> its weights, without what TensorRT adds.
         profiles: engine -> its profiles.
         scratch_bytes: engine -> of each of its profiles, reckoned; engines share it.
@@ -69,11 +70,17 @@ def plan_engines(bundle_path: Path, options: EngineOptions) -> EnginesPlan:
     encoder = manifest.encoder
     profiles = engine_profiles(manifest, options.profiles(manifest.max_length))
     weights, scratch, states = {}, {}, {}
+    of_parts = set[str]()  # weights in 8 bits, as the graph of the whole chain calls them
     for name, file in engine_sources(manifest).items():
         with bundle.reading(file, WEIGHTS) as path:
             graph = onnx.load(path, load_external_data=False).graph
-        values = sum(math.prod(tensor.dims) for tensor in graph.initializer)
-        weights[name] = values * _value_bytes(options.precision)
+        own = product_weights(graph) if options.precision in EIGHT_BITS else set[str]()
+        weights[name] = sum(
+            math.prod(tensor.dims)
+            * (1 if tensor.name in own | of_parts else _value_bytes(options.precision))
+            for tensor in graph.initializer
+        )
+        of_parts |= {f"{name}.{weight}" for weight in own}
         shapes = [(profile.max_batch, profile.max_length) for profile in profiles[name]]
         attends = manifest.graph(name).takes_mask
         scratch[name] = tuple(
@@ -109,4 +116,5 @@ def scratch_bytes(
 
 
 def _value_bytes(precision: str) -> int:
+    """Of a value that is not multiplied in 8 bits."""
     return 2 if precision in HALF_TYPES else _SINGLE

@@ -55,7 +55,8 @@ def candidates(engines: bool = True) -> list[Candidate]:
         for name, info in BACKENDS.items()
         if info.auto and (engines or not info.engines)
         for precision in info.precisions or (None,)
-        if precision not in info.gpu_precisions or info.uses_gpu()
+        if precision not in info.on_request
+        and (precision not in info.gpu_precisions or info.uses_gpu())
     ]
 
 

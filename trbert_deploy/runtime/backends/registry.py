@@ -26,6 +26,7 @@ class BackendInfo:
         packages: top-level modules that it imports.
         extras: of this distribution; each of them brings these modules.
         precisions: what it can be asked to compute in; none where it decides for itself.
+        on_request: those of them that nothing chooses by itself.
         auto: whether ``auto`` tries it.
         gpu_precisions: those of the precisions that ``auto`` tries only where it uses a GPU.
         uses_gpu: whether it does so here; asked where there are such precisions.
@@ -39,6 +40,7 @@ class BackendInfo:
     packages: tuple[str, ...]
     extras: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
+    on_request: tuple[str, ...] = ()
     auto: bool = False
     gpu_precisions: tuple[str, ...] = ()
     uses_gpu: Callable[[], bool] = lambda: True
@@ -66,7 +68,8 @@ _TENSORRT = BackendInfo(
     f"{_HERE}.tensorrt.backend",
     ("tensorrt", "tensorrt_rtx", "cuda"),
     ("tensorrt-rtx", "tensorrt"),
-    ("fp16", "bf16", "fp32"),
+    ("fp16", "bf16", "fp32", "int8", "fp8"),
+    on_request=("int8", "fp8"),
     auto=True,
     concurrent=False,
     engines=True,

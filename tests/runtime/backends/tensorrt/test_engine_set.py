@@ -287,9 +287,22 @@ def test_half_precision_is_preferred(bundle: Bundle) -> None:
     assert find_engine_set(bundle, *HERE).manifest.key.precision == "fp16"
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_eight_bits_run_if_they_are_asked_for(bundle: Bundle, precision: str) -> None:
+    write_set(bundle, precision)
+    with pytest.raises(
+        EngineError,
+        match=rf"rtx-{precision}-sm86 is passed over \(runs with --precision {precision}",
+    ):
+        find_engine_set(bundle, *HERE)
+    write_set(bundle, "fp32")
+    assert find_engine_set(bundle, *HERE).manifest.key.precision == "fp32"
+    assert find_engine_set(bundle, *HERE, precision).manifest.key.precision == precision
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32", "int8", "fp8"])
 def test_a_precision_can_be_chosen(bundle: Bundle, precision: str) -> None:
-    for each in ("fp16", "bf16", "fp32"):
+    for each in ("fp16", "bf16", "fp32", "int8", "fp8"):
         write_set(bundle, each)
     found = find_engine_set(bundle, *HERE, precision)
     assert found.manifest.key.precision == precision

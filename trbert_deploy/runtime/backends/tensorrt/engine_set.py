@@ -36,7 +36,9 @@ _RENAMED = {
 }
 
 #: In the order in which a runtime prefers them.
-ENGINE_PRECISIONS = ("fp16", "bf16", "fp32")
+PREFERRED_PRECISIONS = ("fp16", "bf16", "fp32")
+#: All of them. Those of 8 bits lose more, and no GPU has timed them: they run where asked for.
+ENGINE_PRECISIONS = (*PREFERRED_PRECISIONS, "int8", "fp8")
 
 _BUILD = "run trbert-deploy build-engine"
 _REBUILD = f"{_BUILD} again"
@@ -151,7 +153,7 @@ class EngineKey:
     Attributes:
         flavour, version: the TensorRT that builds and runs them.
         compute_capability: of the GPU, such as 8.6.
-        precision: fp32, fp16 or bf16.
+        precision: fp32, fp16, bf16, int8 or fp8.
         profiles: of each engine, in ascending length; all of them divide the same lengths alike.
         weights_sha256: of the bundle's file of weights.
         graphs: SHA-256 of each graph.
@@ -211,7 +213,7 @@ class EngineManifest:
     Attributes:
         key: what it depends on.
         engines: the engines, in the order of the bundle's graphs.
-        parity: how far half precision is from float32; empty for fp32.
+        parity: how far the precision is from float32; empty for fp32.
     """
 
     key: EngineKey
@@ -399,7 +401,7 @@ def find_engine_set(
     Sets that would have been preferred and are stale or damaged are passed over, with a warning.
 
     Args:
-        precision: the only one to take; None takes any.
+        precision: the only one to take; None takes any but those of 8 bits.
 
     Raises:
         EngineError: there are no engines, or none that fit: each is named with the reason.
@@ -408,7 +410,7 @@ def find_engine_set(
     if not names:
         raise EngineError(f"{bundle.path} has no engines: {_BUILD}")
     unfit: dict[str, str] = {}
-    for each in ENGINE_PRECISIONS if precision is None else (precision,):
+    for each in PREFERRED_PRECISIONS if precision is None else (precision,):
         name = set_directory(flavour, each, compute_capability)
         if name not in names:
             continue
@@ -422,7 +424,14 @@ def find_engine_set(
             warnings.warn(f"running the engines {name}: {_reasons(unfit)}", stacklevel=2)
         return engine_set
     needed = set_directory(flavour, precision or "*", compute_capability)
-    unfit |= {name: f"is not {needed}" for name in names if name not in unfit}
+    unasked = {
+        set_directory(flavour, each, compute_capability): each
+        for each in ENGINE_PRECISIONS
+        if precision is None and each not in PREFERRED_PRECISIONS
+    }
+    for name in names:
+        reason = f"runs with --precision {unasked[name]}" if name in unasked else f"is not {needed}"
+        unfit.setdefault(name, reason)
     raise EngineError(
         f"{bundle.path} has no engines that can run here, with {flavour} {version} and compute "
         f"capability {compute_capability}{f' in {precision}' if precision else ''}: "
