@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 from commands_in_tests import run
-from conftest import tiny_spec
+from conftest import CheckpointMaker, tiny_spec
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import LengthError
+from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions
 from trbert_deploy.exporters.tensorrt.plan import plan_engines, scratch_bytes
 
@@ -65,6 +66,16 @@ def test_products_take_a_byte_a_weight(tiny_bundle: Path, precision: str) -> Non
     assert saved["dense"] == 4 * of_a_layer
     assert sum(saved.values()) == 2 * saved["dense"]  # the segments have the same layers
     assert eight.scratch_bytes == half.scratch_bytes
+
+
+def test_the_whole_chain_has_the_weights_of_its_segments(
+    make_checkpoint: CheckpointMaker, tmp_path: Path
+) -> None:
+    export_bundle(make_checkpoint(cuts="1", num_layers=2), tmp_path / "bundle", fused=True)
+    plan = plan_engines(tmp_path / "bundle", EngineOptions("int8", lengths=(64,), batches=(8,)))
+    sizes = plan.weights_bytes
+    segments = sizes["segment_0"] + sizes["segment_1"]
+    assert sizes["chain"] == pytest.approx(segments, rel=0.01)  # and a few numbers for its cuts
 
 
 def test_the_command_builds_nothing(tiny_bundle: Path, tmp_path: Path) -> None:

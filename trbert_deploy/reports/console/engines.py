@@ -15,7 +15,7 @@ _MIB = 2**20
 
 
 def print_engines(report: EnginesReport, console: Console) -> None:
-    """The engines as a table, what half precision costs, where they are, what verifying found."""
+    """The engines as a table, what their precision costs, where they are, what verifying found."""
     manifest = report.engine_set.manifest
     key = manifest.key
     table = Table(
