@@ -13,6 +13,7 @@ MiniLM trained on film reviews and on documentation:
     engines whose products are of 8 bits, MiniLM's sentence embeddings and random policies:
     int8      0.03          0.08      2.2 %
     fp8       0.03          0.07      2.1 %
+    (a classifier that loses 3 of 32 answers to them, and has outputs off by 0.3, is refused)
 """
 
 from __future__ import annotations
