@@ -29,7 +29,7 @@ from trbert_deploy.training.recipe import Recipe
 def train(recipe: str, output: Path, resume: bool, json_path: Path | None, **options: Any) -> None:
     """Teach an encoder which tokens it can drop.
 
-    Epochs, learning rates, cuts and what else experts tune stand in the recipe: docs/recipes.md.
+    Epochs, learning rates, cuts and so on: the recipe (docs/recipes.md).
     """
     from trbert_deploy.files import write_json
     from trbert_deploy.reports.console.training import print_training

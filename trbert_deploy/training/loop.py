@@ -28,7 +28,7 @@ from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.recipe import STAGES, Recipe
+from trbert_deploy.training.recipe import PRETRAIN, STAGES, Recipe
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
@@ -36,6 +36,8 @@ LARGEST_GRADIENT = 1.0
 RESUME_FILE = "resume.safetensors"
 BEST_FILE = "best.safetensors"
 FIGURES_FILE = "figures.jsonl"
+#: Stages as seeds number them.
+_NUMBERED = (*STAGES, PRETRAIN)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class StageSettings:
     """How a stage is trained.
 
     Attributes:
-        name: one of ``STAGES``.
+        name: one of ``STAGES``, or ``PRETRAIN``.
         directory: receives figures, TensorBoard events and the state for resuming.
         plan: row indices of every batch, in order.
         warmup_share: share of the steps over which the learning rate rises.
@@ -79,7 +81,7 @@ class StageSettings:
                 [len(row) for row in rows],
                 recipe.batch_tokens,
                 getattr(recipe, name).epochs,
-                seed=recipe.seed * len(STAGES) + STAGES.index(name),
+                seed=recipe.seed * len(STAGES) + _NUMBERED.index(name),
             ),
             warmup_share=recipe.warmup_share,
             seed=recipe.seed,
@@ -142,7 +144,7 @@ def train_stage(
     figures = _Figures(settings, first) if processes.is_main() else None
     with figures or nullcontext():
         for number, batch in enumerate(batches, start=first):
-            seed = hash((settings.seed, STAGES.index(settings.name), number))
+            seed = hash((settings.seed, _NUMBERED.index(settings.name), number))
             torch.manual_seed((seed + processes.index()) % 2**63)
             with autocast(settings.device):
                 step = stage.compute(batch, number / total)
