@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Encoding
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import begin
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.training.batches import PackedBatch
 from trbert_deploy.training.data import TrainingRow
 
@@ -103,7 +101,7 @@ class Masking:
 def masked_losses(
     model: ReducedModel, given: PackedBatch, shown: PackedBatch, hidden: Tensor
 ) -> Tensor:
-    """Cross-entropy of the hidden tokens, in nats: one for each.
+    """The head's loss of the hidden tokens, in nats: one for each.
 
     Args:
         model: with the head for masked words, all of them.
@@ -112,5 +110,5 @@ def masked_losses(
         hidden: [T] bool.
     """
     states = begin(model, shown).run(model, 0, model.spec.num_steps).hidden[hidden]
-    logits = model.tokens_head().each(states)[LOGITS]
-    return cross_entropy(logits, given.input_ids[hidden], reduction="none")
+    outputs = model.tokens_head().each(states[:, None])  # each token is a row of its own
+    return model.head.loss(outputs, given.input_ids[hidden][:, None])

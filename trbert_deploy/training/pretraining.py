@@ -121,8 +121,8 @@ def load_masked_model(where: str, examples: Sequence[Example]) -> Pretrained:
     found = load_pretrained(where, head, None, FillMask.name)
     if words := found.model.spec.answers[TARGET_IDS]:
         raise ConfigError(
-            f"{where} chooses among {len(words)} words: masked words of --pretrain may be any; give "
-            "the encoder that it was fine-tuned from"
+            f"{where} chooses among {len(words)} words: masked words of --pretrain may be any; "
+            "give the encoder that it was fine-tuned from"
         )
     return found
 
