@@ -38,7 +38,7 @@ from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.backends.tensorrt import backend as backend_module
-from trbert_deploy.runtime.backends.tensorrt import device, memory, one_engine
+from trbert_deploy.runtime.backends.tensorrt import device, kernel_cache, memory, one_engine
 from trbert_deploy.runtime.backends.tensorrt.backend import TensorRTBackend, row_ranges
 from trbert_deploy.runtime.backends.tensorrt.engine_set import (
     EngineKey,
@@ -145,6 +145,38 @@ class HostContext:
         return not self.fails
 
 
+class HostKernels:
+    """TensorRT for RTX's cache of what it compiled: here the names of engines."""
+
+    def __init__(self) -> None:
+        self.made: set[str] = set()
+
+    def deserialize(self, data: bytes) -> bool:
+        fits = data.startswith(b"kernels:")
+        if fits:
+            self.made = set(data.decode().split()[1:])
+        return fits
+
+    def serialize(self) -> bytes:
+        return " ".join(["kernels:", *sorted(self.made)]).encode()
+
+
+class HostConfig:
+    """How TensorRT for RTX makes a context."""
+
+    strategy = ""
+    kernels: HostKernels
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> HostKernels:
+        return HostKernels()
+
+    def set_runtime_cache(self, kernels: HostKernels) -> None:
+        self.kernels = kernels
+
+
 class HostEngine:
     """An engine whose contexts run on the host."""
 
@@ -159,8 +191,12 @@ class HostEngine:
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.contexts: list[HostContext] = []
 
-    def create_execution_context(self, strategy: str) -> HostContext:
-        assert strategy == "user managed"
+    def create_runtime_config(self) -> HostConfig:
+        return HostConfig()
+
+    def create_execution_context(self, config: HostConfig) -> HostContext:
+        assert config.strategy == "user managed"
+        config.kernels.made.add(self.graph.name)
         self.contexts.append(HostContext(self.graph, self.session, self.cuda, self.capacities))
         return self.contexts[-1]
 
@@ -184,7 +220,10 @@ class StatesEngine:
         self.session = onnxruntime.InferenceSession(device_graph(name))
         self.cuda = cuda
 
-    def create_execution_context(self, strategy: str) -> StatesContext:
+    def create_runtime_config(self) -> HostConfig:
+        return HostConfig()
+
+    def create_execution_context(self, config: HostConfig) -> StatesContext:
         dtypes = {"tensor(float)": "float32", "tensor(int64)": "int64"}
         inputs, outputs = (
             [SimpleNamespace(name=each.name, dtype=dtypes[each.type]) for each in tensors]
@@ -250,9 +289,10 @@ def bundle(tiny_bundle: Path) -> Bundle:
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
+def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HostCuda:
     """CUDA's bindings in host memory, which every device of the test uses."""
     host = HostCuda()
+    monkeypatch.setattr(kernel_cache, "user_cache_path", lambda name: tmp_path / name)
     # An engine of the host is its name.
     monkeypatch.setattr(memory, "build_states_engine", lambda library, graph, width: graph.encode())
     monkeypatch.setattr(device, "import_cuda", lambda: host)
@@ -312,8 +352,8 @@ def test_states_come_together(host: HostBackend, shape: tuple[int, int]) -> None
     """More rows, or longer ones, than an engine takes at a time."""
     rng = np.random.default_rng(0)
     states = rng.normal(size=(*shape, 4)).astype(np.float32)
-    block = host._device.allocate("states", states.nbytes)
-    host._device._copy(
+    block = host._executor.device.allocate("states", states.nbytes)
+    host._executor.device._copy(
         block.address, states.ctypes.data, states.nbytes, cudaMemcpyKind.cudaMemcpyHostToDevice
     )
     batch, length = shape
@@ -337,7 +377,7 @@ def test_tensorrt_builds_what_brings_states_together(graph: str) -> None:
 
 def test_states_beyond_the_engine_are_refused(host: HostBackend) -> None:
     states = DeviceStates(None, 0, (1, 2**21, 4))
-    with pytest.raises(EngineError, match=r"refuses \(2097152, 4\) states"):
+    with pytest.raises(EngineError, match=r"refuses the shape \(2097152, 4\) of states"):
         host.arrays.batch(host.arrays.rows(states, [np.zeros(1, np.int64)]))
 
 
@@ -349,12 +389,41 @@ def test_one_context_per_profile_is_made_when_first_needed(host: HostBackend) ->
     assert [context.scratch for context in engine.contexts] == [1000, 2000]
 
 
+def test_what_was_compiled_is_kept(bundle: Bundle, cuda: HostCuda, tmp_path: Path) -> None:
+    path = tmp_path / "trbert-deploy" / "rtx-1.0.kernels"
+
+    def run(name: str) -> None:
+        HostBackend(bundle, cuda).graph(name)(tokens(1, 16))
+
+    run("dense")
+    assert path.read_bytes() == b"kernels: dense"
+    run("segment_0")
+    assert path.read_bytes() == b"kernels: dense segment_0"
+    before = path.stat()
+    run("dense")  # and nothing else: it is there
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_ino == before.st_ino
+    path.write_bytes(b"of another GPU")
+    run("dense")
+    assert path.read_bytes() == b"kernels: dense"
+    path.unlink()
+    path.mkdir()  # there is no place for it
+    run("dense")
+
+
+def test_tensorrt_for_rtx_has_what_is_asked_of_its_cache() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    for kind, stand_in in ((trt.IRuntimeConfig, HostConfig), (trt.IRuntimeCache, HostKernels)):
+        asked = {name for name in vars(stand_in) if callable(getattr(stand_in, name))}
+        assert {name for name in asked if not name.startswith("_")} <= {*dir(kind)}
+    assert hasattr(trt.ICudaEngine, "create_runtime_config")
+
+
 def test_graphs_share_their_scratch(host: HostBackend, cuda: HostCuda) -> None:
     for length in (5, 48):
         host.graph("dense")(tokens(1, length))
     used = cuda.used_bytes
     host.graph("segment_0")(tokens(1, 48))
-    address = host._device.reserve("scratch", 2000)
+    address = host._executor.device.reserve("scratch", 2000)
     assert cuda.memory[address].nbytes == 2000
     # The second graph brought its own outputs alone.
     hidden, keep_logit = 48 * 32 * 4, 48 * 4
@@ -468,8 +537,10 @@ def test_a_plugin_is_known_before_its_engine_is_loaded(
         backend_module, "register_plugin", lambda library: order.append(library.flavour)
     )
     host = HostBackend(whole, cuda, plugin)
-    load_engine = host._runtime.deserialize_cuda_engine
-    host._runtime.deserialize_cuda_engine = lambda data: order.append("load") or load_engine(data)
+    load_engine = host._executor._runtime.deserialize_cuda_engine
+    host._executor._runtime.deserialize_cuda_engine = lambda data: (
+        order.append("load") or load_engine(data)
+    )
     host.graph("dense")
     assert order == ["load"]  # which has none
     host.graph(CHAIN)

@@ -11,7 +11,7 @@ import numpy as np
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import CHAIN, HIDDEN_OUT, GraphDescription
-from trbert_deploy.errors import EngineError, LengthError
+from trbert_deploy.errors import LengthError
 from trbert_deploy.runtime.arrays import Arrays
 from trbert_deploy.runtime.backends.backend import (
     PADDING_ON_GPUS,
@@ -20,14 +20,10 @@ from trbert_deploy.runtime.backends.backend import (
     Tensors,
     with_mask,
 )
-from trbert_deploy.runtime.backends.tensorrt.device import Device
 from trbert_deploy.runtime.backends.tensorrt.engine_set import EngineSet, Profile, find_engine_set
-from trbert_deploy.runtime.backends.tensorrt.execution import launch, make_context
+from trbert_deploy.runtime.backends.tensorrt.executor import Executor
 from trbert_deploy.runtime.backends.tensorrt.library import (
-    TensorRT,
-    failure,
     gpu_compute_capability,
-    library_log,
     load_tensorrt,
     register_plugin,
 )
@@ -55,9 +51,8 @@ class TensorRTBackend:
             bundle, self._library.flavour, self._library.version, capability, precision
         )
         self._bundle = bundle
-        self._runtime = self._library.module.Runtime(library_log(self._library))
-        self._device = Device()
-        self._memory = EngineMemory(self._library, self._runtime, self._device)
+        self._executor = Executor(self._library)
+        self._memory = EngineMemory(self._executor)
         self._graphs: dict[str, EngineGraph] = {}
         self.max_padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
@@ -79,17 +74,9 @@ class TensorRTBackend:
         data = self._engine_set.read(name)
         if name == CHAIN and self._engine_set.manifest.key.plugin:
             register_plugin(self._library)
-        log = library_log(self._library)
-        log.lines.clear()
-        engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            raise EngineError(
-                failure(self._library, f"cannot load the engine {name}", log.errors())
-            )
+        engine = self._executor.load(data, f"the engine {name}")
         graph = self._bundle.manifest.graph(name)
-        return EngineGraph(
-            self._library, engine, graph, self._engine_set, self._device, self._memory
-        )
+        return EngineGraph(engine, graph, self._engine_set, self._executor, self._memory)
 
 
 class EngineGraph:
@@ -97,19 +84,18 @@ class EngineGraph:
 
     def __init__(
         self,
-        library: TensorRT,
         engine: Any,
         graph: GraphDescription,
         engine_set: EngineSet,
-        device: Device,
+        executor: Executor,
         memory: EngineMemory,
     ) -> None:
-        self._library = library
-        self._memory = memory
         self._engine = engine
         self._graph = graph
         self._engine_set = engine_set
-        self._device = device
+        self._executor = executor
+        self._device = executor.device
+        self._memory = memory
         self._contexts: dict[int, Any] = {}
         self.inputs = graph.token_inputs
         # Behind the head nobody reads the states: copying them would cost more than the head.
@@ -149,14 +135,10 @@ class EngineGraph:
 
     def _run(self, profile: int, inputs: Tensors) -> dict[str, Any]:
         context, device = self._context(profile), self._device
-        log = library_log(self._library)
-        log.lines.clear()
+        names = [tensor.name for tensor in self._graph.inputs]
+        self._executor.set_shapes(context, [(name, inputs[name].shape) for name in names])
         for tensor in self._graph.inputs:
             given = inputs[tensor.name]
-            if not context.set_input_shape(tensor.name, given.shape):
-                raise EngineError(
-                    failure(self._library, f"refuses the shape {given.shape}", log.errors())
-                )
             if isinstance(given, DeviceStates):
                 address = given.address
             else:
@@ -165,10 +147,7 @@ class EngineGraph:
             context.set_tensor_address(tensor.name, address)
         outputs: dict[str, Any] = {}
         for tensor in self._graph.outputs:
-            shape = tuple(context.get_tensor_shape(tensor.name))
-            if min(shape, default=0) < 0:  # it would follow from what is computed
-                what = f"does not know how large {tensor.name} will be"
-                raise EngineError(failure(self._library, what, log.errors()))
+            shape = self._executor.shape_of(context, tensor.name)
             if tensor.name == HIDDEN_OUT and HIDDEN_OUT in self._returned:
                 outputs[tensor.name] = self._memory.empty(shape)
                 address = outputs[tensor.name].address
@@ -177,7 +156,7 @@ class EngineGraph:
                 outputs[tensor.name] = array
                 address = device.reserve(tensor.name, array.nbytes)
             context.set_tensor_address(tensor.name, address)
-        launch(self._library, context, device)
+        self._executor.launch(context)
         copied = [name for name in self._returned if name != HIDDEN_OUT]
         for name in copied:
             device.download(name, outputs[name])
@@ -187,11 +166,8 @@ class EngineGraph:
 
     def _context(self, profile: int) -> Any:
         if profile not in self._contexts:
-            self._contexts[profile] = self._make_context(profile)
+            self._contexts[profile] = self._executor.context(self._engine, profile)
         return self._contexts[profile]
-
-    def _make_context(self, profile: int) -> Any:
-        return make_context(self._library, self._engine, self._device, profile)
 
 
 def row_ranges(batch: int, profile: Profile, length: int) -> list[tuple[int, int]]:

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.errors import EngineError
-from trbert_deploy.runtime.backends.tensorrt.device import Device
-from trbert_deploy.runtime.backends.tensorrt.execution import launch, make_context
+from trbert_deploy.runtime.backends.tensorrt.executor import Executor
 from trbert_deploy.runtime.backends.tensorrt.library import TensorRT, failure, library_log
 from trbert_deploy.runtime.device_arrays import MEAN_GRAPH, TAKE_GRAPH, DeviceStates, device_graph
 
@@ -36,13 +35,12 @@ class EngineMemory:
     """As ``DeviceMemory``.
 
     Args:
-        runtime: of TensorRT, which loads engines.
+        executor: runs the engines.
     """
 
-    def __init__(self, library: TensorRT, runtime: Any, device: Device) -> None:
-        self._library = library
-        self._runtime = runtime
-        self._device = device
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._device = executor.device
         self._contexts: dict[tuple[str, int, int], Any] = {}
 
     def empty(self, shape: tuple[int, ...]) -> DeviceStates:
@@ -111,34 +109,25 @@ class EngineMemory:
     ) -> None:
         """Run an engine for rows [B, K, H] = ``shape`` of ``target``, from ``row`` on."""
         batch, length, width = source.shape
-        library_log(self._library).lines.clear()
         context = self._context(graph, profile, width)
-        self._set_shape(context, "states", (batch * length, width))
+        flat = ("states", (batch * length, width))
+        self._executor.set_shapes(context, [flat, *((n, a.shape) for n, a in inputs.items())])
         context.set_tensor_address("states", source.address)
         for name, array in inputs.items():
-            self._set_shape(context, name, array.shape)
             address = self._device.upload(name, np.ascontiguousarray(array))
             context.set_tensor_address(name, address)
         written = target if shape == target.shape else self.empty(shape)
         context.set_tensor_address("taken", written.address)
-        launch(self._library, context, self._device)
+        self._executor.launch(context)
         if written is not target:
             self._device.move(target.address_of(row), written.address, _size(written))
-
-    def _set_shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
-        if not context.set_input_shape(name, shape):
-            reasons = library_log(self._library).errors()
-            raise EngineError(failure(self._library, f"refuses {shape} {name}", reasons))
 
     def _context(self, graph: str, profile: int, width: int) -> Any:
         key = graph, profile, width
         if key not in self._contexts:
-            data = build_states_engine(self._library, graph, width)
-            engine = self._runtime.deserialize_cuda_engine(data)
-            if engine is None:
-                reasons = library_log(self._library).errors()
-                raise EngineError(failure(self._library, f"cannot load {graph}", reasons))
-            self._contexts[key] = make_context(self._library, engine, self._device, profile)
+            data = build_states_engine(self._executor.library, graph, width)
+            engine = self._executor.load(data, graph)
+            self._contexts[key] = self._executor.context(engine, profile)
         return self._contexts[key]
 
 
