@@ -18,7 +18,13 @@ from trbert_deploy import load
 from trbert_deploy.bench.bundles import BenchOptions, bench_bundle
 from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import CHAIN, SCHEDULED, segment_name
+from trbert_deploy.bundle.manifest import (
+    CHAIN,
+    HIDDEN_OUT,
+    SCHEDULED,
+    segment_name,
+    states_name,
+)
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.exporters.calibration import eight_bit_models
 from trbert_deploy.exporters.checks.limits import NO_LIMITS
@@ -32,8 +38,12 @@ from trbert_deploy.exporters.tensorrt.builder import (
 )
 from trbert_deploy.exporters.tensorrt.engine_build import EngineOptions, build_engines
 from trbert_deploy.modeling.families.registry import FAMILIES
+from trbert_deploy.runtime.backends.backend import BackendOptions
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.tensorrt.engine_set import Profile
 from trbert_deploy.runtime.backends.tensorrt.library import load_tensorrt
+from trbert_deploy.runtime.batch_inputs import batch_inputs
+from trbert_deploy.runtime.token_state import TokenState
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import HardRecipe, Recipe
 from trbert_deploy.training.run import train
@@ -56,13 +66,23 @@ def test_a_folder_is_trained_exported_served_and_built(folder: Path, tmp_path: P
     data.write_text("".join(json.dumps(row) + "\n" for row in make_texts(60)))
     texts = [row["text"] for row in make_texts(12, seed=9)]
     # As it came: the dense model of transformers.
-    export_bundle(folder, tmp_path / "dense")
     reference = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    layers = (0, 1, reference.config.num_hidden_layers)
+    export_bundle(folder, tmp_path / "dense", states_after=layers)
     served = load(tmp_path / "dense", threads=1)
     for row, result in zip(served.tokenize(texts), served.run(served.tokenize(texts)), strict=True):
         with torch.no_grad():
             expected = reference(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0].numpy()
         assert np.allclose(result.outputs["logits"], expected, atol=1e-4)
+    graphs = OnnxRuntimeBackend(Bundle.open(tmp_path / "dense"), BackendOptions(threads=1))
+    row = TokenState.of(0, served.tokenize(texts)[0])
+    with torch.no_grad():
+        ids = torch.from_numpy(row.tokens.input_ids)[None]
+        theirs = reference(input_ids=ids, output_hidden_states=True).hidden_states
+    for layer in layers:
+        graph = graphs.graph(states_name(layer))
+        found = graph(batch_inputs(graph.inputs, [row]))[HIDDEN_OUT]
+        assert np.allclose(found, theirs[layer].numpy(), atol=1e-4), layer
     # Trained: policies drop tokens.
     options = TrainOptions(
         model=str(folder),

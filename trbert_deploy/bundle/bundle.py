@@ -6,6 +6,7 @@ bundle/
   segment_0.onnx ...    one graph per segment, in several variants (segment_0.fused.onnx ...)
   dropped_0.onnx ...    what tokens say that a cut drops, where they take part in the answer
   dense.onnx ...        the same weights with no token removed
+  states_8.onnx ...     the encoder up to a layer, no token removed, for alignment (optional)
   chain.onnx ...        all segments in one graph, for other runtimes (optional)
   tokenizer.json
   samples.jsonl         a few texts, or pairs, for benchmarking (optional)
@@ -34,6 +35,8 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     GraphDescription,
     Manifest,
+    require_layers,
+    states_name,
 )
 from trbert_deploy.bundle.samples import Sample, read_samples
 from trbert_deploy.errors import BundleError, ConfigError
@@ -170,6 +173,26 @@ class Bundle:
                 f"{self.path} has no graph of its whole chain: export it with --fused"
             )
         return self.manifest.chain
+
+    def require_states(self, layers: int | None = None) -> GraphDescription:
+        """The graph of the states behind so many layers; the last one that is there by default.
+
+        Raises:
+            ConfigError: the encoder has no such layer, or the bundle no such graph.
+        """
+        there = self.manifest.states_after
+        if layers is not None:
+            require_layers([layers], self.manifest.encoder.num_layers)
+        elif there:
+            layers = there[-1]
+        if layers is None or layers not in there:
+            asked = "" if layers is None else f" after layer {layers}"
+            raise ConfigError(
+                f"{self.path} has no graph of states{asked} (there are "
+                f"{', '.join(map(str, there)) or 'none'}): export the checkpoint with "
+                f"--states-after {'K' if layers is None else layers}"
+            )
+        return self.manifest.graph(states_name(layers))
 
     def graph_path(self, name: str, variant: str = MASKED) -> Path:
         """The ONNX file of the graph called ``name``."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from trbert_deploy.bounds import require_whole
 from trbert_deploy.bundle.older_versions import UPGRADES, upgraded
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, LengthError, first_line
@@ -82,6 +83,11 @@ def dropped_name(cut: int) -> str:
     return f"dropped_{cut}"
 
 
+def states_name(layers: int) -> str:
+    """The name of the graph of the states behind so many layers; 0 for the embeddings."""
+    return f"states_{layers}"
+
+
 def survivors_name(cut: int) -> str:
     """What the whole chain calls the places of a cut's survivors."""
     return f"survivors_{cut}"
@@ -100,12 +106,28 @@ def require_length(length: int, max_length: int) -> None:
         )
 
 
+def require_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Refuse layers that an encoder of ``num_layers`` has no states behind.
+
+    Raises:
+        ConfigError: it has none behind one of them, or one stands twice, or out of order.
+    """
+    for layer in layers:
+        require_whole("the layer that states are asked for after", layer, 0, num_layers)
+    if list(layers) != sorted({*layers}):
+        raise ConfigError(
+            f"states are asked for after the layers {', '.join(map(str, layers))}: expected each "
+            "one once, in ascending order"
+        )
+
+
 @dataclass(frozen=True)
 class GraphDescription:
     """One ONNX graph of a bundle.
 
     Attributes:
-        name: ``segment_0`` ..., ``dense``, and ``dropped_0`` ... or ``head``.
+        name: ``segment_0`` ..., ``dense``, and ``dropped_0`` ... or ``head``; ``states_8``;
+            ``chain``.
         inputs, outputs: tensor names with their dtypes and symbolic shapes, in order, of the masked
             variant; those without a mask lack that input.
         variants: those that are there; the masked one always is.
@@ -240,6 +262,9 @@ class Manifest:
         graphs: the segments' graphs in order, then the dense one.
         chain: the graph of the whole chain, where there is one.
         capacities: of its scheduled variant, at each cut.
+        states: the graphs of states, where there are any: the encoder up to one of its layers,
+            with no cut and no head.
+        states_after: the layers behind which these are, in ascending order.
         files: SHA-256 of every file beside the manifest.
         parity: the largest differences found against PyTorch when the bundle was made.
         training: figures of the training.
@@ -253,6 +278,8 @@ class Manifest:
     files: Mapping[str, str]
     chain: GraphDescription | None = None
     capacities: tuple[Capacity, ...] = ()
+    states: tuple[GraphDescription, ...] = ()
+    states_after: tuple[int, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     made_by: Mapping[str, str] = field(default_factory=dict)
@@ -267,8 +294,9 @@ class Manifest:
 
     @property
     def all_graphs(self) -> tuple[GraphDescription, ...]:
-        """The graphs, and that of the whole chain."""
-        return self.graphs if self.chain is None else (*self.graphs, self.chain)
+        """The graphs, those of states, and that of the whole chain."""
+        chain = () if self.chain is None else (self.chain,)
+        return (*self.graphs, *self.states, *chain)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest with its own digest, so that a changed one is refused like any file."""
@@ -279,6 +307,7 @@ class Manifest:
             "max_length": self.max_length,
             "graphs": [asdict(graph) for graph in self.graphs],
             **self._chain_json(),
+            **self._states_json(),
             "files": dict(self.files),
             "parity": dict(self.parity),
             "training": dict(self.training),
@@ -291,6 +320,12 @@ class Manifest:
             return {}
         capacities = [asdict(capacity) for capacity in self.capacities]
         return {"chain": asdict(self.chain), "capacities": capacities}
+
+    def _states_json(self) -> dict[str, Any]:
+        if not self.states:
+            return {}
+        graphs = [asdict(graph) for graph in self.states]
+        return {"states": graphs, "states_after": list(self.states_after)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Manifest:
@@ -333,6 +368,8 @@ class Manifest:
                         Capacity(**known_fields(Capacity, each, "capacity"))
                         for each in content.get("capacities", ())
                     ),
+                    "states": tuple(map(_graph, content.get("states", ()))),
+                    "states_after": tuple(content.get("states_after", ())),
                 }
             )
             manifest._require_sense()
@@ -372,11 +409,29 @@ class Manifest:
             self.chain.require_sense_of_chain(cuts)
             if len(self.capacities) != cuts:
                 raise ConfigError(f"there are {len(self.capacities)} capacities for {cuts} cuts")
+        self._require_sense_of_states()
         for graph in self.graphs:
             if graph.name in (HEAD, *dropped):
                 graph.require_sense_of_tokens()
             else:
                 graph.require_sense(expected[graph.name], graph.name in (segment_name(0), DENSE))
+
+    def _require_sense_of_states(self) -> None:
+        """Refuse graphs of states that are not those of ``states_after``.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        require_layers(self.states_after, self.encoder.num_layers)
+        names = [graph.name for graph in self.states]
+        expected = list(map(states_name, self.states_after))
+        if names != expected:
+            raise ConfigError(
+                f"the graphs of states are {', '.join(names) or 'none'}: expected "
+                f"{', '.join(expected) or 'none'}"
+            )
+        for graph in self.states:
+            graph.require_sense(frozenset(), is_first=True)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from trbert_deploy import console
+from trbert_deploy.bounds import MOST_TOKENS
+from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
     json_option,
     needs,
@@ -46,6 +48,13 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
 @click.option("--force-int8", is_flag=True, help="Add 8-bit weights whatever they answer.")
 @click.option("--fp16", is_flag=True, help="Add half precision, for GPUs.")
 @click.option("--fused", is_flag=True, help="Add the whole chain as one graph.")
+@click.option(
+    "--states-after",
+    type=Whole(0, MOST_TOKENS),
+    metavar="K",
+    multiple=True,
+    help="Add states after layer K, for align; repeatable.",
+)
 @json_option
 @needs("export")
 def export(
@@ -60,6 +69,7 @@ def export(
     force_int8: bool,
     fp16: bool,
     fused: bool,
+    states_after: tuple[int, ...],
     json_path: Path | None,
 ) -> None:
     """Export CHECKPOINT as a bundle of ONNX graphs, checked against PyTorch."""
@@ -80,6 +90,7 @@ def export(
             int8=int8 or force_int8,
             fp16=fp16,
             fused=fused,
+            states_after=states_after,
             int8_limits=NO_LIMITS if force_int8 else LIMITS["int8"],
             progress=progress,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from trbert_deploy.bundle.manifest import (
     TOKENIZER,
     UNMASKED,
     Manifest,
+    require_layers,
     write_manifest,
 )
 from trbert_deploy.bundle.samples import write_samples
@@ -139,6 +140,7 @@ def export_bundle(
     int8_limits: Limits = LIMITS["int8"],
     fp16: bool = False,
     fused: bool = False,
+    states_after: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> ExportReport:
     """Export a checkpoint as a bundle; an older bundle at ``output`` is replaced at the very end.
@@ -159,12 +161,15 @@ def export_bundle(
         fp16: add graphs in half precision, for ONNX Runtime on GPUs. ONNX Runtime checks them as
             they are, and with every rounding of a GPU (``compare_halves``).
         fused: add the graph of the whole chain, for runtimes that have none of this package.
+        states_after: layers behind each of which a graph of states is added, that ``align`` reads;
+            0 for the embeddings.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         BundleError: ``output`` is something else than a bundle.
         ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
-            head for another task; or the chain cannot be one graph.
+            head for another task; or the chain cannot be one graph; or the encoder has no such
+            layer.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights or half
             precision are too far from float32; ``output`` is untouched.
         EngineError: a weight does not fit into half precision.
@@ -179,6 +184,8 @@ def export_bundle(
     if truncation is not None:
         model.spec = answering(model.spec, {TRUNCATION: truncation})
     model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
+    layers = sorted({*states_after})
+    require_layers(layers, model.spec.num_layers)
     texts = checkpoint.samples
     asked = task_of(model.spec)
     if fused:
@@ -187,11 +194,12 @@ def export_bundle(
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))
             shutil.copyfile(tokenizer_dir / TOKENIZER_FILE, staging / TOKENIZER)
-        steps = 2 * (len(model.segments) + 1 if model.reduction.cuts else 1) + 1
+        parts = (len(model.segments) + 1 if model.reduction.cuts else 1) + len(layers)
+        steps = 2 * parts + 1
         steps += fp16 + fused + int8
         graphs = []
         progress("trace graphs", 0, steps)
-        for graph in export_graphs(model, staging, int8, fp16):
+        for graph in export_graphs(model, staging, int8, fp16, layers):
             graphs.append(graph)
             progress("trace graphs", len(graphs), steps)
         if samples and texts:
@@ -200,7 +208,9 @@ def export_bundle(
             encoder=model.spec,
             reduction=model.reduction,
             max_length=checkpoint.max_length,
-            graphs=tuple(graphs),
+            graphs=tuple(graphs[: len(graphs) - len(layers)]),
+            states=tuple(graphs[len(graphs) - len(layers) :]),
+            states_after=tuple(layers),
             files={path.name: sha256(path) for path in sorted(staging.iterdir())},
             training=checkpoint.training,
             made_by={"trbert-deploy": __version__}
@@ -222,6 +232,7 @@ def export_bundle(
             rows_of,
             shapes,
             without_padding=[standard],
+            states_after=layers,
         ):
             parities.append(parity)
             progress("check graphs", len(graphs) + len(parities), steps)

@@ -61,6 +61,19 @@ class FirstSegment(SegmentModule):
         return self.finish(self.model.embed(input_ids, token_type_ids, layout), layout)
 
 
+class StatesModule(FirstSegment):
+    """The embeddings and the first layers, with no cut and no head.
+
+    Args:
+        layers: how many; 0 for the embeddings alone. Behind all of them the states are what a head
+            reads, with the final normalization where the encoder has one.
+    """
+
+    def __init__(self, model: ReducedModel, layers: int) -> None:
+        super().__init__(model, Segment(0, 0, 2 * layers, None))
+        self.answers = False
+
+
 class LaterSegment(SegmentModule):
     """The layers from one cut to the next, or to the head."""
 

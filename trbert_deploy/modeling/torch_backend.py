@@ -19,6 +19,7 @@ from trbert_deploy.bundle.manifest import (
     WEIGHTS,
     dropped_name,
     segment_name,
+    states_name,
 )
 from trbert_deploy.modeling.checkpoints.weight_files import read_safetensors
 from trbert_deploy.modeling.model import ReducedModel
@@ -27,6 +28,7 @@ from trbert_deploy.modeling.segments import (
     DroppedModule,
     HeadModule,
     SegmentModule,
+    StatesModule,
     dense_module,
     segment_module,
 )
@@ -75,6 +77,7 @@ class TorchBackend:
         self._model = model.eval()
         self._segments = {segment_name(segment.index): segment for segment in model.segments}
         self._dropped = {dropped_name(index): index for index in range(len(model.projections))}
+        self._states = {states_name(layers): layers for layers in range(model.spec.num_layers + 1)}
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
         self.graph = OncePerKey(self._open)
         self.max_padding = 0.0
@@ -93,6 +96,8 @@ class TorchBackend:
             return TorchTokens(DroppedModule(self._model, self._dropped[name]), self._outputs)
         if name == HEAD:
             return TorchTokens(HeadModule(self._model), self._outputs)
+        if name in self._states:
+            return TorchGraph(StatesModule(self._model, self._states[name]), ())
         if name == DENSE:
             module = dense_module(self._model)
         else:

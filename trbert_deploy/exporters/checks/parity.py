@@ -29,6 +29,7 @@ from trbert_deploy.bundle.manifest import (
     TOKEN_TYPE_IDS,
     dropped_name,
     segment_name,
+    states_name,
 )
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import ParityError
@@ -142,6 +143,7 @@ def compare_graphs(
     reference_name: str = "PyTorch",
     without_padding: Sequence[Backend] = (),
     advice: str = "",
+    states_after: Sequence[int] = (),
 ) -> Iterator[GraphParity]:
     """Run every graph on both backends, over batches with padding and without, and compare.
 
@@ -153,6 +155,7 @@ def compare_graphs(
         reference_name: what errors call the reference.
         without_padding: more candidates, compared where no row is padded.
         advice: what errors end with.
+        states_after: layers whose graphs of states are compared, too.
 
     Yields:
         One result per graph, the worst of all candidates.
@@ -173,7 +176,7 @@ def compare_graphs(
     of_tokens = {HIDDEN_OUT, KEEP_LOGIT}
     of_tokens |= {output.name for output in task.outputs if output.per == "token"}
     alone = (*dropped, *asked)  # graphs of tokens, each for itself
-    for name in [*names, DENSE, *alone]:
+    for name in [*names, DENSE, *alone, *map(states_name, states_after)]:
         cut = cuts.get(name)
         worst: dict[str, float] = {}
         differing = total = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from trbert_deploy.bundle.manifest import (
     TensorDescription,
     dropped_name,
     segment_name,
+    states_name,
 )
 from trbert_deploy.errors import ParityError
 from trbert_deploy.exporters.onnx.parts import part_of
@@ -50,6 +51,7 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import (
     DroppedModule,
     HeadModule,
+    StatesModule,
     dense_module,
     segment_module,
 )
@@ -62,16 +64,22 @@ TRACED_LENGTH = 24
 
 
 def export_graphs(
-    model: ReducedModel, directory: Path, int8: bool = False, fp16: bool = False
+    model: ReducedModel,
+    directory: Path,
+    int8: bool = False,
+    fp16: bool = False,
+    states_after: Sequence[int] = (),
 ) -> Iterator[GraphDescription]:
     """Write the file of weights, one graph per segment, the dense model, and what dropped tokens
     say where they take part in the answer, or those that are asked for, in all their variants.
+    Graphs of states, where some are wanted, come last.
 
     Args:
         model: in eval mode, float32.
         directory: receives ``weights.safetensors``, ``segment_0.onnx`` ... and ``dense.onnx``.
-        int8: write the variants with 8-bit weights, too.
-        fp16: write the variants in half precision, too.
+        int8: write the variants with 8-bit weights, too; of states there are none.
+        fp16: write the variants in half precision, too; likewise.
+        states_after: layers behind which states are wanted.
 
     Yields:
         A description of each graph when it is made; all files are there at the end.
@@ -87,37 +95,41 @@ def export_graphs(
     rounded = {}
     halved = {}
     added = ((INT8, DEQUANTIZED) if int8 else ()) + (HALVES if fp16 else ())
-    for name, proto in _traced(model):
-        if int8:
+    exact = {*map(states_name, states_after)}
+    for name, proto in _traced(model, states_after):
+        if int8 and name not in exact:
             fused = fused_variant(proto, model.spec.num_heads)
             with tempfile.TemporaryDirectory() as scratch:
                 rounded[name] = quantized(fused, f"{scratch}/{name}.onnx")
             weights.take(rounded[name], adopt=QUANTIZED)
-        if fp16:
+        if fp16 and name not in exact:
             halved[name] = half_graph(proto, "fp16")
             weights.take(halved[name], adopt=HALVED)
         weights.take(proto)
         protos[name] = proto
-        descriptions[name] = _describe(name, proto, model, (*VARIANTS, *added))
+        variants = VARIANTS if name in exact else (*VARIANTS, *added)
+        descriptions[name] = _describe(name, proto, model, variants)
         yield descriptions[name]
     weights.save(directory / WEIGHTS)
     for name, proto in protos.items():
         weights.link(proto)
-        variants = dict(write_variants(proto, model.spec.num_heads))
-        if int8:
+        written = dict(write_variants(proto, model.spec.num_heads))
+        if name in rounded:
             weights.link(rounded[name])
-            variants[INT8] = rounded[name]
-            variants[DEQUANTIZED] = dequantized(variants[UNMASKED], rounded[name])
-        if fp16:
+            written[INT8] = rounded[name]
+            written[DEQUANTIZED] = dequantized(written[UNMASKED], rounded[name])
+        if name in halved:
             weights.link(halved[name])
-            variants[HALF_MASKED] = halved[name]
-            variants[HALF] = fused_variant(halved[name], model.spec.num_heads)
-        for variant, written in variants.items():
-            onnx.save(written, directory / descriptions[name].file_of(variant))
+            written[HALF_MASKED] = halved[name]
+            written[HALF] = fused_variant(halved[name], model.spec.num_heads)
+        for variant, graph in written.items():
+            onnx.save(graph, directory / descriptions[name].file_of(variant))
 
 
-def _traced(model: ReducedModel) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """All graphs of a model by name, with their weights inside."""
+def _traced(
+    model: ReducedModel, states_after: Sequence[int]
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """All graphs of a model by name, with their weights inside; those of states are the last."""
     modules: dict[str, Module] = {
         segment_name(segment.index): segment_module(model, segment) for segment in model.segments
     }
@@ -133,6 +145,8 @@ def _traced(model: ReducedModel) -> Iterator[tuple[str, onnx.ModelProto]]:
     if model.asked_token is not None:
         modules[HEAD] = HeadModule(model)
         sources[HEAD] = names[-1]
+    for layers in states_after:
+        modules[states_name(layers)] = StatesModule(model, layers)
     together = Together(model, modules, sources)
     whole = _export(together)
     for name in modules:
