@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from trbert_deploy.commands.align import align
 from trbert_deploy.commands.bench import bench
 from trbert_deploy.commands.build_engine import build_engine
 from trbert_deploy.commands.compress import compress
@@ -37,6 +38,7 @@ for command in (
     bench,
     evaluate,
     predict,
+    align,
     serve,
     triton_repo,
     quickstart,

@@ -41,13 +41,15 @@ _OF_OPTIONS: dict[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("evaluate", "matplotlib"): (("--sweep",), "plots"),
     ("bench", "matplotlib"): (("--html", "--sweep"), "plots"),
     ("bench", "jinja2"): (("--html",), "plots"),
+    ("align", "scipy"): (("--method matching",), "align"),
+    ("align", "matplotlib"): (("--plots",), "plots"),
     ("predict", "ray"): (("--engine ray",), "ray"),
     ("predict", "pyarrow"): (("--engine ray",), "ray"),
     ("compress", "matplotlib"): (("--html",), "plots"),
     ("compress", "jinja2"): (("--html",), "plots"),
 } | {
     (command, "openvino"): (("--backend openvino",), "openvino")
-    for command in ("bench", "evaluate", "predict")
+    for command in ("align", "bench", "evaluate", "predict")
 }
 
 
