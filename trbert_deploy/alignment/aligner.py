@@ -19,14 +19,15 @@ from trbert_deploy.bundle.manifest import HIDDEN_OUT, TOKENIZER
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.files import read_directory
 from trbert_deploy.runtime.backends.backend import BackendOptions, RowsBackend
-from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND, open_backend
+from trbert_deploy.runtime.backends.registry import (
+    DEFAULT_BACKEND,
+    backends_of_states,
+    open_backend,
+)
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import TokenRow, TokenState
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.task import require_numbers
-
-#: Those that run any graph of a bundle, not only its segments.
-BACKENDS = ("onnxruntime", "openvino", "torch")
 
 #: The places of a text, and their states [M, H].
 _Side = tuple[list[Place], NDArray[np.float32]]
@@ -71,7 +72,7 @@ class Aligner:
         layer: behind which states are compared; the last one that the bundle has by default.
         level: ``words`` or ``characters``.
         method: one of ``METHODS``.
-        backend: one of ``BACKENDS``.
+        backend: one that runs graphs of states (``backends_of_states``).
         threads: threads of the graph; 0 lets the backend choose.
         truncate: cut texts over the maximum length, or else refuse them.
         verify: compare the files' SHA-256 with the manifest.
@@ -102,7 +103,7 @@ class Aligner:
         for what, name, known in (
             ("level", level, LEVELS),
             ("method", method, METHODS),
-            ("backend of states", backend, BACKENDS),
+            ("backend of states", backend, backends_of_states()),
         ):
             if name not in known:
                 raise ConfigError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")

@@ -20,6 +20,7 @@ from trbert_deploy.commands.options import (
     threads_option,
     truncate_option,
 )
+from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND, backends_of_states
 from trbert_deploy.tasks.columns import ColumnNames
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--backend",
-    type=click.Choice(["onnxruntime", "openvino", "torch"]),
+    type=click.Choice(backends_of_states()),
     metavar="NAME",
-    default="onnxruntime",
+    default=DEFAULT_BACKEND,
     show_default=True,
-    help="onnxruntime, openvino or torch.",
+    help=f"{', '.join(backends_of_states())}.",
 )
 @threads_option
 @click.option(

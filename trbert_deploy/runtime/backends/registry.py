@@ -31,6 +31,7 @@ class BackendInfo:
         gpu_precisions: those of the precisions that ``auto`` tries only where it uses a GPU.
         uses_gpu: whether it does so here; asked where there are such precisions.
         concurrent: whether calls may come from several threads at once.
+        states: whether it runs graphs of states.
         engines: whether it runs compiled code that lies in the bundle, instead of its graphs.
         distributions: on whose versions the time depends that it takes.
         device: what it runs on; ``any`` where that depends on what is installed.
@@ -45,6 +46,7 @@ class BackendInfo:
     gpu_precisions: tuple[str, ...] = ()
     uses_gpu: Callable[[], bool] = lambda: True
     concurrent: bool = True
+    states: bool = False
     engines: bool = False
     distributions: tuple[str, ...] = ()
     device: Literal["cpu", "gpu", "any"] = "any"
@@ -62,6 +64,7 @@ _ONNXRUNTIME = BackendInfo(
     auto=True,
     gpu_precisions=("fp16",),
     uses_gpu=uses_cuda,
+    states=True,
     distributions=("onnxruntime", "onnxruntime-gpu", *_CUDA),
 )
 _TENSORRT = BackendInfo(
@@ -81,7 +84,11 @@ _TENSORRT = BackendInfo(
 BACKENDS: dict[str, BackendInfo] = {
     "onnxruntime": _ONNXRUNTIME,
     "one-graph": replace(
-        _ONNXRUNTIME, module=f"{_HERE}.one_graph", precisions=("fp32", "fp16"), auto=False
+        _ONNXRUNTIME,
+        module=f"{_HERE}.one_graph",
+        precisions=("fp32", "fp16"),
+        auto=False,
+        states=False,
     ),
     "openvino": BackendInfo(
         f"{_HERE}.openvino",
@@ -89,6 +96,7 @@ BACKENDS: dict[str, BackendInfo] = {
         ("openvino",),
         ("fp32", "bf16", "int8"),
         auto=True,
+        states=True,
         distributions=("openvino",),
         device="cpu",
     ),
@@ -108,6 +116,7 @@ BACKENDS: dict[str, BackendInfo] = {
         ("torch", "transformers", "safetensors"),
         ("export",),
         ("fp32",),
+        states=True,
         distributions=("torch",),
         device="cpu",
     ),
@@ -119,6 +128,11 @@ AUTO = "auto"  # the fastest of those that it tries and that answer alike (autot
 def register_backend(name: str, info: BackendInfo) -> None:
     """Let bundles run on a backend."""
     BACKENDS[name] = info
+
+
+def backends_of_states() -> list[str]:
+    """Those that run graphs of states."""
+    return [name for name, info in BACKENDS.items() if info.states]
 
 
 def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> Backend | RowsBackend:
