@@ -43,7 +43,7 @@ LAYERS = (0, 2, 4)
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("exported") / "bundle"
-    export_bundle(tiny_checkpoint, target, states_after=(4, 0, 2, 2), int8=True)
+    export_bundle(tiny_checkpoint, target, states_after=(4, 0, 2, 2), int8=True, fp16=True)
     return target
 
 
