@@ -15,11 +15,13 @@ import scipy.optimize
 from PIL import Image
 
 from trbert_deploy import plain_progress
+from trbert_deploy.alignment import aligner as aligner_module
 from trbert_deploy.alignment.aligner import Aligner
 from trbert_deploy.alignment.methods import METHODS
 from trbert_deploy.cli import main
 from trbert_deploy.errors import ConfigError, DataError, LengthError
 from trbert_deploy.exporters.export import export_bundle
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 PAIRS = [
     ("the film tells of a sailor", "a sailor tells of the film"),
@@ -63,6 +65,18 @@ def pairs(tmp_path: Path) -> Path:
 
 def parsed(output: str) -> list[dict]:
     return [json.loads(line) for line in output.splitlines()]
+
+
+def test_states_on_a_device_are_looked_at(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a GPU are, where they stay until somebody asks for them."""
+    expected = Aligner(bundle)(PAIRS)
+    monkeypatch.setattr(
+        aligner_module,
+        "open_backend",
+        lambda name, opened, options: OnnxRuntimeBackend(opened, options, states_on="cpu"),
+    )
+    for one, other in zip(expected, Aligner(bundle)(PAIRS), strict=True):
+        np.testing.assert_allclose(other.similarity, one.similarity, atol=1e-5)
 
 
 def test_a_file_of_pairs_becomes_lines_of_links(

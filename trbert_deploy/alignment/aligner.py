@@ -176,7 +176,8 @@ class Aligner:
         for group in group_by_length(lengths, most, padding):
             batch = [TokenState.of(int(place), rows[place]) for place in group]
             outputs = self._graph(batch_inputs(self._graph.inputs, batch))
-            for row, hidden in zip(batch, outputs[HIDDEN_OUT], strict=True):
+            found = self._backend.arrays.to_host(outputs[HIDDEN_OUT])
+            for row, hidden in zip(batch, found, strict=True):
                 states[row.index] = hidden[: len(row)]
                 require_numbers({"states": states[row.index]})
         return [states[place] for place in range(len(rows))]
