@@ -57,7 +57,8 @@ def eight_bit_models(
     if are_random(bundle):
         raise ConfigError(
             f"{bundle.path} has no sample texts, on which {precision} finds how large activations "
-            "become: export it with --samples, or build with --fp16"
+            "become: training keeps some with a checkpoint, which export --no-samples leaves out; "
+            "build with --fp16"
         )
     largest = activation_sizes(bundle, models, calibration_rows(bundle))
     return {name: static_graph(model, precision, largest[name]) for name, model in models.items()}
