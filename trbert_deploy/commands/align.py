@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from trbert_deploy import console
 from trbert_deploy.alignment.methods import METHODS
 from trbert_deploy.alignment.places import LEVELS
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
+from trbert_deploy.commands.answer_lines import note_truncated, write_answers
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
     bundle_argument,
@@ -111,8 +113,6 @@ def align(
     """
     from trbert_deploy.alignment.aligner import Aligner
     from trbert_deploy.alignment.lines import align_examples, to_json_line
-    from trbert_deploy.files import staged_file
-    from trbert_deploy.progress import told
     from trbert_deploy.runtime.reading.examples import count_examples, read_examples
     from trbert_deploy.runtime.reading.sources import STDIN
     from trbert_deploy.tasks.text_classification import TextClassification
@@ -133,23 +133,9 @@ def align(
     if plots is not None:
         alignments = _drawn(alignments, plots)
     lines = (to_json_line(alignment) for alignment in alignments)
-    if output is None and (console.has_terminal() or source == STDIN):
-        console.write_lines(lines)
-    else:
-        with console.progress() as progress:
-            progress("count pairs", 0, None)
-            told_lines = told("align", lines, progress, count_examples(source, columns))
-            if output is None:
-                console.write_lines(told_lines)
-            else:
-                with staged_file(output) as staging, staging.open("w", encoding="utf-8") as file:
-                    file.writelines(f"{line}\n" for line in told_lines)
-    tokenizer = aligner.tokenizer
-    if tokenizer.truncated:
-        console.notes.print(
-            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to "
-            f"{tokenizer.max_length} tokens"
-        )
+    count = partial(count_examples, source, columns)
+    write_answers(lines, output, "align", count, waits=source == STDIN)
+    note_truncated(aligner.tokenizer)
 
 
 def _drawn(alignments: Iterable[Alignment], folder: Path) -> Iterator[Alignment]:

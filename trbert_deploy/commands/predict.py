@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 
 from trbert_deploy import console
 from trbert_deploy.bounds import MOST_TEXTS, MOST_TOKENS
+from trbert_deploy.commands.answer_lines import note_truncated, write_answers
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
     backend_option,
@@ -209,8 +211,6 @@ def _predict(
     max_batch_tokens: int,
 ) -> None:
     """Answer texts in this process."""
-    from trbert_deploy.files import staged_file
-    from trbert_deploy.progress import told
     from trbert_deploy.runtime.loading import load
     from trbert_deploy.runtime.predicting import name_texts, predict_lines
     from trbert_deploy.runtime.reading.examples import count_examples, read_examples
@@ -234,21 +234,6 @@ def _predict(
             source, pipeline.task, columns, console.notes.print, with_targets=False, whole=True
         )
     lines = predict_lines(pipeline, examples, batch_size=batch_size, return_kept=kept, dense=dense)
-    if output is None and (console.has_terminal() or source == STDIN):
-        console.write_lines(lines)  # no bar among them, and no news of a filter that waits
-    else:
-        with console.progress() as progress:
-            progress("count texts", 0, None)
-            total = len(texts) if source is None else count_examples(source, columns)
-            lines = told("predict", lines, progress, total)
-            if output is None:
-                console.write_lines(lines)
-            else:
-                with staged_file(output) as staging, staging.open("w", encoding="utf-8") as file:
-                    file.writelines(f"{line}\n" for line in lines)
-    tokenizer = pipeline.tokenizer
-    if tokenizer.truncated:
-        console.notes.print(
-            f"{tokenizer.truncated} of {tokenizer.encoded} texts were cut to "
-            f"{tokenizer.max_length} tokens"
-        )
+    total = partial(len, texts) if source is None else partial(count_examples, source, columns)
+    write_answers(lines, output, "predict", total, waits=source == STDIN)
+    note_truncated(pipeline.tokenizer)
