@@ -14,8 +14,7 @@ import torch
 from click.testing import CliRunner
 from commands_in_tests import write
 from conftest import BAD, GOOD, make_texts
-from hf_folders import write_scaled
-from test_families_end_to_end import SMALL
+from hf_folders import SMALL_FAMILIES, write_scaled
 from training.test_run import options_for, with_recipe
 from transformers import (
     AutoConfig,
@@ -53,7 +52,7 @@ def folder_of(path: Path, tokenizer_dir: Path, problem: str, family: str = "bert
     labels = PROBLEMS[problem]
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        family, **SMALL[family], problem_type=problem,
+        family, **SMALL_FAMILIES[family], problem_type=problem,
         id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
     )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config).eval()
@@ -61,7 +60,7 @@ def folder_of(path: Path, tokenizer_dir: Path, problem: str, family: str = "bert
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa
-@pytest.mark.parametrize("family", sorted(SMALL))
+@pytest.mark.parametrize("family", sorted(SMALL_FAMILIES))
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_family_keeps_the_kind_of_its_answers(
     tmp_path: Path, tokenizer_dir: Path, family: str, problem: str

@@ -281,7 +281,7 @@ def test_roundings_that_turn_too_much_refuse_the_export(
     make_checkpoint: CheckpointMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = replace(LIMITS["fp16"], answer_agreement=2.0)
-    monkeypatch.setitem(half_precision.LIMITS, "fp16", never)
+    monkeypatch.setitem(half_precision.ENGINE_LIMITS, "fp16", never)
     with pytest.raises(ParityError, match=r"only .* expected at least 200%; export without --fp16"):
         export_bundle(make_checkpoint("none"), tmp_path / "bundle", fp16=True)
     assert not (tmp_path / "bundle").exists()

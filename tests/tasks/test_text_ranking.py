@@ -16,10 +16,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import make_texts, tiny_spec
+from hf_folders import SMALL_FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
-from test_families_end_to_end import SMALL
 from training.test_run import options_for, with_recipe
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel
 
@@ -196,14 +196,16 @@ def test_margins_between_passages_count_where_a_sigmoid_says_nothing() -> None:
 
 def folder_of(path: Path, tokenizer_dir: Path, family: str, **entries: Any) -> Path:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SMALL[family], id2label={0: "LABEL_0"}, **entries)
+    config = AutoConfig.for_model(
+        family, **SMALL_FAMILIES[family], id2label={0: "LABEL_0"}, **entries
+    )
     AutoModelForSequenceClassification.from_config(config).eval().save_pretrained(path)
     shutil.copytree(tokenizer_dir, path, dirs_exist_ok=True)
     return path
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa
-@pytest.mark.parametrize("family", sorted(SMALL))
+@pytest.mark.parametrize("family", sorted(SMALL_FAMILIES))
 def test_one_logit_of_every_family_is_a_score(
     tmp_path: Path, tokenizer_dir: Path, family: str
 ) -> None:

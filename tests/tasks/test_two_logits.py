@@ -12,9 +12,8 @@ import pytest
 import torch
 from commands_in_tests import run
 from conftest import make_texts
-from hf_folders import classifier_folder
+from hf_folders import SMALL_FAMILIES, classifier_folder
 from tasks.test_text_ranking import write_pairs
-from test_families_end_to_end import SMALL
 from training.test_run import options_for
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -54,12 +53,12 @@ def test_the_score_is_the_probability_of_the_second_label(two: Path, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # transformers' DeBERTa
-@pytest.mark.parametrize("family", sorted(SMALL))
+@pytest.mark.parametrize("family", sorted(SMALL_FAMILIES))
 def test_two_logits_of_every_family_are_one(
     tmp_path: Path, tokenizer_dir: Path, family: str
 ) -> None:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **SMALL[family], num_labels=2)
+    config = AutoConfig.for_model(family, **SMALL_FAMILIES[family], num_labels=2)
     theirs = AutoModelForSequenceClassification.from_config(config).eval()
     theirs.save_pretrained(tmp_path / "folder")
     for file in tokenizer_dir.iterdir():

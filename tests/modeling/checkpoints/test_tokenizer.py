@@ -343,7 +343,7 @@ def test_an_export_holds_what_transformers_reads(
     edit_json(path / "tokenizer_config.json", do_lower_case=False)
     described = {}
 
-    def look(model: object, staging: Path, int8: bool) -> None:
+    def look(model: object, staging: Path, *_: object) -> None:
         described.update(json.loads((staging / TOKENIZER).read_text()))
         raise ParityError("seen enough")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hf_folders import SMALL_FAMILIES
 from modeling.families.test_token_heads import folder_of
-from test_families_end_to_end import SMALL
 from transformers import AutoModelForMultipleChoice
 
 from trbert_deploy.errors import CheckpointError
@@ -18,7 +18,7 @@ from trbert_deploy.modeling.layouts.padded import PaddedLayout
 from trbert_deploy.tasks.multiple_choice import MultipleChoice
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in SMALL},
+    **{name: (name, {}) for name in SMALL_FAMILIES},
     "mean": ("modernbert", {"classifier_pooling": "mean"}),
 }
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_texts
+from hf_folders import SMALL_FAMILIES
 from modeling.families.test_token_heads import folder_of
-from test_families_end_to_end import SMALL
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from trbert_deploy import load
@@ -39,7 +39,7 @@ from trbert_deploy.training.data import TrainingRow
 MASK = 4
 WORDS = ("film", "city", "war")
 VARIANTS = {
-    **{name: (name, {}) for name in SMALL},
+    **{name: (name, {}) for name in SMALL_FAMILIES},
     "deberta's authors'": ("deberta-v2", {"legacy": False}),
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_families_end_to_end import SMALL
+from hf_folders import SMALL_FAMILIES
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -55,7 +55,7 @@ def folder_of(
     """
     torch.manual_seed(0)
     options = {key: entries.pop(key) for key in ("id2label",) if key in entries}
-    values = {**SMALL[family], **options, **changes}
+    values = {**SMALL_FAMILIES[family], **options, **changes}
     made = model.from_config(AutoConfig.for_model(family, **values)).eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -96,7 +96,7 @@ def ours_of(model: ReducedModel, ids: torch.Tensor, mask: torch.Tensor, packed: 
 
 
 @pytest.mark.parametrize("task", MODELS)
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", SMALL_FAMILIES)
 def test_tokens_are_answered_as_by_transformers(
     tmp_path: Path, tokenizer_dir: Path, family: str, task: str
 ) -> None:

@@ -26,7 +26,7 @@ def test_what_is_left_out_has_its_default_and_capitals_are_the_server_s() -> Non
         ({"threads": "many"}, "threads of the model's configuration is 'many': expected int"),
         ({"threads": "-1"}, "threads is -1: expected a whole number from 0"),
         ({"backend": "tensorflow"}, "unknown backend 'tensorflow': expected one of onnxruntime"),
-        ({"precision": "fp16"}, "backend onnxruntime cannot be asked for fp16"),
+        ({"precision": "bf16"}, "backend onnxruntime cannot be asked for bf16"),
         ({"threshold": "1.5"}, "1.5"),
         ({"truncate": "yes"}, "truncate of the model's configuration is 'yes': expected bool"),
     ],
