@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +121,35 @@ def tokenize(
     """
     rows: list[TrainingRow] = []
     # What is wanted of a whole text may depend on the others: passages belong to a query.
-    of_texts = None if task.answers_tokens else _targets(examples, [None] * len(examples), task)
-    progress("tokenize", 0, len(examples))
-    for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
-        part = examples[start : start + TOKENIZED_AT_A_TIME]
-        names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
-        encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
+    of_texts = (
+        None if task.answers_tokens else iter(_targets(examples, [None] * len(examples), task))
+    )
+    for part, names, encodings in encoded(examples, tokenizer, task, progress):
         for encoding, name in zip(encodings, names, strict=True):
             task.require_question(encoding, name)
         if of_texts is None:
             targets = _targets(part, encodings, task)
         else:
-            targets = of_texts[start : start + len(part)]
+            targets = list(islice(of_texts, len(part)))
         tokens = tokenizer.rows(encodings, task.protected, names)
         for row, target in zip(tokens, targets, strict=True):
             rows += in_windows(TrainingRow(row, target), task)
-        progress("tokenize", start + len(part), len(examples))
     return rows
+
+
+def encoded(
+    examples: Sequence[Example],
+    tokenizer: TextTokenizer,
+    task: Task,
+    progress: Progress = no_progress,
+) -> Iterator[tuple[Sequence[Example], list[str], list[Encoding]]]:
+    """Some thousands of examples at a time, with what errors call them and their encodings."""
+    progress("tokenize", 0, len(examples))
+    for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
+        part = examples[start : start + TOKENIZED_AT_A_TIME]
+        names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
+        yield part, names, tokenizer.encode([task.input_of(each.text) for each in part], names)
+        progress("tokenize", start + len(part), len(examples))
 
 
 def targets_of(task: Task, rows: Sequence[TrainingRow]) -> Targets:

@@ -8,12 +8,11 @@ it is a checkpoint of its own, for masked words, whose encoder the teacher begin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.checkpoints.checkpoint import (
@@ -25,14 +24,14 @@ from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretr
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
-from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
+from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.fill_mask import MASK_ID, TARGET_IDS, FillMask
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, NewHead
+from trbert_deploy.tasks.task import Example, NewHead, Task
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
-from trbert_deploy.training.data import TrainingRow, read_data, split_validation
+from trbert_deploy.training.data import TrainingRow, encoded, read_data, split_validation
 from trbert_deploy.training.loop import StageSettings, train_stage
 from trbert_deploy.training.masking import Masking, masked_losses, rows_of_words
 from trbert_deploy.training.options import TrainOptions
@@ -64,10 +63,11 @@ def pretrain(
         DataError, StorageError: the texts cannot be used.
     """
     recipe, own = options.recipe, run.checkpoint
+    task = task_of(own.model.spec)
     assert options.pretrain is not None
     examples = read_data(
         options.pretrain,
-        task_of(own.model.spec).__class__,
+        type(task),
         "train",
         options.columns,
         note,
@@ -79,8 +79,10 @@ def pretrain(
     fit_positions(model, own.max_length)
     model.to(run.device)
     parts = split_validation(examples, recipe.seed)
-    training, held_out = (_tokenize(part, run, progress) for part in parts)
-    masking = masking_for(model, recipe.pretrain.masked_share, run)
+    path = own.tokenizer_dir / TOKENIZER_FILE
+    tokenizer = TextTokenizer(path, own.max_length, overlap=_OVERLAP)
+    training, held_out = (_tokenize(part, tokenizer, task, progress) for part in parts)
+    masking = masking_for(model, recipe.pretrain.masked_share, tokenizer)
     judge = _judge(model, masking, held_out, recipe.batch_tokens, run.device)
     settings = StageSettings.planned(PRETRAIN, recipe, training, directory, run.device)
     before = judge(0.0)
@@ -90,13 +92,14 @@ def pretrain(
         f"{-judge(1.0):.3f} after, on those that are held out"
     )
     if processes.is_main():
-        save_checkpoint(
-            replace(
-                Checkpoint(model, own.tokenizer_dir, own.max_length, hf_config=source.hf_config),
-                recipe=own.recipe,
-            ),
-            directory,
+        learned = Checkpoint(
+            model,
+            own.tokenizer_dir,
+            own.max_length,
+            hf_config=source.hf_config,
+            recipe=own.recipe,
         )
+        save_checkpoint(learned, directory)
     processes.wait()
     _take_over(own.model, model)
 
@@ -127,26 +130,20 @@ def load_masked_model(where: str, examples: Sequence[Example]) -> Pretrained:
     return found
 
 
-def masking_for(model: ReducedModel, share: float, run: Prepared) -> Masking:
-    """Masking with the tokens of a run's tokenizer."""
-    tokenizer = TextTokenizer(run.checkpoint.tokenizer_dir / TOKENIZER_FILE, 512)
+def masking_for(model: ReducedModel, share: float, tokenizer: TextTokenizer) -> Masking:
+    """Masking with the tokens of a model's tokenizer."""
     special = [*tokenizer.spelling.added]
     others = np.setdiff1d(np.arange(model.spec.vocab_size), special)
     return Masking(share, model.spec.answers[MASK_ID], torch.from_numpy(others))
 
 
-def _tokenize(examples: Sequence[Example], run: Prepared, progress: Progress) -> list[TrainingRow]:
-    """Texts in pieces of at most the run's length, with the words that their tokens belong to."""
-    task = task_of(run.checkpoint.model.spec)
-    path = run.checkpoint.tokenizer_dir / TOKENIZER_FILE
-    tokenizer = TextTokenizer(path, run.checkpoint.max_length, overlap=_OVERLAP)
+def _tokenize(
+    examples: Sequence[Example], tokenizer: TextTokenizer, task: Task, progress: Progress
+) -> list[TrainingRow]:
+    """Texts in pieces that the model takes, with the words that their tokens belong to."""
     rows: list[TrainingRow] = []
-    for start in range(0, len(examples), TOKENIZED_AT_A_TIME):
-        part = examples[start : start + TOKENIZED_AT_A_TIME]
-        names = [each.name or f"text {start + place}" for place, each in enumerate(part, start=1)]
-        encodings = tokenizer.encode([task.input_of(each.text) for each in part], names)
+    for _, names, encodings in encoded(examples, tokenizer, task, progress):
         rows += rows_of_words(encodings, tokenizer.rows(encodings, task.protected, names))
-        progress("tokenize", start + len(part), len(examples))
     return rows
 
 
@@ -178,7 +175,7 @@ def _judge(
     def judge(_: float) -> float:
         generator = torch.Generator().manual_seed(0)
         plan = plan_batches([len(row) for row in rows], batch_tokens)
-        found: list[Any] = []
+        found: list[Tensor] = []
         with evaluating(model), autocast(device):
             for batch in load_batches(rows, plan, device):
                 shown, hidden = masking.hide(batch, generator)

@@ -41,6 +41,7 @@ class EngineMemory:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._device = executor.device
+        self._engines: dict[tuple[str, int], Any] = {}
         self._contexts: dict[tuple[str, int, int], Any] = {}
 
     def empty(self, shape: tuple[int, ...]) -> DeviceStates:
@@ -125,10 +126,14 @@ class EngineMemory:
     def _context(self, graph: str, profile: int, width: int) -> Any:
         key = graph, profile, width
         if key not in self._contexts:
-            data = build_states_engine(self._executor.library, graph, width)
-            engine = self._executor.load(data, graph)
-            self._contexts[key] = self._executor.context(engine, profile)
+            self._contexts[key] = self._executor.context(self._engine(graph, width), profile)
         return self._contexts[key]
+
+    def _engine(self, graph: str, width: int) -> Any:
+        if (graph, width) not in self._engines:
+            data = build_states_engine(self._executor.library, graph, width)
+            self._engines[graph, width] = self._executor.load(data, graph)
+        return self._engines[graph, width]
 
 
 def _size(states: DeviceStates) -> int:
