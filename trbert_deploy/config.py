@@ -18,6 +18,7 @@ from typing import Any
 
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import known_fields
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.rules import SelectionRule
 
@@ -169,13 +170,20 @@ class Segment:
 class ReductionConfig:
     """Where an encoder drops tokens; no cuts at all is the dense model.
 
+    Attributes:
+        cuts: the places, each with its rule.
+        exits: when rows leave at them, where each has an exit; None where none has.
+
     Raises:
-        ConfigError: cuts are repeated or not in ascending order.
+        ConfigError: cuts are repeated or not in ascending order, or exits have no cut.
     """
 
     cuts: tuple[Cut, ...] = ()
+    exits: ExitRule | None = None
 
     def __post_init__(self) -> None:
+        if self.exits is not None and not self.cuts:
+            raise ConfigError("exits stand at cuts, and there are none: train with cuts")
         positions = [cut.position for cut in self.cuts]
         for earlier, later in pairwise(positions):
             if later <= earlier:
@@ -235,15 +243,21 @@ class ReductionConfig:
                 f"{len(rules)} selection rules for {len(self.cuts)} cuts: expected one for each"
             )
         pairs = zip(self.cuts, rules, strict=True)
-        return ReductionConfig(tuple(Cut(cut.position, rule) for cut, rule in pairs))
+        return replace(self, cuts=tuple(Cut(cut.position, rule) for cut, rule in pairs))
+
+    def with_exits(self, rule: ExitRule | None) -> ReductionConfig:
+        """The same cuts, with exits where rows leave by this rule."""
+        return replace(self, exits=rule)
 
     def at(self, point: OperatingPoint) -> ReductionConfig:
         """The same places at another operating point.
 
         Raises:
-            ConfigError: a number of tokens that is no multiple of what a cut rounds to.
+            ConfigError: a number of tokens that is no multiple of what a cut rounds to, or rows
+                are to leave where there are no exits.
         """
-        return self.with_rules(tuple(point.turn(cut.rule) for cut in self.cuts))
+        turned = self.with_rules(tuple(point.turn(cut.rule) for cut in self.cuts))
+        return turned.with_exits(point.turn_exits(self.exits))
 
     def at_threshold(self, threshold: float) -> ReductionConfig:
         """The same places, keeping tokens from another keep probability on."""
@@ -269,7 +283,9 @@ class ReductionConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": CONFIG_VERSION, "cuts": [asdict(cut) for cut in self.cuts]}
+        exits = {} if self.exits is None else {"exits": asdict(self.exits)}
+        cuts = [asdict(cut) for cut in self.cuts]
+        return {"version": CONFIG_VERSION, "cuts": cuts, **exits}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ReductionConfig:
@@ -294,7 +310,10 @@ class ReductionConfig:
             values = known_fields(Cut, entry, "cut")
             rule = SelectionRule(**known_fields(SelectionRule, values["rule"], "selection rule"))
             cuts.append(Cut(values["position"], rule))
-        return cls(tuple(cuts))
+        exits = None
+        if data.get("exits") is not None:
+            exits = ExitRule(**known_fields(ExitRule, data["exits"], "exits", defaults=True))
+        return cls(tuple(cuts), exits)
 
 
 def _join(positions: list[float]) -> str:

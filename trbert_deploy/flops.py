@@ -4,9 +4,10 @@ The count is the one of TR-BERT's paper: one layer over n tokens costs 8 n H^2 +
 attention and 4 n H F for the feed-forward (6 n H F where it is gated), a policy 2 n (32 H + 32).
 Relative positions that meet every query and key (DeBERTa) cost 2 n R H for R of them. A head that
 answers tokens costs 2 n H C, and the map of those that are dropped 2 n H^2 (where the map is of
-their mean alone it is left out, once for a row). Embeddings, LayerNorm and activations are left
-out, on both sides of every comparison. Lengths are numbers, or arrays or tensors of one number per
-row; what comes back is of the same kind.
+their mean alone it is left out, once for a row). An exit costs what the head does on the tokens
+that it sees; a row that leaves has no tokens in the segments behind. Embeddings, LayerNorm and
+activations are left out, on both sides of every comparison. Lengths are numbers, or arrays or
+tensors of one number per row; what comes back is of the same kind.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ def reduced_flops(encoder: EncoderSpec, reduction: ReductionConfig, lengths: Seq
     """Operations of the chain on one row.
 
     Args:
-        lengths: tokens of the row in each segment: all, then the survivors of every cut.
+        lengths: tokens of the row in each segment: all, then the survivors of every cut; 0 behind
+            the one at which it left.
     """
     total = _head(encoder, lengths[0])
     if encoder.answers_tokens:
-        total += 2 * (lengths[0] - lengths[-1]) * encoder.hidden_size**2
+        answered = lengths[-1]  # by the head, or by the exit at which the row left
+        for earlier in reversed(lengths[:-1]):
+            answered = answered + (answered == 0) * earlier
+        total += 2 * (lengths[0] - answered) * encoder.hidden_size**2
     for segment, length in zip(reduction.segments(encoder.num_layers), lengths, strict=True):
         total += _steps(encoder, segment.start, segment.stop, length)
         if segment.cut is not None:
             total += 2 * length * (POLICY_WIDTH * encoder.hidden_size + POLICY_WIDTH)
+            if reduction.exits is not None:
+                total += (length > 0) * _head(encoder, length)
     return total
 
 

@@ -81,7 +81,7 @@ def chain_in(bundle: Bundle, precision: str, max_padding: float) -> Chain:
         manifest.reduction,
         manifest.encoder.num_layers,
         max_padding=max_padding,
-        outputs=task_of(manifest.encoder).outputs,
+        task=task_of(manifest.encoder),
     )
 
 
@@ -204,7 +204,7 @@ def test_states_that_stay_on_a_device_are_the_same(
         bundle.manifest.reduction,
         bundle.manifest.encoder.num_layers,
         max_padding=max_padding,
-        outputs=task_of(bundle.manifest.encoder).outputs,
+        task=task_of(bundle.manifest.encoder),
     )
     expected, received = copied.run(rows), staying.run(rows)
     assert survivor_agreement(rows, expected, received) == 1.0

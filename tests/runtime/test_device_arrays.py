@@ -84,8 +84,7 @@ def exported(
 def chain_of(pipeline: Pipeline, states_on: str | None, **limits: Any) -> Chain:
     bundle, reduction = pipeline.require_bundle(), pipeline.reduction
     backend = OnnxRuntimeBackend(bundle, BackendOptions(threads=1), states_on=states_on)
-    layers, outputs = pipeline.encoder.num_layers, pipeline.task.outputs
-    return Chain(backend, reduction, layers, outputs=outputs, **limits)
+    return Chain(backend, reduction, pipeline.encoder.num_layers, task=pipeline.task, **limits)
 
 
 def rows_of(pipeline: Pipeline) -> list[TokenRow]:

@@ -1,5 +1,8 @@
 """Quality against measured latency: the chain at several thresholds, and its baselines.
 
+Of a model with exits the chain is measured twice: where every text reaches the end, as the
+baselines do, and where texts leave, at pairs of threshold and confidence.
+
 Every text is a call of its own. All models answer it in turns, so that what slows the machine meets
 all of them, and the latency of a model is its mean over the texts, from tokens to logits, on
 graphs that have met every length before. The baselines (baselines.py) aim at FLOPs that points of
@@ -25,14 +28,14 @@ from trbert_deploy.bench.baselines import (
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.evaluation.quality import ModelRun, QualityReport, compare_runs, tokenize
-from trbert_deploy.evaluation.sweep import points_to_sweep
+from trbert_deploy.evaluation.sweep import at_pair, best_of, pairs_to_sweep, points_to_sweep
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.scorers import Survival
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.task import Example
 
-DENSE, REDUCED = "dense", "reduced"
+DENSE, REDUCED, EXITS = "dense", "reduced", "exits"
 ALL, TOKENS = "all", "tokens"
 TRUNCATION, RANDOM, ATTENTION = BASELINES = ("truncation", "random", "attention")
 #: Every so many points of the chain have baselines.
@@ -44,13 +47,15 @@ class TradeoffPoint:
     """A model at one operating point.
 
     Attributes:
-        model: ``dense``, ``reduced``, or a baseline.
+        model: ``dense``, ``reduced``, ``exits`` for the latter where texts leave early, or a
+            baseline.
         kind: what sets the operating point: ``threshold``, ``ratio``, ``tokens``, or ``all``.
         value: to what; for the rules in force the first cut's.
         latency_ms: mean of a text.
         score: by the measure of the report.
         score_change: against the dense model, in points; with its 95 % interval.
         flops_speedup: FLOPs of the dense model over the model's.
+        exit_confidence: from which texts leave, where that is swept.
     """
 
     model: str
@@ -61,13 +66,19 @@ class TradeoffPoint:
     score_change: float
     interval: tuple[float, float]
     flops_speedup: float
+    exit_confidence: float | None = None
 
     @property
     def setting(self) -> str:
         """The operating point in words."""
         if self.kind == ALL:
             return "all tokens"
-        return f"{self.value:g} tokens" if self.kind == TOKENS else f"{self.kind} {self.value:.3f}"
+        leaving = ""
+        if self.exit_confidence is not None:
+            leaving = f", exits above {self.exit_confidence:.3f}"
+        if self.kind == TOKENS:
+            return f"{self.value:g} tokens{leaving}"
+        return f"{self.kind} {self.value:.3f}{leaving}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class _Contender:
     kind: str
     value: float
     run: ModelRun
+    exit_confidence: float | None = None
 
     def point(self, report: QualityReport) -> TradeoffPoint:
         return TradeoffPoint(
@@ -89,6 +101,7 @@ class _Contender:
             score_change=report.score_change,
             interval=report.interval,
             flops_speedup=report.flops_speedup,
+            exit_confidence=self.exit_confidence,
         )
 
 
@@ -123,6 +136,14 @@ class TradeoffReport:
         """The points of one model, by falling latency."""
         return [point for point in self.points if point.model == model]
 
+    @property
+    def front(self) -> list[TradeoffPoint]:
+        """The points of the chain, with exits and without, that no other one of them beats in both
+        quality and latency, by falling latency.
+        """
+        own = [*self.of(REDUCED), *self.of(EXITS)]
+        return best_of(own, lambda point: point.latency_ms, lambda point: point.score)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -140,25 +161,33 @@ def measure_tradeoff(
         DataError: as ``evaluate_quality``.
     """
     thresholds = points_to_sweep(pipeline, texts, progress=progress)
+    pairs = pairs_to_sweep(pipeline, texts, [*thresholds], progress)
+    whole = pipeline.to_the_end()
     notes: list[str] = []
     rule = pipeline.reduction.cuts[0].rule
     kind = TOKENS if rule.kind == "budget" else rule.kind
     contenders = [_Contender(REDUCED, kind, rule.value, ModelRun(pipeline))]
     contenders += [
-        _Contender(REDUCED, "threshold", threshold, ModelRun(pipeline.at_threshold(threshold)))
+        _Contender(REDUCED, "threshold", threshold, ModelRun(whole.at_threshold(threshold)))
         for threshold in thresholds
+    ]
+    contenders += [
+        _Contender(
+            EXITS, "threshold", threshold, ModelRun(at_pair(pipeline, threshold, sure)), sure
+        )
+        for threshold, sure in pairs
     ]
     progress("tokenize", 0, None)
     rows = tokenize(pipeline, texts)
     speedups = [*thresholds.values()][BASELINES_EVERY::BASELINES_EVERY]
-    contenders += _baselines(pipeline, rows, speedups, notes.append, progress)
+    contenders += _baselines(whole, rows, speedups, notes.append, progress)
     _meet_lengths(pipeline, rows, progress)
     runs = [contender.run for contender in contenders]
     reports = compare_runs(runs, texts, batch_size=1, progress=progress)
     current, *others = (
         contender.point(report) for contender, report in zip(contenders, reports, strict=True)
     )
-    order = (REDUCED, *BASELINES)
+    order = (REDUCED, EXITS, *BASELINES)
     runner = pipeline.chain.backend.description
     return TradeoffReport(
         backend=f"{runner['backend']} {runner['precision']}",
@@ -177,7 +206,7 @@ def _meet_lengths(pipeline: Pipeline, rows: Sequence[TokenRow], progress: Progre
     """Show the graphs every length once: a runtime that prepares itself for lengths that are new to
     it would do so at the cost of whichever model comes first.
     """
-    whole = pipeline.at_threshold(0.0)
+    whole = pipeline.to_the_end().at_threshold(0.0)
     different = {len(row): row for row in rows}.values()
     for number, row in enumerate(different, start=1):
         whole.run([row])

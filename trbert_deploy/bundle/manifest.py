@@ -66,6 +66,10 @@ PROTECTED = "protected"  # into the whole chain, where a task protects more than
 HIDDEN = "hidden"  # into a later segment
 HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
 KEEP_LOGIT = "keep_logit"
+EXIT_LOGITS = "exit_logits"  # out of a segment before a cut with an exit
+
+#: What a segment before a cut with an exit gives, besides states.
+AT_EXIT = (KEEP_LOGIT, EXIT_LOGITS)
 
 _KNOWN = {*VARIANTS, INT8, DEQUANTIZED, *HALVES}
 _FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
@@ -225,7 +229,7 @@ class GraphDescription:
         if (
             len({*outputs}) != len(outputs)
             or HIDDEN_OUT not in outputs
-            or (answers in (set(), {KEEP_LOGIT}) if ends_in is None else answers != ends_in)
+            or (not answers - {*AT_EXIT} if ends_in is None else answers != ends_in)
         ):
             what = ["what its head says"] if ends_in is None else sorted(ends_in)
             raise ConfigError(
@@ -397,7 +401,8 @@ class Manifest:
         received = [graph.name for graph in self.graphs]
         last = frozenset[str]() if HEAD in received else None
         names = [segment_name(segment.index) for segment in segments]
-        ends = {name: frozenset([KEEP_LOGIT]) for name in names[:-1]} | {names[-1]: last}
+        at_cut = frozenset([KEEP_LOGIT] if self.reduction.exits is None else AT_EXIT)
+        ends = dict.fromkeys(names[:-1], at_cut) | {names[-1]: last}
         dropped = [dropped_name(segment.index) for segment in segments[:-1]]
         expected = {**(ends if len(ends) > 1 else {}), DENSE: last}
         if received not in (list(expected), [*expected, *dropped], [*expected, HEAD]):

@@ -16,6 +16,7 @@ from trbert_deploy.errors import MissingDependencyError
 from trbert_deploy.runtime.backends.onnxruntime_package import require_package
 from trbert_deploy.runtime.backends.registry import AUTO, BACKENDS, DEFAULT_BACKEND
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
+from trbert_deploy.selection.exits import MOST_PATIENCE
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
 from trbert_deploy.training.options import COLUMN_HELP, TrainOptions
@@ -173,6 +174,18 @@ _operating_point = (
         metavar="N",
         help=f"Keep all of texts under N tokens; or {AUTO}.",
     ),
+    click.option(
+        "--exit-confidence",
+        type=float,
+        metavar="P",
+        help="Texts leave at exits that are surer than P.",
+    ),
+    click.option(
+        "--exit-patience",
+        type=Whole(1, MOST_PATIENCE),
+        metavar="N",
+        help="Texts leave when N exits in a row agree.",
+    ),
 )
 
 
@@ -187,9 +200,20 @@ def operating_point_options(command: Callable[..., None]) -> Callable[..., None]
         round_to: int | None,
         latency_budget: float | None,
         dense_below: int | Literal["auto"] | None,
+        exit_confidence: float | None,
+        exit_patience: int | None,
         **options: Any,
     ) -> None:
-        point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget, dense_below)
+        point = OperatingPoint(
+            threshold,
+            ratio,
+            max_tokens,
+            round_to,
+            latency_budget,
+            dense_below,
+            exit_confidence,
+            exit_patience,
+        )
         command(point=point, **options)
 
     for option in reversed(_operating_point):

@@ -1,5 +1,8 @@
 """Sweeps the threshold: what quality costs how much, at operating points from 1x on.
 
+Of a model with exits operating points are pairs: beside the thresholds, where every row reaches the
+end, some of them are swept again at several confidences from which rows leave.
+
 The points are chosen on a few of the rows, without their labels, and evaluated on all of them,
 against one run of the dense model. To choose an operating point by its quality, sweep over
 validation data: on test data the choice would flatter it.
@@ -8,9 +11,9 @@ validation data: on test data the choice would flatter it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +27,9 @@ from trbert_deploy.evaluation.quality import (
 )
 from trbert_deploy.flops import speedup
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.backends.backend import RowsBackend
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.task import Example
 
 POINTS = 9
@@ -35,20 +40,33 @@ DECIMALS = 6
 _FARTHEST = math.log(10.0**DECIMALS - 1.0)
 #: Logits closer than this are not probed between: the speed-up jumps there.
 _CLOSEST = 0.05
+#: Confidences at which exits are swept, and at which of the thresholds.
+CONFIDENCES = 3
+EXITS_EVERY = 2
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """The model at one threshold."""
+    """The model at one operating point.
+
+    Attributes:
+        threshold: keep probability from which tokens survive.
+        quality: against the dense model.
+        exit_confidence: from which rows leave; None where all reach the end.
+    """
 
     threshold: float
     quality: QualityReport
+    exit_confidence: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         quality = self.quality.to_json()
         shared = ("backend", "teacher", "rows", "tokens_per_row", "dense")
         own = {name: value for name, value in quality.items() if name not in shared}
-        return {"threshold": self.threshold, **own}
+        confidence = {}
+        if self.exit_confidence is not None:
+            confidence = {"exit_confidence": self.exit_confidence}
+        return {"threshold": self.threshold, **confidence, **own}
 
 
 @dataclass(frozen=True)
@@ -57,11 +75,25 @@ class SweepReport:
 
     Attributes:
         current: with the rules that are in force.
-        points: by rising threshold; the first one keeps every token.
+        points: by rising threshold; the first one keeps every token. Those where rows leave come
+            last.
     """
 
     current: QualityReport
     points: tuple[SweepPoint, ...]
+
+    @property
+    def to_the_end(self) -> tuple[SweepPoint, ...]:
+        """The points where every row reaches the end."""
+        return tuple(point for point in self.points if point.exit_confidence is None)
+
+    @property
+    def front(self) -> tuple[SweepPoint, ...]:
+        """The points that no other one beats in both quality and FLOPs, by rising speed-up."""
+        best = best_of(
+            self.points, lambda p: -p.quality.flops_speedup, lambda p: p.quality.reduced.score
+        )
+        return tuple(best)
 
     def to_json(self) -> dict[str, Any]:
         return {**self.current.to_json(), "sweep": [point.to_json() for point in self.points]}
@@ -81,9 +113,50 @@ def sweep_thresholds(
         DataError: as ``evaluate_quality``.
     """
     thresholds = [*points_to_sweep(pipeline, texts, teacher, progress)]
-    pipelines = [pipeline, *map(pipeline.at_threshold, thresholds)]
+    points: list[tuple[float, float | None]] = [(threshold, None) for threshold in thresholds]
+    points += pairs_to_sweep(pipeline, texts, thresholds, progress)
+    pipelines = [pipeline, *(at_pair(pipeline, *point) for point in points)]
     current, *reports = evaluate_points(pipelines, texts, teacher=teacher, progress=progress)
-    return SweepReport(current, tuple(map(SweepPoint, thresholds, reports)))
+    swept = zip(points, reports, strict=True)
+    return SweepReport(
+        current,
+        tuple(SweepPoint(threshold, report, sure) for (threshold, sure), report in swept),
+    )
+
+
+def at_pair(pipeline: Pipeline, threshold: float, confidence: float | None) -> Pipeline:
+    """The model at a threshold, where rows leave from a confidence on; at the end alone if None."""
+    if confidence is None:
+        return pipeline.to_the_end().at_threshold(threshold)
+    return pipeline.at(OperatingPoint(threshold, exit_confidence=confidence))
+
+
+def pairs_to_sweep(
+    pipeline: Pipeline,
+    texts: Sequence[Example],
+    thresholds: Sequence[float],
+    progress: Progress = no_progress,
+) -> list[tuple[float, float | None]]:
+    """Pairs of threshold and confidence, on some of ``thresholds``; none without exits.
+
+    The confidences are chosen on a few of ``texts``, at the middle threshold, in equal ratios of
+    what they save.
+    """
+    if pipeline.reduction.exits is None or isinstance(pipeline.chain.backend, RowsBackend):
+        return []
+    threshold = thresholds[len(thresholds) // 2]
+    sample = texts[:: math.ceil(len(texts) / SAMPLE_ROWS)]
+
+    def saving(doubt: float) -> float:
+        return _saving(at_pair(pipeline, threshold, 1.0 - doubt), sample)
+
+    steps = _spread(saving, CONFIDENCES + 1, "choose confidences", progress)
+    confidences = sorted({round(1.0 - doubt, DECIMALS) for doubt in [*steps]})
+    return [
+        (threshold, confidence)
+        for threshold in thresholds[::EXITS_EVERY]
+        for confidence in confidences
+    ]
 
 
 def points_to_sweep(
@@ -119,13 +192,37 @@ def spread_thresholds(
         ascending, 0 among them.
     """
 
-    def saving(threshold: float) -> float:
-        run = ModelRun(pipeline.at_threshold(threshold))
-        run_in_turns([run], texts)
-        return math.log(speedup(pipeline.encoder, pipeline.reduction, run.tokens))
+    whole = pipeline.to_the_end()
 
+    def saving(threshold: float) -> float:
+        return _saving(whole.at_threshold(threshold), texts)
+
+    found = _spread(saving, POINTS, "choose thresholds", progress)
+    return dict(sorted(({0.0: 1.0} | found).items()))
+
+
+def _saving(pipeline: Pipeline, texts: Sequence[Example]) -> float:
+    """The logarithm of a model's FLOPs speed-up."""
+    run = ModelRun(pipeline)
+    run_in_turns([run], texts)
+    return math.log(speedup(pipeline.encoder, pipeline.reduction, run.tokens))
+
+
+def _spread(
+    saving: Callable[[float], float], points: int, step: str, progress: Progress
+) -> dict[float, float]:
+    """Probabilities at which savings stand in equal steps between both ends, these left out.
+
+    Args:
+        saving: probability -> logarithm of a speed-up, which rises with it.
+        points: steps.
+        step: what progress calls it.
+
+    Returns:
+        Probability -> about what speed-up it has.
+    """
     logits = [-_FARTHEST, _FARTHEST]
-    progress("choose thresholds", 0, PROBES)
+    progress(step, 0, PROBES)
     savings = [saving(0.0), saving(1.0)]
     for probe in range(PROBES):
         gaps = np.diff(savings) * (np.diff(logits) > _CLOSEST)
@@ -133,13 +230,28 @@ def spread_thresholds(
         middle = (logits[place - 1] + logits[place]) / 2
         logits.insert(place, middle)
         savings.insert(place, saving(_probability(middle)))
-        progress("choose thresholds", probe + 1, PROBES)
-    wanted = np.linspace(savings[0], savings[-1], POINTS, endpoint=False)[1:]
+        progress(step, probe + 1, PROBES)
+    wanted = np.linspace(savings[0], savings[-1], points, endpoint=False)[1:]
     # Which tokens reach a later cut depends on the threshold too, so saving may dip a little.
     found = np.interp(wanted, np.maximum.accumulate(savings), logits)
-    thresholds = (round(_probability(logit), DECIMALS) for logit in found)
-    points = {0.0: 1.0} | dict(zip(thresholds, np.exp(wanted).tolist(), strict=True))
-    return dict(sorted(points.items()))
+    places = (round(_probability(logit), DECIMALS) for logit in found)
+    return dict(zip(places, np.exp(wanted).tolist(), strict=True))
+
+
+Point = TypeVar("Point")
+
+
+def best_of(
+    points: Iterable[Point], cost: Callable[[Point], float], value: Callable[[Point], float]
+) -> list[Point]:
+    """The points that no other one beats in both cost and value (the Pareto front), by falling
+    cost.
+    """
+    front: list[Point] = []
+    for point in sorted(points, key=lambda each: (cost(each), -value(each))):
+        if not front or value(point) > value(front[-1]):
+            front.append(point)
+    return front[::-1]
 
 
 def _probability(logit: float) -> float:

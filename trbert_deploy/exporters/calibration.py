@@ -102,7 +102,7 @@ def activation_sizes(
         backend,
         manifest.reduction,
         manifest.encoder.num_layers,
-        outputs=task_of(manifest.encoder).outputs,
+        task=task_of(manifest.encoder),
     )
     chain.run(rows)
     if manifest.reduction.cuts:

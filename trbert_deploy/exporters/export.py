@@ -241,7 +241,7 @@ def export_bundle(
             Chain,
             reduction=model.reduction,
             num_layers=model.spec.num_layers,
-            outputs=asked.outputs,
+            task=asked,
         )
         ours = chain_on(candidate)
         checked = [row for batch, length in shapes for row in rows_of(length, batch)]
@@ -253,7 +253,9 @@ def export_bundle(
         one_graph = None
         if fused:
             progress("put the chain into one graph", steps - 1 - int8, steps)
-            one_graph = add_one_graph(bundle, ours, [*checked, *whole_rows(bundle, texts)])
+            # No row leaves one graph early.
+            whole = ours.to_the_end()
+            one_graph = add_one_graph(bundle, whole, [*checked, *whole_rows(bundle, texts)])
             written = map(one_graph.graph.file_of, one_graph.graph.variants)
             manifest = replace(
                 manifest,

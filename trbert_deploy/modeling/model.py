@@ -1,4 +1,4 @@
-"""The whole model: encoder, one policy per cut, head."""
+"""The whole model: encoder, one policy per cut, head, and exits where it has some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.policy import Policy
 from trbert_deploy.modeling.blocks.projection import Projection
 from trbert_deploy.modeling.families.registry import FAMILIES
-from trbert_deploy.modeling.heads.registry import build_head
+from trbert_deploy.modeling.heads.head import Head
+from trbert_deploy.modeling.heads.registry import build_exit, build_head
 from trbert_deploy.modeling.heads.tokens import TokensHead
 from trbert_deploy.modeling.layouts.layout import Layout
 
@@ -26,6 +27,7 @@ class ReducedModel(nn.Module):
         policies: for each cut what scores its tokens.
         projections: for each cut what makes last states of those of the tokens that it drops, where
             the head hears of these.
+        exits: for each cut what answers rows that leave there, where the cuts have exits.
         family: what is known of the encoder's kind.
     """
 
@@ -38,11 +40,16 @@ class ReducedModel(nn.Module):
         self.head.share(self.encoder.embeddings)
         self.policies = nn.ModuleList()
         self.projections = nn.ModuleList()
+        self.exits = nn.ModuleList()
         self.set_reduction(reduction)
         self.apply(_initialize)
 
     def set_reduction(self, reduction: ReductionConfig) -> None:
-        """Take other cuts; policies keep their weights where their number stays the same."""
+        """Take other cuts; policies and exits keep their weights where their number stays.
+
+        Raises:
+            ConfigError: exits, and answers that do not tell how sure they are.
+        """
         self.segments: tuple[Segment, ...] = reduction.segments(self.spec.num_layers)
         self.reduction = reduction
         if len(self.policies) != len(reduction.cuts):
@@ -52,6 +59,10 @@ class ReducedModel(nn.Module):
                 self.projections = nn.ModuleList(
                     Projection(self.spec.hidden_size) for _ in reduction.cuts
                 )
+        exits = 0 if reduction.exits is None else len(reduction.cuts)
+        if len(self.exits) != exits:
+            self.exits = nn.ModuleList(build_exit(self.spec) for _ in range(exits))
+            self.exits.apply(_initialize)
 
     def take_over(self, other: ReducedModel) -> None:
         """Take the cuts, rules and weights of another model of the same spec."""
@@ -83,6 +94,12 @@ class ReducedModel(nn.Module):
         policy = self.policies[index]
         assert isinstance(policy, Policy)
         return policy
+
+    def exit(self, index: int) -> Head:
+        """What answers rows that leave at cut ``index``."""
+        head = self.exits[index]
+        assert isinstance(head, Head)
+        return head
 
     def tokens_head(self) -> TokensHead:
         """The head, if its outputs are of tokens."""

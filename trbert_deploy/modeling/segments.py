@@ -28,10 +28,11 @@ class SegmentModule(nn.Module):
         self.answers = segment.is_last and model.asked_token is None
 
     def finish(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        """Run the segment's layers, then the policy, or the head.
+        """Run the segment's layers, then the policy and the exit, if there is one, or the head.
 
         Returns:
-            hidden [B, S, H], and keep_logit [B, S] float32 or, if it answers, the head's outputs.
+            hidden [B, S, H], and keep_logit [B, S] float32 and what the exit says or, if it
+            answers, the head's outputs.
         """
         segment = self.segment
         hidden = self.model.encoder.run_steps(hidden, layout, segment.start, segment.stop)
@@ -39,7 +40,10 @@ class SegmentModule(nn.Module):
             return (hidden, *self.model.head(hidden, layout).values())
         if segment.cut is None:
             return (hidden,)
-        return hidden, self.model.keep_logit(segment.index, hidden)
+        score = self.model.keep_logit(segment.index, hidden)
+        if not self.model.exits:
+            return hidden, score
+        return hidden, score, *self.model.exit(segment.index)(hidden, layout).values()
 
 
 class FirstSegment(SegmentModule):

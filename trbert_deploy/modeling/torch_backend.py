@@ -8,6 +8,7 @@ import torch
 from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
+    AT_EXIT,
     DENSE,
     HALVED,
     HEAD,
@@ -102,8 +103,9 @@ class TorchBackend:
             module = dense_module(self._model)
         else:
             module = segment_module(self._model, self._segments[name])
-        at_end = self._outputs if module.answers else ()
-        return TorchGraph(module, at_end if module.segment.is_last else (KEEP_LOGIT,))
+        if module.segment.is_last:
+            return TorchGraph(module, self._outputs if module.answers else ())
+        return TorchGraph(module, AT_EXIT if self._model.exits else (KEEP_LOGIT,))
 
 
 def open_backend(bundle: Bundle, options: BackendOptions) -> TorchBackend:

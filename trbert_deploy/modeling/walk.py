@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trbert_deploy.modeling.heads.head import Outputs
-from trbert_deploy.modeling.heads.tokens import Part
+from trbert_deploy.modeling.heads.head import Head, Outputs
+from trbert_deploy.modeling.heads.tokens import Part, TokensHead
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.select import select
@@ -89,6 +89,7 @@ class TokenState:
         layout: Layout | None = None,
         dropped: Sequence[Dropped] = (),
         weight: Tensor | None = None,
+        head: Head | None = None,
     ) -> Outputs:
         """The head's outputs where these are the last states.
 
@@ -96,15 +97,18 @@ class TokenState:
             layout: instead of the own one.
             dropped: the batch's other tokens.
             weight: [T] float32, how much of each of these is left; None for all of it.
+            head: an exit, where rows leave with these states.
         """
+        head = head or model.head
         if self.asked is not None:  # they are protected: all of them are left
             which = self.asked[self.token]
             (states,), asked = self.layout.compact(which[None], (self.hidden,))
             values = model.tokens_head().each(states)
             return {name: asked.pad(each) for name, each in values.items()}
         if not model.hears_dropped:
-            return model.head(self.hidden, layout or self.layout)
-        head = model.tokens_head()
+            found: Outputs = head(self.hidden, layout or self.layout)
+            return found
+        assert isinstance(head, TokensHead)
         parts = [Part(head.each(self.hidden), self.layout.row_of_token, self.token, weight)]
         parts += [each.part(model) for each in dropped]
         choices = len(self.layout.counts) // len(self.whole.counts)
@@ -159,6 +163,7 @@ def select_at_cuts(
     tokens: TokenState,
     choose: Chooser,
     dropped: list[Dropped] | None = None,
+    exits: list[Outputs] | None = None,
 ) -> Iterator[TokenState]:
     """Select at every cut, and run the segment between two of them.
 
@@ -166,6 +171,7 @@ def select_at_cuts(
         tokens: the first segment's output.
         choose: decides at every cut; it may note what it needs.
         dropped: gets what is not left, cut by cut.
+        exits: gets what the exits say of all rows, cut by cut, where there are some; none leaves.
 
     Yields:
         Behind every cut what is left. The segment that follows runs when more is asked for, and
@@ -174,6 +180,9 @@ def select_at_cuts(
     for segment in model.segments[:-1]:
         if not segment.is_first:
             tokens = tokens.run(model, segment.start, segment.stop)
+        if exits is not None and model.exits:
+            exit = model.exit(segment.index)
+            exits.append(tokens.answer(model, dropped=dropped or (), head=exit))
         # The policy learns from its own loss, the encoder from the task's: no gradient crosses.
         logit = model.keep_logit(segment.index, tokens.hidden.detach())
         keep = choose(segment.index, logit, tokens)
@@ -191,11 +200,13 @@ class Walked:
         tokens: those that are left, with their last states.
         layouts: where the survivors of every cut lay.
         dropped: the others, where they take part in the outputs.
+        exits: what the exits say of the rows, cut by cut, where there are some.
     """
 
     tokens: TokenState
     layouts: list[RowsLayout]
     dropped: list[Dropped]
+    exits: list[Outputs]
 
     def answer(self, model: ReducedModel) -> Outputs:
         """The head's outputs, of P * B rows where a choice makes P."""
@@ -208,9 +219,9 @@ def walk_on(model: ReducedModel, tokens: TokenState, choose: Chooser) -> Walked:
     Args:
         tokens, choose: as ``select_at_cuts`` takes them.
     """
-    walked = Walked(tokens, [], [])
+    walked = Walked(tokens, [], [], [])
     dropped = walked.dropped if model.hears_dropped else None
-    for left in select_at_cuts(model, tokens, choose, dropped):
+    for left in select_at_cuts(model, tokens, choose, dropped, walked.exits):
         walked = replace(walked, tokens=left, layouts=[*walked.layouts, left.layout])
     if not walked.layouts:
         return walked

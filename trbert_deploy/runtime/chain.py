@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from trbert_deploy.batching import group_by_length, split_by_tokens
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.manifest import (
     DENSE,
+    EXIT_LOGITS,
     HEAD,
     HIDDEN,
     HIDDEN_OUT,
@@ -33,9 +35,10 @@ from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.gathering import Said, gathered, only_means, said
 from trbert_deploy.runtime.scorers import PolicyScorer, Scorer
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.select import select
-from trbert_deploy.tasks.task import Output, asked_token, hear_dropped, rows_of_outputs
+from trbert_deploy.tasks.task import Task, asked_token, hear_dropped, rows_of_outputs
 
 
 @dataclass
@@ -79,8 +82,8 @@ class Chain:
         dense_below: rows of fewer tokens keep all of them, in the dense graph: where three short
             calls take longer than one.
         scorer: gives tokens their keep logits; the policy by default.
-        outputs: what the model answers, as its task has them; may be left out where all of it is of
-            rows, by what survives of them.
+        task: what the model answers; may be left out where all of it is of rows, by what survives
+            of them, and none leaves at an exit.
 
     Attributes:
         call_tokens: slots of a call of a graph, as the backend likes; a longer row goes alone.
@@ -95,7 +98,7 @@ class Chain:
         max_padding: float | None = None,
         dense_below: int = 0,
         scorer: Scorer | None = None,
-        outputs: Sequence[Output] = (),
+        task: Task | None = None,
     ) -> None:
         self.backend = backend
         self.reduction = reduction
@@ -110,9 +113,10 @@ class Chain:
         self.call_tokens = min(max_batch_tokens, most)
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
-        self.outputs = tuple(outputs)
-        self._hears_dropped = hear_dropped(outputs)
-        self._asked_token = asked_token(outputs)
+        self.task = task
+        self.outputs = () if task is None else tuple(task.outputs)
+        self._hears_dropped = hear_dropped(self.outputs)
+        self._asked_token = asked_token(self.outputs)
 
     def open(self) -> None:
         """Open the graphs that rows will pass now, not when the first of them does."""
@@ -135,31 +139,39 @@ class Chain:
         """The same chain at another operating point, on the same graphs.
 
         Raises:
-            ConfigError: a number of tokens that is no multiple of what a cut rounds to.
+            ConfigError: a number of tokens that is no multiple of what a cut rounds to, or rows
+                are to leave at exits where there are none, or that the backend does not run.
         """
         reduction = self.reduction.at(point)
+        if point.moves_exits and isinstance(self.backend, RowsBackend):
+            raise ConfigError(
+                f"backend {self.backend.description['backend']} answers at the end of the chain "
+                "alone: leave exit_confidence and exit_patience out, or choose another backend"
+            )
         below = point.dense_below if isinstance(point.dense_below, int) else self.dense_below
-        limits = (self.max_batch_tokens, self.max_padding, below)
-        return Chain(
-            self.backend,
-            reduction,
-            self._num_layers,
-            *limits,
-            scorer=self.scorer,
-            outputs=self.outputs,
-        )
+        return self._with(reduction=reduction, dense_below=below)
+
+    def to_the_end(self) -> Chain:
+        """The same chain, where no row leaves at an exit."""
+        if self.reduction.exits is None:
+            return self
+        return self._with(reduction=self.reduction.with_exits(ExitRule()))
 
     def scored_by(self, scorer: Scorer) -> Chain:
         """The same chain, whose tokens are chosen by another scorer, whatever their number."""
-        limits = (self.max_batch_tokens, self.max_padding)
-        return Chain(
-            self.backend,
-            self.reduction,
-            self._num_layers,
-            *limits,
-            scorer=scorer,
-            outputs=self.outputs,
-        )
+        return self._with(scorer=scorer, dense_below=0)
+
+    def _with(self, **changes: Any) -> Chain:
+        """The same graphs, with some of the arguments changed."""
+        own: dict[str, Any] = {
+            "reduction": self.reduction,
+            "max_batch_tokens": self.max_batch_tokens,
+            "max_padding": self.max_padding,
+            "dense_below": self.dense_below,
+            "scorer": self.scorer,
+            "task": self.task,
+        }
+        return Chain(self.backend, num_layers=self._num_layers, **{**own, **changes})
 
     def run(self, rows: Sequence[TokenRow], timing: Timing | None = None) -> list[RowResult]:
         """Run rows, dropping tokens at every cut.
@@ -206,9 +218,9 @@ class Chain:
                 # many tokens go on together.
                 batches = self._batches(waiting)
                 for batch in batches:
-                    self._select(segment, batch, timing)
+                    results |= self._select(segment, batch, timing)
                 # Rows whose states were computed together stay together, as far as they can.
-                waiting = [row for batch in batches for row in batch]
+                waiting = [row for batch in batches for row in batch if not row.left]
             last = _last_graph(segments)
             for batch in self._batches(waiting):
                 outputs = self._call(last, batch, timing)
@@ -249,10 +261,19 @@ class Chain:
         groups = group_by_length(lengths, self.call_tokens, self.max_padding)
         return [[rows[place] for place in np.sort(group)] for group in groups]
 
-    def _select(self, segment: Segment, batch: Sequence[TokenState], timing: Timing) -> None:
-        """Run a segment that ends in a cut, and leave each row what survives it."""
+    def _select(
+        self, segment: Segment, batch: Sequence[TokenState], timing: Timing
+    ) -> dict[int, RowResult]:
+        """Run a segment that ends in a cut, and leave each row what survives it.
+
+        Returns:
+            What is said of the rows that leave here.
+        """
         assert segment.cut is not None
         outputs = self._call(segment_name(segment.index), batch, timing)
+        left = self._leaving(segment.index, batch, outputs)
+        if len(left) == len(batch):
+            return left
         logits = self.scorer.keep_logits(segment.index, batch, outputs)
         lengths = [len(row) for row in batch]
         unpadded = min(lengths) == logits.shape[1]
@@ -262,10 +283,33 @@ class Chain:
         hidden: States = outputs[HIDDEN_OUT]
         if self._hears_dropped:
             self._hear(segment.index, batch, hidden, keep, timing)
+        keep[[row.left for row in batch]] = False  # nothing more is made of their states
         survivors = [row_keep.nonzero()[0] for row_keep in keep]
         states = self._arrays.rows(hidden, survivors)
         for row, row_survivors, row_states in zip(batch, survivors, states, strict=True):
             row.compact(row_survivors, row_states)
+        return left
+
+    def _leaving(
+        self, cut: int, batch: Sequence[TokenState], outputs: Tensors
+    ) -> dict[int, RowResult]:
+        """What is said of those rows of a batch that leave with the answer of a cut's exit."""
+        rule = self.reduction.exits
+        if rule is None or not rule.is_active:
+            return {}
+        assert self.task is not None  # whose answers tell how sure they are
+        (output,) = self.outputs
+        nothing = np.zeros(0, np.int64)
+        left = {}
+        for row, logits in zip(batch, outputs[EXIT_LOGITS], strict=True):
+            answer = {output.name: logits[: len(row)] if output.per == "token" else logits}
+            if row.said:
+                answer = gathered(self.outputs, [*row.said, Said(row.positions, answer)])
+            if row.exits.leaves(answer, rule, self.task):
+                row.left = True
+                kept = (*row.kept, *[nothing] * (len(self.reduction.cuts) - cut))
+                left[row.index] = RowResult(answer, kept, exit=cut)
+        return left
 
     def _hear(
         self,
@@ -285,7 +329,8 @@ class Chain:
             (~row_keep[: len(row)]).nonzero()[0] for row, row_keep in zip(batch, keep, strict=True)
         ]
         states = self._arrays.rows(hidden, dropped)
-        leaving = [each for each in zip(batch, dropped, states, strict=True) if len(each[1])]
+        asking = zip(batch, dropped, states, strict=True)
+        leaving = [each for each in asking if len(each[1]) and not each[0].left]
         if not leaving:
             return
         means = only_means(self.outputs)

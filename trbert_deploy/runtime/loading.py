@@ -41,6 +41,8 @@ def load(
     round_to: int | None = None,
     latency_budget_ms: float | None = None,
     dense_below: int | Literal["auto"] | None = None,
+    exit_confidence: float | None = None,
+    exit_patience: int | None = None,
     dimensions: int | None = None,
     prompt: str | None = None,
     aggregation_strategy: str | None = None,
@@ -81,6 +83,10 @@ def load(
             memory of its own: three calls on so few tokens can take longer than one. ``auto``
             finds the length from which on the chain is faster, which is measured once on this
             machine, and remembered. 0 by default; ``auto`` with the backend auto.
+        exit_confidence, exit_patience: where the model has exits: how sure one must be (from 0 to
+            1, which none ever is), or how many of them in a row must agree, for a text to leave
+            with the answer of an exit; instead of what the model says. Backends that run the whole
+            chain as one answer at its end.
         dimensions: of an embedding, the values that are kept, the first ones (for models that were
             trained for it).
         prompt: of an embedding, the name of what is put before every text, one of the model's
@@ -105,7 +111,16 @@ def load(
         MissingDependencyError: the backend's package is not installed.
     """
     require_whole("max_batch_tokens", max_batch_tokens, 1, MOST_TOKENS)
-    point = OperatingPoint(threshold, ratio, max_tokens, round_to, latency_budget_ms, dense_below)
+    point = OperatingPoint(
+        threshold,
+        ratio,
+        max_tokens,
+        round_to,
+        latency_budget_ms,
+        dense_below,
+        exit_confidence,
+        exit_patience,
+    )
 
     def start(bundle: Bundle) -> Pipeline:
         manifest = bundle.manifest
@@ -128,7 +143,7 @@ def load(
             manifest.reduction,
             manifest.encoder.num_layers,
             max_batch_tokens,
-            outputs=task_of(manifest.encoder).outputs,
+            task=task_of(manifest.encoder),
         )
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
         pipeline = pipeline.set_up(

@@ -122,6 +122,12 @@ class Pipeline:
         other.chain = chain
         return other
 
+    def to_the_end(self) -> Pipeline:
+        """The same model, where no row leaves at an exit."""
+        other = copy(self)
+        other.chain = self.chain.to_the_end()
+        return other
+
     def set_up(self, **options: Any) -> Pipeline:
         """The same model answering in another way (see ``Task.set_up``).
 

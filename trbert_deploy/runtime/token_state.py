@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, PROTECTED, TOKEN_TYPE_IDS
 from trbert_deploy.runtime.arrays import States
+from trbert_deploy.runtime.exits import PassedExits
 from trbert_deploy.runtime.gathering import Said
 from trbert_deploy.runtime.windows import merged
 from trbert_deploy.selection.select import first_token
@@ -61,7 +62,9 @@ class TokenState:
         hidden: [K, H], their states behind the last cut, in the backend's arrays; None before the
             first.
         kept: for each cut so far, the survivors' positions.
+        exits: what the exits have said of it so far.
         said: what its tokens said that left so far, where that takes part in the outputs.
+        left: whether it left with the answer of an exit.
     """
 
     index: int
@@ -69,7 +72,9 @@ class TokenState:
     positions: NDArray[np.int64]
     hidden: States | None = None
     kept: tuple[NDArray[np.int64], ...] = ()
+    exits: PassedExits = field(default_factory=PassedExits)
     said: list[Said] = field(default_factory=list)
+    left: bool = False
 
     @classmethod
     def of(cls, index: int, tokens: TokenRow) -> TokenState:
@@ -113,14 +118,18 @@ class RowResult:
 
     Attributes:
         outputs: the head's outputs by name, float32 each.
-        kept: for each cut, the positions [K] int64 in the row's tokens that survived it; of a row
-            that was read in windows those that did in any of them.
+        kept: for each cut, the positions [K] int64 in the row's tokens that survived it, none from
+            the one on at which it left; of a row that was read in windows those that did in any of
+            them.
         windows: what it says of these.
+        exit: the cut at which it left, with the answer of the exit there; None where it reached the
+            end, and of a row with windows.
     """
 
     outputs: Mapping[str, NDArray[np.float32]]
     kept: tuple[NDArray[np.int64], ...]
     windows: tuple[RowResult, ...] = ()
+    exit: int | None = None
 
     @property
     def parts(self) -> tuple[RowResult, ...]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from trbert_deploy.bounds import MOST_TOKENS, expected, require_whole
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.rules import SelectionRule
 
 
@@ -23,6 +24,8 @@ class OperatingPoint:
             pipeline finds the threshold (``runtime.budget``), rules alone cannot.
         dense_below: rows of fewer tokens keep all of them, in the dense graph; ``auto`` where a
             pipeline is to find from which length on the chain pays (``runtime.break_even``).
+        exit_confidence: how sure an exit must be for a row to leave with its answer; 1 for never.
+        exit_patience: how many exits in a row must agree for that.
 
     Raises:
         ConfigError: more than one of the first three is given, or one is out of range.
@@ -34,6 +37,8 @@ class OperatingPoint:
     round_to: int | None = None
     latency_budget_ms: float | None = None
     dense_below: int | Literal["auto"] | None = None
+    exit_confidence: float | None = None
+    exit_patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "round_to"):
@@ -56,6 +61,7 @@ class OperatingPoint:
                 "threshold, ratio and max_tokens exclude each other: give one of them"
             )
         self.turn(SelectionRule())
+        self.turn_exits(ExitRule())
 
     def turn(self, rule: SelectionRule) -> SelectionRule:
         """A rule of the model at this operating point.
@@ -67,6 +73,26 @@ class OperatingPoint:
         for kind, value in self._rules().items():
             return SelectionRule(kind, value, round_to)
         return replace(rule, round_to=round_to)
+
+    @property
+    def moves_exits(self) -> bool:
+        """Whether it says when rows leave."""
+        return self.exit_confidence is not None or self.exit_patience is not None
+
+    def turn_exits(self, rule: ExitRule | None) -> ExitRule | None:
+        """When rows leave a model at this operating point, that do so by ``rule`` otherwise.
+
+        Raises:
+            ConfigError: the model has no exits, and some are asked for.
+        """
+        if not self.moves_exits:
+            return rule
+        if rule is None:
+            raise ConfigError(
+                "the model has no exits, so no row can leave early: train it with --recipe exits, "
+                "or leave exit_confidence and exit_patience out"
+            )
+        return ExitRule(self.exit_confidence, self.exit_patience)
 
     def _rules(self) -> dict[str, float]:
         asked = {"threshold": self.threshold, "ratio": self.ratio, "budget": self.max_tokens}

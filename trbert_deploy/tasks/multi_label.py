@@ -110,6 +110,12 @@ class MultiLabelClassification(TextClassification):
         parts += (1.0 - given) * (np.logaddexp(0.0, found) - np.logaddexp(0.0, wanted))
         return float(max(0.0, parts.mean()))
 
+    def confidence(self, outputs: Outputs) -> float:
+        """Of the label that is closest to its threshold: half at it, 1 where nothing is farther."""
+        distance = sigmoid(outputs[LOGITS]) - self.thresholds
+        room = np.where(distance >= 0, 1.0 - self.thresholds, self.thresholds)
+        return float(0.5 + 0.5 * (np.abs(distance) / room).min())
+
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, LabelsPrediction)
         return ", ".join(prediction.labels) or "none"

@@ -30,6 +30,7 @@ class Regression(TextClassification):
     problem = REGRESSION
     measure = "spearman"
     activation = IDENTITY
+    can_exit = False  # a number does not tell how sure it is
 
     def decode(self, outputs: Outputs, encoding: Any, text: Text = "") -> LabelPrediction:
         """The numbers as ``scores``; ``label`` and ``score`` are the largest one's."""

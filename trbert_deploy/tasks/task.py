@@ -179,6 +179,8 @@ class Task(ABC):
         entries: of config.json, and of ``EncoderSpec.answers``: how its outputs are answers.
         options: names of what a user may choose of how it answers (see ``set_up``).
         pair_rules: what is asked of the texts of pairs.
+        can_exit: whether answers tell how sure they are, so that rows may leave early with them
+            (``selection.exits``).
     """
 
     name: ClassVar[str]
@@ -194,6 +196,7 @@ class Task(ABC):
     entries: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     pair_rules: PairRules = PairRules()
+    can_exit: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -367,6 +370,14 @@ class Task(ABC):
 
         Unlike ``agreement`` it tells how sure the two are.
         """
+
+    def confidence(self, outputs: Outputs) -> float:
+        """How sure an answer to a row is, from 0 to 1; of what ``can_exit`` alone."""
+        raise NotImplementedError
+
+    def same_answer(self, one: Outputs, other: Outputs) -> bool:
+        """Whether two answers to a row come to the same thing."""
+        return self.agreement(one, other) == 1.0
 
     @abstractmethod
     def summary(self, prediction: Prediction) -> str:

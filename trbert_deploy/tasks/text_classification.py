@@ -67,6 +67,7 @@ class TextClassification(LabelledTask):
     columns = LABELS
     activation = SOFTMAX
     entries: ClassVar[tuple[str, ...]] = PAIR_ENTRIES
+    can_exit = True
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:
@@ -116,6 +117,10 @@ class TextClassification(LabelledTask):
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Kullback-Leibler divergence from the teacher's probabilities, in nats."""
         return float(kl_divergence(teacher[LOGITS], student[LOGITS]))
+
+    def confidence(self, outputs: Outputs) -> float:
+        """The probability of the most probable label."""
+        return float(softmax(outputs[LOGITS]).max())
 
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, LabelPrediction)

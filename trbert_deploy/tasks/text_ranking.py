@@ -93,6 +93,7 @@ class TextRanking(Task):
     columns: ClassVar[tuple[str, ...]] = LABELS
     lists = ("passages", "documents", "docs", "candidates")
     entries = PAIR_ENTRIES
+    can_exit = True
 
     def __init__(self, activation: str = SIGMOID) -> None:
         if activation not in (SIGMOID, IDENTITY):
@@ -171,6 +172,14 @@ class TextRanking(Task):
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Squared difference of the scores."""
         return (self._score(teacher) - self._score(student)) ** 2
+
+    def confidence(self, outputs: Outputs) -> float:
+        """The margin of the logit from 0, as a probability: relevant, or not."""
+        return float(ACTIVATIONS[SIGMOID](np.abs(outputs[LOGITS])).max())
+
+    def same_answer(self, one: Outputs, other: Outputs) -> bool:
+        """Whether both say that it is relevant, or both that it is not."""
+        return bool((one[LOGITS][0] > 0) == (other[LOGITS][0] > 0))
 
     def summary(self, prediction: Prediction) -> str:
         assert isinstance(prediction, ScorePrediction)

@@ -76,6 +76,7 @@ class TokenClassification(LabelledTask):
     entries = options = (AGGREGATION,)
     takes_pairs = False
     overlap: ClassVar[int] = 64
+    can_exit = True
 
     def __init__(
         self,
@@ -161,6 +162,14 @@ class TokenClassification(LabelledTask):
             return 0.0
         ours, theirs = (self._chunks(each[LOGITS].argmax(-1)) for each in (one, other))
         return f1(shared(ours, theirs)) if ours or theirs else 1.0
+
+    def confidence(self, outputs: Outputs) -> float:
+        """Of the token that is least sure of its label, those at both ends left out: they are no
+        token of a word in any tokenizer that marks where texts begin and end.
+        """
+        logits = outputs[LOGITS]
+        words = logits[1:-1] if len(logits) > 2 else logits
+        return float(softmax(words).max(-1).min())
 
     def divergence(self, teacher: Outputs, student: Outputs) -> float:
         """Kullback-Leibler divergence of each token's probabilities, their mean, in nats."""

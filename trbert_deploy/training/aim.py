@@ -12,6 +12,7 @@ from trbert_deploy.flops import REACHED
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.options import TrainOptions
+from trbert_deploy.training.recipe import EXITS
 from trbert_deploy.training.validation import ValidatedPoint, Validator, set_threshold
 
 #: FLOPs speed-ups of the table at the end of training.
@@ -70,6 +71,11 @@ class Aim:
         """How a stage is validated: share of it that is done -> score, the highest is best."""
         if stage == "teacher":
             return lambda done: self.validator.rank(self.validator.dense(model))
+        if stage == EXITS:
+            speedup = self.options.wanted_speedup
+            if self.options.max_drop is not None:
+                speedup = self.validator.chain(model).flops_speedup
+            return lambda done: self._with_exits(model, speedup)
         if self.options.max_drop is None:
             return lambda done: self._at_speedup(model, self.options.wanted_speedup, done)
         if stage == "joint" and constraint is not None:
@@ -86,6 +92,12 @@ class Aim:
             return done
         self.validator.calibrate(model, speedup)
         return self.validator.rank(self.validator.chain(model))
+
+    def _with_exits(self, model: ReducedModel, speedup: float | None) -> float:
+        """Mean rank of exits and end where the policies save what they are to save."""
+        if speedup is not None:
+            self.validator.calibrate(model, speedup)
+        return self.validator.exits(model)
 
     def _while_quality_lasts(
         self, model: ReducedModel, constraint: FlopsConstraint, done: float
@@ -108,6 +120,8 @@ class Aim:
 
     def finish(self, model: ReducedModel) -> list[ValidatedPoint]:
         """Set the operating point that was asked for; the table of others beside it."""
+        if model.exits:
+            self._choose_confidence(model)
         own = self.validator.chain(model)
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
         others = [point for point in others if point.threshold != own.threshold]
@@ -123,6 +137,19 @@ class Aim:
                 "earlier cuts (cuts = '0,3' in the recipe) allow more"
             )
         return points
+
+    def _choose_confidence(self, model: ReducedModel) -> None:
+        """Let rows leave where that costs no more than it may."""
+        most = self.options.recipe.exits.max_drop
+        if self.options.max_drop is not None:
+            most = max(0.0, self.max_drop - self.drop_of(self.validator.chain(model).score))
+        self.validator.calibrate_exits(model, most)
+        rule = model.reduction.exits
+        if rule is not None and rule.confidence == 1.0:
+            self.note(
+                f"no exit is as good as the end within {most:g} points: rows leave only where "
+                "--exit-confidence or --exit-patience says so"
+            )
 
     def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:
         """The fastest point within the wanted loss, or the best one there is."""

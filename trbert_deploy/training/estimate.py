@@ -11,11 +11,13 @@ from torch import nn
 
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared
+from trbert_deploy.training.recipe import EXITS
 from trbert_deploy.training.stages.guide import answers, batch_saliency, make_guide
 from trbert_deploy.training.stages.stage import Step, freeze_all_but, make_stage
 from trbert_deploy.training.validation import Validator
@@ -73,6 +75,9 @@ def estimate_seconds(
         else:
             if name == "hard" and options.wanted_speedup is not None:
                 validator.calibrate(model, options.wanted_speedup)
+            if name == EXITS:
+                model.set_reduction(model.reduction.with_exits(ExitRule()))
+                model.to(device)
             made = make_stage(name, model, options, None if name == "teacher" else guide)
             freeze_all_but(model, made.groups)
             model.train(made.dropout)

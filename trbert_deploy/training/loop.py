@@ -28,7 +28,8 @@ from trbert_deploy.training.batches import load_batches, plan_batches
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.recipe import PRETRAIN, STAGES, Recipe
+from trbert_deploy.training.gradients import set_gradients
+from trbert_deploy.training.recipe import EXITS, PRETRAIN, USUAL_STAGES, Recipe
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
@@ -36,8 +37,9 @@ LARGEST_GRADIENT = 1.0
 RESUME_FILE = "resume.safetensors"
 BEST_FILE = "best.safetensors"
 FIGURES_FILE = "figures.jsonl"
-#: Stages as seeds number them.
-_NUMBERED = (*STAGES, PRETRAIN)
+#: Stages as seeds number them; runs with seeds of their own stand so far apart.
+_NUMBERED = (*USUAL_STAGES, PRETRAIN, EXITS)
+_SEEDS_APART = len(USUAL_STAGES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class StageSettings:
     """How a stage is trained.
 
     Attributes:
-        name: one of ``STAGES``, or ``PRETRAIN``.
+        name: one of ``recipe.STAGES``, or ``PRETRAIN``.
         directory: receives figures, TensorBoard events and the state for resuming.
         plan: row indices of every batch, in order.
         warmup_share: share of the steps over which the learning rate rises.
@@ -81,7 +83,7 @@ class StageSettings:
                 [len(row) for row in rows],
                 recipe.batch_tokens,
                 getattr(recipe, name).epochs,
-                seed=recipe.seed * len(STAGES) + _NUMBERED.index(name),
+                seed=recipe.seed * _SEEDS_APART + _NUMBERED.index(name),
             ),
             warmup_share=recipe.warmup_share,
             seed=recipe.seed,
@@ -148,10 +150,8 @@ def train_stage(
             torch.manual_seed((seed + processes.index()) % 2**63)
             with autocast(settings.device):
                 step = stage.compute(batch, number / total)
-            optimizer.zero_grad(set_to_none=True)
-            step.loss.backward()
+            set_gradients(optimizer, step.loss, step.yielding)
             for group in optimizer.param_groups:
-                processes.sum_gradients(group["params"])
                 nn.utils.clip_grad_norm_(group["params"], LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()

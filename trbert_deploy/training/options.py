@@ -10,7 +10,7 @@ from trbert_deploy.bounds import MOST_TOKENS, require_whole
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import known_fields
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.training.recipe import Recipe
+from trbert_deploy.training.recipe import EXITS, Recipe
 
 #: Times fewer FLOPs, if nobody says otherwise.
 TARGET_SPEEDUP = 3.0
@@ -99,7 +99,7 @@ class TrainOptions:
 
     def averaged_runs_of(self, stage: str) -> int:
         """How often a stage is trained."""
-        if stage in ("teacher", "guide"):
+        if stage in ("teacher", "guide", EXITS):
             return 1
         if self.recipe.averaged_runs is not None:
             return self.recipe.averaged_runs

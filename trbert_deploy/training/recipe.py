@@ -24,11 +24,14 @@ from trbert_deploy.tasks.pairs import (
 )
 from trbert_deploy.training.toml_tables import keys_of, merged, to_toml
 
-STAGES = ("teacher", "guide", "policy", "joint", "hard")
+EXITS = "exits"
+STAGES = ("teacher", "guide", "policy", "joint", "hard", EXITS)
+#: Those that are run if nobody says otherwise.
+USUAL_STAGES = STAGES[:-1]
 #: What comes before them where texts are given for it.
 PRETRAIN = "pretrain"
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
-DISTILLING = ("joint", "hard")
+DISTILLING = ("joint", "hard", EXITS)
 ESTIMATORS = ("gates", "reinforce")
 #: The key of a recipe's file that names the recipe whose values the other keys change.
 BASE = "base"
@@ -129,6 +132,27 @@ class HardRecipe:
 
 
 @dataclass(frozen=True)
+class ExitsRecipe:
+    """Exits learn at the cuts, and the encoder for them; the policies are frozen."""
+
+    epochs: float = _key(2.0, "Passes over the data.", _EPOCHS)
+    learning_rate: float = _key(3e-5, "Peak learning rate of encoder and head.", _POSITIVE)
+    exit_learning_rate: float = _key(5e-4, "Peak learning rate of the exits.", _POSITIVE)
+    mutual_weight: float = _key(
+        1.0, "Weight of what exits learn from each other; 0 for none.", _NOT_NEGATIVE
+    )
+    aligned: bool = _key(
+        True, "What they learn from each other gives way where it opposes the task."
+    )
+    max_drop: float = _key(
+        0.3,
+        "Most points that leaving early may cost; --max-drop, where it is given, allows as many "
+        "as the policies have left of it.",
+        _NOT_NEGATIVE,
+    )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the stages of a run are trained; each key's help says what it is.
 
@@ -149,7 +173,7 @@ class Recipe:
         "REINFORCE: keep the length penalties as they are, instead of adjusting them to 3 times "
         "fewer FLOPs; a --target-speedup or --max-drop that is given adjusts them all the same.",
     )
-    stages: tuple[str, ...] = _key(STAGES, "Stages to run.", _STAGES)
+    stages: tuple[str, ...] = _key(USUAL_STAGES, "Stages to run.", _STAGES)
     cuts: str | None = _key(
         None,
         "Where tokens are dropped: 1,3 is before layers 1 and 3, 0.5 inside layer 0 [default: "
@@ -208,6 +232,7 @@ class Recipe:
     policy: PolicyRecipe = PolicyRecipe()
     joint: JointRecipe = JointRecipe()
     hard: HardRecipe = HardRecipe()
+    exits: ExitsRecipe = ExitsRecipe()
 
     def __post_init__(self) -> None:
         for key in keys_of(self):
@@ -314,11 +339,13 @@ class Recipe:
 #: The built-in recipes. The first is the default.
 RECIPES: dict[str, Recipe] = {
     "gates": Recipe(),
+    # Exits after the others, so that easy rows leave early.
+    "exits": Recipe(stages=STAGES),
     # The four published stages with their fixed penalty (TR-BERT, section 3.3 and appendix).
     "tr-bert": Recipe(
         estimator="reinforce",
         fixed_penalty=True,
-        stages=STAGES[:-1],
+        stages=("teacher", "guide", "policy", "joint"),
         teacher=TeacherRecipe(epochs=3.0, learning_rate=3e-5),
         policy=PolicyRecipe(epochs=3.0, learning_rate=3e-5),
         joint=JointRecipe(epochs=3.0, learning_rate=3e-5, policy_learning_rate=3e-5),

@@ -20,21 +20,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trbert_deploy.errors import CheckpointError, ConfigError
 from trbert_deploy.fields import require_kind
 from trbert_deploy.files import followed, read_json, write_json
 from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from trbert_deploy.modeling.heads.registry import require_exits
 from trbert_deploy.modeling.primitive_cache import bound_primitive_cache
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.replacing import is_empty
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training import processes
 from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.pretraining import pretrain, take_over_pretrained
-from trbert_deploy.training.recipe import PRETRAIN, STAGES
+from trbert_deploy.training.recipe import EXITS, PRETRAIN, STAGES
 from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages.stage import Stage, make_stage
 from trbert_deploy.training.validation import Evaluation, ValidatedPoint
@@ -103,6 +107,7 @@ def train(
         finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
         _check_stages(options, finished)
         _check_pretraining(options, run)
+        _check_exits(options, run)
         processes.wait()  # until all have seen the directory as it was
         if not locked:
             if processes.is_main():
@@ -197,6 +202,11 @@ def _do_stage(
     else:
         if stage == "policy" and guide is not None:
             guide.project(model)
+        if stage == EXITS:
+            with torch.random.fork_rng():
+                torch.manual_seed(options.recipe.seed)
+                model.set_reduction(model.reduction.with_exits(ExitRule()))
+            model.to(run.device)
         _run_stage(stage, run, options, directory, guide, aim, progress)
     if stage == [name for name in options.recipe.stages if name != "guide"][-1] != "teacher":
         record["points"] = [point.to_json() for point in aim.finish(model)]
@@ -300,6 +310,18 @@ def _check_pretraining(options: TrainOptions, run: Prepared) -> None:
             f"{options.model} answers already, and learns masked words no more: leave --pretrain "
             "out, or give the encoder that it was fine-tuned from"
         )
+
+
+def _check_exits(options: TrainOptions, run: Prepared) -> None:
+    """Refuse exits where no row could leave, before anything is trained.
+
+    Raises:
+        ConfigError: there are no cuts, or answers do not tell how sure they are.
+    """
+    if EXITS in options.recipe.stages:
+        model = run.checkpoint.model
+        require_exits(model.spec)
+        model.reduction.with_exits(ExitRule())
 
 
 def _run_stage(

@@ -22,11 +22,13 @@ from trbert_deploy.modeling.walk import (
     choose_by_rule,
     dense_outputs,
     first_segment,
-    later_segments,
     row_lengths,
     select_at_cuts,
+    walk_on,
 )
 from trbert_deploy.progress import Progress, no_progress
+from trbert_deploy.runtime.exits import exit_of
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
@@ -38,6 +40,8 @@ from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answer
 CALIBRATION_TOKENS = 100_000
 CALIBRATION_STEPS = 14
 CALIBRATION_TOLERANCE = 0.005
+#: Confidences that are tried, in equal steps of how many answers are surer.
+CALIBRATED_CONFIDENCES = 100
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class ValidatedPoint:
         score, divergence: its quality.
         kept: for each cut the tokens left, as a share of all tokens.
         flops_speedup: FLOPs of the dense model over the chain's.
+        left: share of the rows that leave at each cut, where it has exits.
     """
 
     threshold: float
@@ -71,13 +76,15 @@ class ValidatedPoint:
     divergence: float | None
     kept: tuple[float, ...]
     flops_speedup: float
+    left: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "kept": list(self.kept)}
+        return {**asdict(self), "kept": list(self.kept), "left": list(self.left)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ValidatedPoint:
-        return cls(**{**data, "kept": tuple(data["kept"])})
+        shares = {name: tuple(data.get(name, ())) for name in ("kept", "left")}
+        return cls(**{**data, **shares})
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,31 @@ class Evaluation:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
         return cls(**{**data, "kept": tuple(data["kept"])})
+
+
+@dataclass(frozen=True)
+class PassedRows:
+    """What the exits and the end of a chain say of every row, wherever it will leave.
+
+    Attributes:
+        answers: at each exit, and at the end.
+        lengths: for each row its tokens in every segment.
+    """
+
+    answers: tuple[RowOutputs, ...]
+    lengths: list[list[int]]
+
+    def left_by(self, rule: ExitRule | None, task: Task) -> tuple[RowOutputs, list[list[int]]]:
+        """The answers, and the tokens in every segment, where rows leave by a rule."""
+        if rule is None or not rule.is_active:
+            return self.answers[-1], self.lengths
+        outputs, lengths = [], []
+        for row, own in enumerate(self.lengths):
+            cut = exit_of([found[row] for found in self.answers[:-1]], rule, task)
+            outputs.append(self.answers[-1 if cut is None else cut][row])
+            passed = len(own) if cut is None else cut + 1
+            lengths.append([*own[:passed], *[0] * (len(own) - passed)])
+        return RowOutputs(tuple(outputs)), lengths
 
 
 @dataclass(frozen=True)
@@ -170,23 +202,64 @@ class Validator:
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
                 answers += row_answers(self.task, dense_outputs(model, batch), batch)
-        return self._judged(answers)
+        return self._judged(RowOutputs.gathered(answers))
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
-        answers: list[RowAnswer] = []
-        lengths: list[list[int]] = []
+        return self.left_by(model, self.passed(model), model.reduction.exits)
+
+    def exits(self, model: ReducedModel) -> float:
+        """The mean rank of what the exits and the end say, each of all rows."""
+        answers = self.passed(model).answers
+        return float(np.mean([self.rank(self._judged(outputs)) for outputs in answers]))
+
+    def calibrate_exits(self, model: ReducedModel, most_drop: float) -> None:
+        """Set the confidence from which rows leave, the lowest that costs little.
+
+        Args:
+            most_drop: what it may cost in points. From the highest confidence down the first one
+                that costs more ends the search, so that no lucky value far below is taken.
+        """
+        passed = self.passed(model)
+        confidences = [
+            self.task.confidence(answer) for outputs in passed.answers[:-1] for answer in outputs
+        ]
+        steps = np.quantile(confidences, np.linspace(0.0, 1.0, CALIBRATED_CONFIDENCES))
+        last = self._judged(passed.answers[-1]).score
+        found = 1.0
+        for confidence in sorted({round(float(step), 4) for step in steps}, reverse=True):
+            outputs, _ = passed.left_by(ExitRule(confidence), self.task)
+            if 100.0 * (last - self._judged(outputs).score) > most_drop:
+                break
+            found = confidence
+        model.set_reduction(model.reduction.with_exits(ExitRule(found)))
+
+    def passed(self, model: ReducedModel) -> PassedRows:
+        """All rows passed through the chain, to the end."""
+        answers: list[list[RowAnswer]] = [[] for _ in range(len(model.exits) + 1)]
+        lengths: list[tuple[int, list[int]]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
-                start = first_segment(model, batch)
-                outputs, kept = later_segments(model, start, choose_by_rule(model))
-                answers += row_answers(self.task, outputs, batch)
-                lengths += row_lengths(batch, kept)
-        return _point(model, self._judged(answers), processes.gather(lengths))
+                walked = walk_on(model, first_segment(model, batch), choose_by_rule(model))
+                said = [*walked.exits, walked.answer(model)]
+                for found, outputs in zip(answers, said, strict=True):
+                    found += row_answers(self.task, outputs, batch)
+                kept = [torch.from_numpy(layout.lengths) for layout in walked.layouts]
+                lengths += zip(batch.rows.tolist(), row_lengths(batch, kept), strict=True)
+        by_row = dict(processes.gather(lengths))
+        return PassedRows(
+            tuple(RowOutputs.gathered(found) for found in answers),
+            [by_row[row] for row in range(len(by_row))],
+        )
 
-    def _judged(self, answers: list[RowAnswer]) -> Quality:
-        """Of all processes' rows, in their order, so that it does not matter who answered them."""
-        outputs = RowOutputs.gathered(answers)
+    def left_by(
+        self, model: ReducedModel, passed: PassedRows, rule: ExitRule | None
+    ) -> ValidatedPoint:
+        """The chain where rows leave by a rule."""
+        outputs, lengths = passed.left_by(rule, self.task)
+        return _point(model, self._judged(outputs), lengths)
+
+    def _judged(self, outputs: RowOutputs) -> Quality:
         teacher = self.teacher or ()
         divergence = None
         if teacher:
@@ -302,4 +375,11 @@ def _point(model: ReducedModel, quality: Quality, lengths: list[list[int]]) -> V
         divergence=quality.divergence,
         kept=tuple(left / totals[0] for left in totals[1:]),
         flops_speedup=speedup(model.spec, model.reduction, lengths),
+        left=_left(lengths) if model.exits else (),
     )
+
+
+def _left(lengths: list[list[int]]) -> tuple[float, ...]:
+    """Share of the rows that leave at each cut, given their tokens in every segment."""
+    there = (np.array(lengths) > 0).mean(axis=0)
+    return tuple(float(share) for share in there[:-1] - there[1:])

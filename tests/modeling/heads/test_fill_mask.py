@@ -79,7 +79,7 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("cuts", ["1,2", "0.5,3", "0,1,1.5", "none"])
 def test_every_way_through_the_model_says_the_same(cuts: str, among: bool) -> None:
     model = model_of(cuts, among)
-    outputs = task_of(model.spec).outputs
+    task = task_of(model.spec)
     rows = rows_of([[3], [0, 13], [20], [5, 6, 7], [1]])
     batch = batch_of(rows)
     walked = by_row(
@@ -95,8 +95,8 @@ def test_every_way_through_the_model_says_the_same(cuts: str, among: bool) -> No
             max(np.abs(one - other).max() for one, other in zip(walked, dense, strict=True)) > 0.01
         )
     for chain in (
-        Chain(TorchBackend(model), model.reduction, 4, outputs=outputs),
-        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, outputs=outputs),
+        Chain(TorchBackend(model), model.reduction, 4, task=task),
+        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, task=task),
         DeviceChain(model),
         RecordedChain(model),
         RecordedChain(model),
@@ -143,9 +143,9 @@ def test_several_choices_are_answered_like_single_ones() -> None:
 def test_a_row_without_a_mask_has_no_answer() -> None:
     model = model_of()
     rows = rows_of([[], [3]])
-    outputs = task_of(model.spec).outputs
+    task = task_of(model.spec)
     for chain in (
-        Chain(TorchBackend(model), model.reduction, 4, outputs=outputs),
+        Chain(TorchBackend(model), model.reduction, 4, task=task),
         DeviceChain(model),
     ):
         shapes = [each.outputs["logits"].shape for each in chain.run(rows)]
@@ -163,7 +163,7 @@ def test_answers_do_not_depend_on_neighbours(masks: list[list[int]]) -> None:
         TorchBackend(model),
         model.reduction,
         4,
-        outputs=task_of(model.spec).outputs,
+        task=task_of(model.spec),
         max_padding=1.0,
     )
     together = chain.run(rows)

@@ -24,7 +24,7 @@ from trbert_deploy.modeling.walk import choose_by_rule, dense_outputs, first_seg
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.feature_extraction import EMBEDDING
-from trbert_deploy.tasks.registry import TASKS, register_task
+from trbert_deploy.tasks.registry import TASKS, register_task, task_of
 from trbert_deploy.tasks.task import Output
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.training.batches import PackedBatch, load_batches
@@ -159,8 +159,8 @@ def test_every_way_through_the_model_says_the_same(kind: str, cuts: str) -> None
         assert_same(walked, {index: naive(model, row) for index, row in enumerate(tokens)})
     assert_same(by_row(run_gated(model, batch).outputs, batch, rows), walked)
     for chain in (
-        Chain(TorchBackend(model), model.reduction, 4, outputs=outputs_of(model)),
-        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, outputs=outputs_of(model)),
+        Chain(TorchBackend(model), model.reduction, 4, task=task_of(model.spec)),
+        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, task=task_of(model.spec)),
         DeviceChain(model),
         RecordedChain(model),
     ):
@@ -170,10 +170,6 @@ def test_every_way_through_the_model_says_the_same(kind: str, cuts: str) -> None
         dense = chain.run_dense([row.tokens for row in rows])
         found = {index: next(iter(r.outputs.values())) for index, r in enumerate(dense)}
         assert_same(found, by_row(dense_outputs(model, batch), batch, rows))
-
-
-def outputs_of(model: ReducedModel) -> tuple[Output, ...]:
-    return model.tokens_head().outputs
 
 
 @torch.no_grad()

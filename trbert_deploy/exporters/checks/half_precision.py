@@ -166,7 +166,7 @@ def _compare(
             backend,
             manifest.reduction,
             manifest.encoder.num_layers,
-            outputs=task.outputs,
+            task=task,
         )
         for backend in (reference, candidate)
     )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
+    EXIT_LOGITS,
     HEAD,
     HIDDEN,
     HIDDEN_OUT,
@@ -175,6 +176,7 @@ def compare_graphs(
     feeding |= {name: names or [DENSE] for name in asked}
     of_tokens = {HIDDEN_OUT, KEEP_LOGIT}
     of_tokens |= {output.name for output in task.outputs if output.per == "token"}
+    of_tokens |= {EXIT_LOGITS} if task.answers_every_token else set()
     alone = (*dropped, *asked)  # graphs of tokens, each for itself
     for name in [*names, DENSE, *alone, *map(states_name, states_after)]:
         cut = cuts.get(name)
@@ -378,6 +380,8 @@ def _shared_cuts(
     """The cuts that the same tokens of a row reach on both sides: index, rule, their positions."""
     positions = np.arange(len(row))
     for index, (ours, theirs) in enumerate(zip(expected.kept, received.kept, strict=True)):
+        if index in (expected.exit, received.exit):
+            return
         cut = reference.segments[index].cut
         assert cut is not None
         yield index, cut.rule, positions

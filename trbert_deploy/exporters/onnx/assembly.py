@@ -92,10 +92,16 @@ class Assembly:
         outputs: Iterable[onnx.ValueInfoProto],
         functions: Sequence[onnx.FunctionProto],
     ) -> onnx.ModelProto:
-        """The whole, with the functions that its nodes call put in their places."""
-        graph = helper.make_graph(
-            self._nodes, name, list(inputs), list(outputs), self._initializers
-        )
+        """What its outputs need, with the functions that nodes call put in their places."""
+        outputs = list(outputs)
+        needed = {value.name for value in outputs}
+        nodes = list[onnx.NodeProto]()
+        for node in reversed(self._nodes):
+            if needed.intersection(node.output):
+                nodes.append(node)
+                needed.update(node.input)
+        weights = [each for each in self._initializers if each.name in needed]
+        graph = helper.make_graph(nodes[::-1], name, list(inputs), outputs, weights)
         opsets = {
             opset.domain: opset.version
             for part in self._parts.values()

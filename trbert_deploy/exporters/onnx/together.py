@@ -8,6 +8,7 @@ import onnx
 from torch import Tensor, nn
 
 from trbert_deploy.bundle.manifest import (
+    AT_EXIT,
     ATTENTION_MASK,
     HIDDEN,
     HIDDEN_OUT,
@@ -112,4 +113,6 @@ def outputs_of(module: Module) -> list[str]:
         return answers
     if module.answers:
         return [HIDDEN_OUT, *answers]
-    return [HIDDEN_OUT] if module.segment.is_last else [HIDDEN_OUT, KEEP_LOGIT]
+    if module.segment.is_last:
+        return [HIDDEN_OUT]
+    return [HIDDEN_OUT, *(AT_EXIT if module.model.exits else (KEEP_LOGIT,))]

@@ -20,6 +20,7 @@ from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
     DENSE,
     DEQUANTIZED,
+    EXIT_LOGITS,
     HALF,
     HALF_MASKED,
     HALVED,
@@ -238,6 +239,7 @@ def _describe(
     per_row = set[str]()
     if HIDDEN_OUT in [value.name for value in graph.output]:
         per_row = {output.name for output in task_of(model.spec).outputs if output.per != "token"}
+        per_row |= {EXIT_LOGITS} if per_row else set()
     for tensor in (*graph.input, *graph.output):
         shape = _shape(tensor)
         dynamic = shape[:1] if tensor.name in per_row else shape[:2]

@@ -41,6 +41,6 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0, task: str | None =
         TorchBackend(model),
         model.reduction,
         model.spec.num_layers,
-        outputs=task_of(model.spec).outputs,
+        task=task_of(model.spec),
     )
     return Pipeline(path, model.spec, tokenizer, chain)

@@ -33,6 +33,11 @@ class Head(nn.Module, ABC):
     def build(cls, spec: EncoderSpec) -> Self:
         """The head of a model of this shape."""
 
+    @classmethod
+    def build_exit(cls, spec: EncoderSpec) -> Self:
+        """A head that answers as this one does, from states of a cut."""
+        return cls.build(spec)
+
     def share(self, embeddings: Embeddings) -> None:
         """Take the weights that it has in common with an encoder's embeddings, if any."""
 

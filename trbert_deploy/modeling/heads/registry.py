@@ -14,6 +14,7 @@ from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.modeling.heads.text_classification import TextClassificationHead
 from trbert_deploy.modeling.heads.text_ranking import TextRankingHead
 from trbert_deploy.modeling.heads.token_classification import TokenClassificationHead
+from trbert_deploy.tasks.registry import task_of
 
 #: Task and problem -> head. One line per head.
 HEADS: dict[tuple[str, str], type[Head]] = {}
@@ -44,9 +45,37 @@ def build_head(spec: EncoderSpec) -> Head:
     Raises:
         ConfigError: no head answers the task.
     """
+    return _head_of(spec).build(spec)
+
+
+def build_exit(spec: EncoderSpec) -> Head:
+    """A head that stands at a cut of a model of this shape, newly initialized.
+
+    Raises:
+        ConfigError: the task's answers do not tell how sure they are.
+    """
+    require_exits(spec)
+    return _head_of(spec).build_exit(spec)
+
+
+def require_exits(spec: EncoderSpec) -> None:
+    """Refuse exits where answers do not tell how sure they are.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if not task_of(spec).can_exit:
+        told = " as ".join(filter(None, (spec.task, spec.problem)))
+        raise ConfigError(
+            f"the model answers {told}, and such answers do not tell how sure they are, so no row "
+            "can leave early: train it without exits"
+        )
+
+
+def _head_of(spec: EncoderSpec) -> type[Head]:
     head = HEADS.get((spec.task, spec.problem))
     if head is None:
         raise ConfigError(
             f"no head answers the task {' as '.join(filter(None, (spec.task, spec.problem)))}"
         )
-    return head.build(spec)
+    return head

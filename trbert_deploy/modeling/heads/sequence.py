@@ -48,6 +48,11 @@ class SequenceHead(Head):
     def build(cls, spec: EncoderSpec) -> Self:
         return cls(spec, **spec.head)
 
+    @classmethod
+    def build_exit(cls, spec: EncoderSpec) -> Self:
+        """Over the mean of the tokens' states: the first token has not heard of all others yet."""
+        return cls(spec, **{**spec.head, "pooling": "mean"})
+
     def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:
         """Last states [..., H] -> logits [B, C] float32."""
         pooled = layout.first(hidden) if self.pooling == "first" else layout.mean(hidden)

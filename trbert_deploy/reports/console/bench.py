@@ -12,7 +12,7 @@ from trbert_deploy.bench.device_model import Reckoning
 from trbert_deploy.bench.timing import BackendBench, BenchPoint, BenchReport, ModelTiming
 from trbert_deploy.bench.tradeoff import DENSE, REDUCED, TradeoffPoint, TradeoffReport
 from trbert_deploy.evaluation.quality import QualityReport
-from trbert_deploy.evaluation.sweep import SweepReport
+from trbert_deploy.evaluation.sweep import SweepPoint, SweepReport
 
 #: Points side by side: what 80 columns hold.
 _POINTS_PER_TABLE = 4
@@ -129,7 +129,12 @@ def quality_change(report: QualityReport) -> str:
 
 def print_sweep(report: SweepReport, console: Console) -> None:
     """Print one line per operating point, by what it saves, the current one among them."""
-    table = Table(title="by threshold", box=None, padding=(0, 1, 0, 0))
+    has_exits = len(report.to_the_end) < len(report.points)
+    table = Table(
+        title="by threshold, and confidence of exits" if has_exits else "by threshold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     for heading in (
         "threshold",
         "tokens kept",
@@ -139,7 +144,7 @@ def print_sweep(report: SweepReport, console: Console) -> None:
         "change",
     ):
         table.add_column(heading, justify="right")
-    named = [(f"{point.threshold:g}", point.quality) for point in report.points]
+    named = [(_told_pair(point), point.quality) for point in report.points]
     named.append(("current", report.current))
     for name, quality in sorted(named, key=lambda pair: pair[1].flops_speedup):
         low, high = quality.interval
@@ -153,6 +158,12 @@ def print_sweep(report: SweepReport, console: Console) -> None:
             style="bold" if quality is report.current else None,
         )
     console.print(table)
+
+
+def _told_pair(point: SweepPoint) -> str:
+    if point.exit_confidence is None:
+        return f"{point.threshold:g}"
+    return f"{point.threshold:g}, {point.exit_confidence:.3f}"
 
 
 def print_tradeoff(report: TradeoffReport, console: Console) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from trbert_deploy.bench.tradeoff import (
     ATTENTION,
+    EXITS,
     RANDOM,
     REDUCED,
     TRUNCATION,
@@ -27,6 +29,20 @@ _CURVES = {
     RANDOM: ("#cc79a7", "x", "random tokens"),
     ATTENTION: ("#e69f00", "^", "most attention received"),
 }
+#: Points where texts leave early, and the best of all of the chain's.
+_EXIT_POINTS: dict[str, Any] = {
+    "color": "#56b4e9",
+    "marker": "*",
+    "linestyle": "none",
+    "label": "reduced, with exits",
+}
+_FRONT: dict[str, Any] = {
+    "color": "#56b4e9",
+    "linewidth": 3.5,
+    "alpha": 0.5,
+    "label": "best of both",
+    "zorder": 1,
+}
 
 
 def write_sweep_plot(report: SweepReport, path: Path) -> None:
@@ -41,7 +57,8 @@ def draw_sweep(report: SweepReport) -> Figure:
     dashed line runs within it, the rows do not tell the two models apart.
     """
     dense, current = report.current.dense, report.current
-    curve = sorted((point.quality for point in report.points), key=lambda each: each.flops_speedup)
+    thresholds = (point.quality for point in report.to_the_end)
+    curve = sorted(thresholds, key=lambda each: each.flops_speedup)
     saved = [each.flops_speedup for each in curve]
     low, high = ([dense.score + each.interval[side] / 100.0 for each in curve] for side in (0, 1))
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
@@ -59,6 +76,12 @@ def draw_sweep(report: SweepReport) -> Figure:
         markersize=4.5,
         label="reduced, by threshold",
     )
+    if len(report.to_the_end) < len(report.points):
+        front = [point.quality for point in report.front]
+        pairs = [point.quality for point in report.points if point not in report.to_the_end]
+        for places, style in ((pairs, _EXIT_POINTS), (front, _FRONT)):
+            saved = [each.flops_speedup for each in places]
+            axes.plot(saved, [each.reduced.score for each in places], **style)
     told = f"current rules: {current.flops_speedup:.2f}x, {current.reduced.score:.1%}"
     _mark(axes, (current.flops_speedup, current.reduced.score), _CURRENT, "D", told)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))
@@ -86,7 +109,11 @@ def draw_tradeoff(report: TradeoffReport, width: float = 7.0, height: float = 4.
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     dense = report.dense.score
-    for model in reversed(report.models):  # the chain on top
+    if report.of(EXITS):
+        for points, style in ((report.of(EXITS), _EXIT_POINTS), (report.front, _FRONT)):
+            times = [point.latency_ms for point in points]
+            axes.plot(times, [point.score for point in points], **style)
+    for model in reversed([name for name in report.models if name in _CURVES]):  # chain on top
         points = report.of(model)
         color, marker, label = _CURVES[model]
         times = [point.latency_ms for point in points]

@@ -148,7 +148,7 @@ def measure(
         options = BackendOptions(threads, candidate.precision)
         try:
             runner = open_backend(candidate.backend, bundle, options)
-            chain = Chain(runner, reduction, layers, outputs=task.outputs)
+            chain = Chain(runner, reduction, layers, task=task)
             answers[candidate] = chain.run(rows)  # warms up, too
         except TrbertError as problem:
             problems[candidate] = problem

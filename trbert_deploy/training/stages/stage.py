@@ -4,6 +4,7 @@ teacher   the dense model learns the labels
 policy    the policies learn, encoder and head are frozen
 joint     all learn, while the computation falls to the wanted share
 hard      encoder and head learn on what the policies, now frozen, really leave
+exits     exits at the cuts learn, and the encoder for them
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import (
+    Chooser,
     begin,
     choose_by_logits,
     choose_by_rule,
     dense_outputs,
     first_segment,
     later_segments,
+    walk_on,
 )
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
@@ -34,7 +37,7 @@ from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.estimators.gates import run_gated
 from trbert_deploy.training.estimators.rollouts import Rollouts, choose_salient, run_rollouts
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.recipe import JointRecipe, PolicyRecipe
+from trbert_deploy.training.recipe import EXITS, JointRecipe, PolicyRecipe, Recipe
 from trbert_deploy.training.stages.guide import Guide
 
 
@@ -45,10 +48,12 @@ class Step:
     Attributes:
         loss: scalar to go down; its gradient is that of the process's own rows.
         figures: what to write down of it.
+        yielding: a second loss, whose gradient gives way to the first's (``gradients``).
     """
 
     loss: Tensor
     figures: dict[str, float]
+    yielding: Tensor | None = None
 
 
 #: (batch, share of the stage that is done) -> loss and figures.
@@ -98,6 +103,12 @@ def make_stage(
     if name == "hard":
         groups = [{"params": reduced, "lr": recipe.hard.learning_rate}]
         return Stage(_hard(model, guide, recipe.hard.mixed_share), groups, refines=True)
+    if name == EXITS:
+        groups = [
+            {"params": reduced, "lr": recipe.exits.learning_rate},
+            {"params": [*model.exits.parameters()], "lr": recipe.exits.exit_learning_rate},
+        ]
+        return Stage(_exits(model, guide, recipe), groups)
     gates = recipe.estimator == "gates"
     if name == "policy" and gates:
         groups = [{"params": policies, "lr": recipe.policy.learning_rate}]
@@ -238,22 +249,12 @@ def _joint_by_gates(model: ReducedModel, guide: Guide, constraint: FlopsConstrai
 
 
 def _hard(model: ReducedModel, guide: Guide, mixed_share: float) -> Compute:
-    """Distillation on survivors alone, by the calibrated threshold.
-
-    Some rows keep more tokens, half of those all, so that one model serves every operating
-    point (after the budgets sampled by Length-Adaptive Transformer, Kim & Cho 2021).
-    """
+    """Distillation on survivors alone, by the calibrated threshold."""
 
     def compute(batch: PackedBatch, _: float) -> Step:
         share = batch.share
-        # Drawn for the whole batch, so that a row's threshold is the same in whichever process.
-        drawn = processes.from_main(torch.rand(3, share.rows, device=batch.targets.device))
-        factor, coin, mixing = drawn[:, share.places]
-        wanted = torch.full_like(factor, model.reduction.cuts[0].rule.value)
-        lower = torch.where(coin < 0.5, 0.0, factor * wanted)
-        thresholds = torch.where(mixing < mixed_share, lower, wanted)
         outputs, kept = later_segments(
-            model, first_segment(model, batch), choose_by_logits(thresholds.logit())
+            model, first_segment(model, batch), _mixed_choice(model, batch, mixed_share)
         )
         losses = model.head.loss(outputs, batch.targets, guide.outputs_of(batch))
         left = share.total(torch.stack(kept).sum(1)) / share.tokens
@@ -262,6 +263,60 @@ def _hard(model: ReducedModel, guide: Guide, mixed_share: float) -> Compute:
         return Step(share.mean(losses), {"agreement": agreement, **shares})
 
     return compute
+
+
+def _exits(model: ReducedModel, guide: Guide, recipe: Recipe) -> Compute:
+    """Distillation of the teacher into exits and head, and of all of these into each other.
+
+    Each learns from all others, those before it and those behind it (GAML-BERT, Zhu et al. 2021,
+    section 3: mutual distillation).
+    """
+    weight = recipe.exits.mutual_weight
+
+    def compute(batch: PackedBatch, _: float) -> Step:
+        share, head = batch.share, model.head
+        choice = _mixed_choice(model, batch, recipe.hard.mixed_share)
+        walked = walk_on(model, first_segment(model, batch), choice)
+        answers = [*walked.exits, walked.answer(model)]
+        teacher = guide.outputs_of(batch)
+        losses = [share.mean(head.loss(each, batch.targets, teacher)) for each in answers]
+        task = torch.stack(losses).mean()
+        figures = {"task_loss": task.item()}
+        for place, each in enumerate(answers):
+            name = f"agreement_{place}" if place < len(walked.exits) else "agreement"
+            figures[name] = _agreement(model, each, guide, batch)
+        if not weight:
+            return Step(task, figures)
+        fixed = [{name: values.detach() for name, values in each.items()} for each in answers]
+        between = [
+            share.mean(head.loss(each, None, other))
+            for place, each in enumerate(answers)
+            for its_place, other in enumerate(fixed)
+            if place != its_place
+        ]
+        mutual = weight * torch.stack(between).mean()
+        figures["mutual"] = mutual.item()
+        if recipe.exits.aligned:
+            return Step(task, figures, mutual)
+        return Step(task + mutual, figures)
+
+    return compute
+
+
+def _mixed_choice(model: ReducedModel, batch: PackedBatch, mixed_share: float) -> Chooser:
+    """Choose by the calibrated threshold; some rows keep more tokens, half of those all.
+
+    So one model serves every operating point (after the budgets sampled by Length-Adaptive
+    Transformer, Kim & Cho 2021).
+    """
+    share = batch.share
+    # Drawn for the whole batch, so that a row's threshold is the same in whichever process.
+    drawn = processes.from_main(torch.rand(3, share.rows, device=batch.targets.device))
+    factor, coin, mixing = drawn[:, share.places]
+    wanted = torch.full_like(factor, model.reduction.cuts[0].rule.value)
+    lower = torch.where(coin < 0.5, 0.0, factor * wanted)
+    thresholds = torch.where(mixing < mixed_share, lower, wanted)
+    return choose_by_logits(thresholds.logit())
 
 
 def _penalty(

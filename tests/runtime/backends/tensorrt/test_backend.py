@@ -64,9 +64,8 @@ from trbert_deploy.runtime.device_arrays import (
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.capacity import Capacity
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.task import Output
+from trbert_deploy.tasks.registry import task_of
 
-OUTPUTS = (Output("logits", "row"),)
 PROFILES = (Profile(1, 16, 1, 2, 3), Profile(17, 48, 1, 2, 2))
 #: Of the engine of the second segment, which takes other numbers of rows.
 LATER = (Profile(1, 16, 1, 1, 2, 9), Profile(17, 48, 1, 1, 1, 20))
@@ -502,7 +501,7 @@ def test_the_whole_chain_is_one_engine(
     texts = [row["text"] for row in make_texts(6, seed=1)]
     rows = [row for row in load(whole.path, threads=1).tokenize(texts * 2) if len(row) <= 48]
     expected, received = (
-        Chain(each, manifest.reduction, manifest.encoder.num_layers, outputs=OUTPUTS)
+        Chain(each, manifest.reduction, manifest.encoder.num_layers, task=task_of(manifest.encoder))
         for each in (OnnxRuntimeBackend(whole, BackendOptions()), backend)
     )
     for run in ("run", "run_dense"):

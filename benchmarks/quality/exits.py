@@ -1,0 +1,200 @@
+"""What exits, dropped tokens and both save at the same quality.
+
+    python benchmarks/quality/exits.py --teacher TEACHER --validation FILE --test FILE \\
+        exits=CKPT without=OTHER_CKPT ...
+
+Of every checkpoint all pairs of threshold and confidence are looked at on the validation texts. For
+each of --drop points under the teacher the fastest pair is taken that loses no more there: of those
+where every text reaches the end (tokens), of those where no token is dropped (exits), and of all
+(both). What it comes to on the test texts, which nothing was chosen by, is the table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+from setting import Setting, set_up_torch, teacher_in
+
+from trbert_deploy import console
+from trbert_deploy.errors import ConfigError, TrbertError
+from trbert_deploy.files import write_json
+from trbert_deploy.flops import REACHED
+from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.training.validation import (
+    PassedRows,
+    ValidatedPoint,
+    Validator,
+    set_threshold,
+)
+
+SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+#: Confidences that are looked at, in equal steps of how many answers are surer.
+CONFIDENCES = 40
+BATCH_TOKENS = 4096
+TOKENS, EXITS, BOTH = KINDS = ("tokens", "exits", "both")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An operating point, and what it comes to on the validation texts.
+
+    Attributes:
+        confidence: from which texts leave; None where all reach the end.
+    """
+
+    threshold: float
+    confidence: float | None
+    point: ValidatedPoint
+
+    def is_of(self, kind: str) -> bool:
+        """Whether it saves by no more than ``kind``."""
+        if kind == TOKENS:
+            return self.confidence is None
+        return kind == BOTH or self.threshold == 0.0
+
+    @property
+    def rule(self) -> ExitRule:
+        return ExitRule(self.confidence)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        kind: what saves.
+        drop: points that it may lose on the validation texts.
+        chosen: the pair.
+        test: what that comes to on the test texts.
+        change: there, in points under or over the teacher.
+    """
+
+    checkpoint: str
+    kind: str
+    drop: float
+    chosen: Pair
+    test: ValidatedPoint
+    change: float
+
+
+def pairs_of(model: ReducedModel, validator: Validator) -> Iterator[Pair]:
+    """All pairs, on the validation texts."""
+    thresholds = [0.0]
+    for wanted in SPEEDUPS:
+        if validator.calibrate(model, wanted) < wanted * REACHED:
+            break
+        thresholds.append(model.reduction.cuts[0].rule.value)
+    for threshold in thresholds:
+        set_threshold(model, threshold)
+        passed = validator.passed(model)
+        for confidence in (None, *_confidences(passed, validator)):
+            point = validator.left_by(model, passed, ExitRule(confidence))
+            yield Pair(threshold, confidence, point)
+
+
+def _confidences(passed: PassedRows, validator: Validator) -> list[float]:
+    found = [validator.task.confidence(each) for part in passed.answers[:-1] for each in part]
+    if not found:
+        return []
+    steps = np.quantile(found, np.linspace(0.0, 1.0, CONFIDENCES))
+    return sorted({round(float(step), 4) for step in steps})
+
+
+def fastest(pairs: Sequence[Pair], kind: str, least: float) -> Pair | None:
+    """The pair of a kind that saves most of those whose score is at least ``least``."""
+    within = [pair for pair in pairs if pair.is_of(kind) and pair.point.score >= least]
+    return max(within, key=lambda pair: pair.point.flops_speedup, default=None)
+
+
+@click.command(help=__doc__)
+@click.argument("checkpoints", nargs=-1, required=True, metavar="NAME=CHECKPOINT...")
+@click.option("--teacher", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--validation", required=True, metavar="FILE", help="Texts to choose by.")
+@click.option("--test", required=True, metavar="FILE", help="Texts to report.")
+@click.option("--drop", "drops", multiple=True, type=float, default=(0.5, 1.0), show_default=True)
+@click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Figures as JSON.")
+def main(
+    checkpoints: tuple[str, ...],
+    teacher: Path,
+    validation: str,
+    test: str,
+    drops: tuple[float, ...],
+    max_length: int | None,
+    threads: int | None,
+    json_path: Path | None,
+) -> None:
+    set_up_torch(threads)
+    try:
+        rows = compare(checkpoints, teacher, validation, test, drops, max_length)
+    except TrbertError as problem:
+        sys.exit(f"error: {problem}")
+    print(
+        "| checkpoint | saved by | allowed | threshold, confidence | left at the cuts "
+        "| change, points | times fewer FLOPs |"
+    )
+    print("| --- | --- | ---: | --- | --- | ---: | ---: |")
+    for row in rows:
+        sure = "-" if row.chosen.confidence is None else f"{row.chosen.confidence:g}"
+        left = ", ".join(f"{share:.0%}" for share in row.test.left) or "-"
+        print(
+            f"| {row.checkpoint} | {row.kind} | {row.drop:g} | {row.chosen.threshold:.3f}, {sure} "
+            f"| {left} | {row.change:+.2f} | {row.test.flops_speedup:.2f} |"
+        )
+    if json_path is not None:
+        write_json(json_path, [asdict(row) for row in rows])
+
+
+def compare(
+    checkpoints: Sequence[str],
+    teacher: Path,
+    validation: str,
+    test: str,
+    drops: Sequence[float],
+    max_length: int | None,
+) -> list[Row]:
+    """The lines of the table.
+
+    Raises:
+        ConfigError: a checkpoint has no name, or no cuts.
+    """
+    setting = Setting(teacher_in(teacher), validation, validation, max_length=max_length)
+    chosen_by = setting.validator(setting.validation_rows, BATCH_TOKENS)
+    told_by = setting.validator(setting.read(test), BATCH_TOKENS)
+    dense = setting.load_teacher("")
+    wanted, known = (100.0 * each.dense(dense).score for each in (chosen_by, told_by))
+    console.notes.print(f"teacher: {wanted:.2f} on the validation texts, {known:.2f} on the others")
+    rows = []
+    for named in checkpoints:
+        name, _, path = named.partition("=")
+        if not path:
+            raise ConfigError(f"{named} has no name: expected NAME=CHECKPOINT")
+        model = load_checkpoint(Path(path)).model
+        if not model.reduction.cuts:
+            raise ConfigError(f"{path} has no cuts: expected a reduced checkpoint")
+        with console.progress(transient=True) as progress:
+            pairs = list(pairs_of(model, replace(chosen_by, progress=progress)))
+            for drop in drops:
+                for kind in KINDS if model.exits else (TOKENS,):
+                    pair = fastest(pairs, kind, (wanted - drop) / 100.0)
+                    if pair is None:
+                        console.notes.print(f"{name}, {kind}: every pair loses more than {drop:g}")
+                        continue
+                    set_threshold(model, pair.threshold)
+                    judge = replace(told_by, progress=progress)
+                    found = judge.left_by(model, judge.passed(model), pair.rule)
+                    change = 100.0 * found.score - known
+                    rows.append(Row(name, kind, drop, pair, found, change))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
