@@ -53,6 +53,7 @@ class Metrics:
         self.kept = counter("kept_tokens", "Those that survived a cut.", "model", "cut")
         self.rows = counter("rows", "Rows that ran.", "model")
         self.dense_rows = counter("dense_rows", "Rows that kept all tokens.", "model")
+        self.left = counter("left_rows", "Rows that left at the exit of a cut.", "model", "cut")
         self.slots = counter("slots", "Places in batches, with padding.", "model")
         self.filled = counter("filled_slots", "Places in batches with a token.", "model")
         self.drift = gauge(
@@ -115,6 +116,8 @@ class ModelMetrics:
         for cut in range(len(results[0].kept)):
             kept = sum(len(result.kept[cut]) for result in results)
             metrics.kept.labels(name, cut).inc(kept)
+            if left := sum(result.exit == cut for result in results):
+                metrics.left.labels(name, cut).inc(left)
         dense = sum(
             all(len(kept) == len(row) for kept in result.kept)
             for row, result in zip(rows, results, strict=True)
