@@ -10,7 +10,7 @@ FAULTS ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,align,plots,serve,ray,benchmarks,demo,dev
+EXTRAS := cpu,train,export,openvino,tensorrt-rtx,verify,align,lexicon,plots,serve,ray,benchmarks,demo,dev
 STAMP := $(VENV)/.installed
 TOOL_CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 

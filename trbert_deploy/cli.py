@@ -15,6 +15,7 @@ from trbert_deploy.commands.build_engine import build_engine
 from trbert_deploy.commands.compress import compress
 from trbert_deploy.commands.evaluate import evaluate
 from trbert_deploy.commands.export import export
+from trbert_deploy.commands.lexicon import lexicon
 from trbert_deploy.commands.predict import predict
 from trbert_deploy.commands.quickstart import quickstart
 from trbert_deploy.commands.serve import serve
@@ -39,6 +40,7 @@ for command in (
     evaluate,
     predict,
     align,
+    lexicon,
     serve,
     triton_repo,
     quickstart,

@@ -9,6 +9,7 @@ bundle/
   states_8.onnx ...     the encoder up to a layer, no token removed, for alignment (optional)
   chain.onnx ...        all segments in one graph, for other runtimes (optional)
   tokenizer.json
+  lexicon.tsv           phrases with tags, where the model takes such (optional)
   samples.jsonl         a few texts, or pairs, for benchmarking (optional)
   engines/              TensorRT engines, each set with a manifest of its own (optional)
 """
@@ -28,6 +29,7 @@ from trbert_deploy.bundle.manifest import (
     ENGINES,
     HALVES,
     INT8,
+    LEXICON,
     MANIFEST,
     MASKED,
     SAMPLES,
@@ -45,6 +47,7 @@ from trbert_deploy.files import (
     read_json,
     require_directory,
 )
+from trbert_deploy.lexicon.entries import Entry, read_entries
 
 #: Tells one state of a file from another: device, inode, size, times of content and of status.
 _Identity = tuple[int, int, int, int, int]
@@ -210,6 +213,17 @@ class Bundle:
     @property
     def engines_path(self) -> Path:
         return self.path / ENGINES
+
+    def lexicon(self) -> list[Entry]:
+        """The phrases that texts are searched for; none where it has no lexicon.
+
+        Raises:
+            BundleError: a line is no entry.
+        """
+        if LEXICON not in self.manifest.files:
+            return []
+        with self.reading(LEXICON) as path:
+            return read_entries(path, BundleError)
 
     def samples(self) -> list[Sample]:
         """Sample texts for benchmarking; none when exported with ``--no-samples``.

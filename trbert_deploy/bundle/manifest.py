@@ -29,6 +29,7 @@ DIGEST = "sha256"  # of the manifest's other entries
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
+LEXICON = "lexicon.tsv"  # phrases with tags, where the model takes such
 ENGINES = "engines"
 DENSE = "dense"
 HEAD = "head"  # of tokens that are asked for, which alone it answers
@@ -63,6 +64,7 @@ TOKEN_TYPE_IDS = "token_type_ids"
 POSITIONS = "positions"  # where a survivor stood in the row as it was given
 ATTENTION_MASK = "attention_mask"
 PROTECTED = "protected"  # into the whole chain, where a task protects more than the first token
+MATCHES = "matches"  # what a lexicon says of the tokens, into what answers (lexicon/columns.py)
 HIDDEN = "hidden"  # into a later segment
 HIDDEN_OUT = "hidden_out"  # out of any segment: a graph cannot use one name twice
 KEEP_LOGIT = "keep_logit"
@@ -72,7 +74,7 @@ EXIT_LOGITS = "exit_logits"  # out of a segment before a cut with an exit
 AT_EXIT = (KEEP_LOGIT, EXIT_LOGITS)
 
 _KNOWN = {*VARIANTS, INT8, DEQUANTIZED, *HALVES}
-_FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK}
+_FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, MATCHES, ATTENTION_MASK}
 _LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
 _LONGEST_NAME = 200  # letters: file systems take 255 bytes
 

@@ -87,8 +87,9 @@ def trace_texts(
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         names = [example.name for example in part]
-        encodings = pipeline.tokenizer.encode([example.text for example in part], names)
-        results = pipeline.run(pipeline.rows(encodings, names))
+        texts_of_part = [example.text for example in part]
+        encodings = pipeline.tokenizer.encode(texts_of_part, names)
+        results = pipeline.run(pipeline.rows(encodings, texts_of_part, names))
         for example, encoding, result in zip(part, encodings, results, strict=True):
             task = pipeline.task
             answer = task.summary(task.decode(result.outputs, encoding, example.text))

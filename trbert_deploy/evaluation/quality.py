@@ -357,8 +357,9 @@ def _tokenized_targets(
     for start in range(0, len(texts), TOKENIZED_AT_A_TIME):
         part = texts[start : start + TOKENIZED_AT_A_TIME]
         names = [each.name for each in part]
-        encodings = pipeline.tokenizer.encode(pipeline.inputs_of([e.text for e in part]), names)
-        rows += pipeline.rows(encodings, names)
+        inputs = pipeline.inputs_of([each.text for each in part])
+        encodings = pipeline.tokenizer.encode(inputs, names)
+        rows += pipeline.rows(encodings, inputs, names)
         pairs = [p for p in zip(part, encodings, strict=True) if p[0].target is not None]
         found += task.targets([each for each, _ in pairs], [encoding for _, encoding in pairs])
     return found if len(found) == len(texts) else None, rows

@@ -16,6 +16,7 @@ from trbert_deploy.bundle.manifest import (
     DEFAULT_DIRECTORY,
     DEQUANTIZED,
     INT8,
+    LEXICON,
     MANIFEST,
     SAMPLES,
     TOKENIZER,
@@ -25,7 +26,7 @@ from trbert_deploy.bundle.manifest import (
     write_manifest,
 )
 from trbert_deploy.bundle.samples import write_samples
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, ConfigError
 from trbert_deploy.exporters.checks.half_precision import PrecisionParity, compare_halves
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
@@ -43,6 +44,7 @@ from trbert_deploy.exporters.one_graph import (
 )
 from trbert_deploy.exporters.onnx.trace import TRACED_LENGTH, export_graphs
 from trbert_deploy.files import sha256, staged_directory
+from trbert_deploy.lexicon.entries import write_entries
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
@@ -188,6 +190,11 @@ def export_bundle(
     require_layers(layers, model.spec.num_layers)
     texts = checkpoint.samples
     asked = task_of(model.spec)
+    if fused and asked.lexicon_tags:
+        raise ConfigError(
+            f"{checkpoint_path} takes a lexicon, and the graph of a whole chain cannot: export it "
+            "without --fused"
+        )
     if fused:
         require_possible(model.reduction, asked.outputs, bool(texts))
     with staged_directory(output) as staging:
@@ -204,6 +211,8 @@ def export_bundle(
             progress("trace graphs", len(graphs), steps)
         if samples and texts:
             write_samples(staging / SAMPLES, texts)
+        if checkpoint.lexicon:
+            write_entries(staging / LEXICON, checkpoint.lexicon)
         manifest = Manifest(
             encoder=model.spec,
             reduction=model.reduction,

@@ -26,7 +26,7 @@ from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, walk_on
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
-from trbert_deploy.runtime.token_state import RowResult, TokenRow
+from trbert_deploy.runtime.token_state import RowResult, TokenRow, packed_matches
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import asked_counts, rows_of_outputs
 
@@ -40,6 +40,7 @@ class PackedRows:
     Attributes:
         input_ids, token_type_ids: [T] int64.
         protected: [T] bool, tokens that must survive every cut.
+        matches: [T, M, 3] int64, what a lexicon says of the tokens; None for nothing.
         layout: where the rows lie.
     """
 
@@ -47,6 +48,7 @@ class PackedRows:
     token_type_ids: Tensor
     protected: Tensor
     layout: RowsLayout
+    matches: Tensor | None = None
 
     @classmethod
     def of(cls, rows: Sequence[TokenRow], device: torch.device | str) -> PackedRows:
@@ -61,7 +63,9 @@ class PackedRows:
         )
         input_ids, token_type_ids, protected = torch.from_numpy(columns).to(device)
         layout = PackedLayout(np.array([len(row) for row in rows], np.int64), device)
-        return cls(input_ids, token_type_ids, protected.bool(), layout)
+        found = packed_matches(rows)
+        matches = None if found is None else torch.from_numpy(found).to(device)
+        return cls(input_ids, token_type_ids, protected.bool(), layout, matches)
 
 
 class DeviceChain:

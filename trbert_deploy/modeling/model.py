@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trbert_deploy.bundle.manifest import HIDDEN, INPUT_IDS, TOKEN_TYPE_IDS
+from trbert_deploy.bundle.manifest import HIDDEN, INPUT_IDS, MATCHES, TOKEN_TYPE_IDS
 from trbert_deploy.config import EncoderSpec, ReductionConfig, Segment
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.blocks.policy import Policy
@@ -71,9 +71,11 @@ class ReducedModel(nn.Module):
 
     def inputs_of(self, segment: Segment | None) -> tuple[str, ...]:
         """Names of the per-token inputs of a segment's graph; None for the dense model."""
+        matches = (MATCHES,) if self.takes_matches and (segment is None or segment.is_last) else ()
         if segment is not None and not segment.is_first:
-            return (HIDDEN, *self.family.carried)
-        return (INPUT_IDS, TOKEN_TYPE_IDS) if self.spec.token_types > 1 else (INPUT_IDS,)
+            return (HIDDEN, *self.family.carried, *matches)
+        types = (TOKEN_TYPE_IDS,) if self.spec.token_types > 1 else ()
+        return (INPUT_IDS, *types, *matches)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None, layout: Layout) -> Tensor:
         """Embeddings of whole rows: int64 [...] each -> hidden [..., H]."""
@@ -114,6 +116,11 @@ class ReducedModel(nn.Module):
     def hears_dropped(self) -> bool:
         """Whether dropped tokens take part in the outputs."""
         return isinstance(self.head, TokensHead) and self.head.hears_dropped
+
+    @property
+    def takes_matches(self) -> bool:
+        """Whether the head hears what a lexicon says of tokens."""
+        return isinstance(self.head, TokensHead) and self.head.takes_matches
 
     @property
     def asked_token(self) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trbert_deploy.bundle.manifest import HIDDEN
+from trbert_deploy.bundle.manifest import HIDDEN, MATCHES
 from trbert_deploy.config import Segment
 from trbert_deploy.modeling.layouts.layout import Layout
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
@@ -27,8 +27,14 @@ class SegmentModule(nn.Module):
         self.inputs = model.inputs_of(segment)
         self.answers = segment.is_last and model.asked_token is None
 
-    def finish(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    def finish(
+        self, hidden: Tensor, layout: Layout, matches: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Run the segment's layers, then the policy and the exit, if there is one, or the head.
+
+        Args:
+            matches: [B, S, M, 3] int64, what a lexicon says of the tokens, for a head that hears
+                it.
 
         Returns:
             hidden [B, S, H], and keep_logit [B, S] float32 and what the exit says or, if it
@@ -37,7 +43,8 @@ class SegmentModule(nn.Module):
         segment = self.segment
         hidden = self.model.encoder.run_steps(hidden, layout, segment.start, segment.stop)
         if self.answers:
-            return (hidden, *self.model.head(hidden, layout).values())
+            told = {} if matches is None else {MATCHES: matches}
+            return (hidden, *self.model.head(hidden, layout, **told).values())
         if segment.cut is None:
             return (hidden,)
         score = self.model.keep_logit(segment.index, hidden)
@@ -53,16 +60,18 @@ class FirstSegment(SegmentModule):
         self,
         input_ids: Tensor,
         token_type_ids: Tensor | None = None,
+        matches: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the segment.
 
         Args:
             input_ids, token_type_ids: [B, S] int64; the latter where the model has several types.
+            matches: as ``finish`` takes them.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
         """
         layout = PaddedLayout(attention_mask)
-        return self.finish(self.model.embed(input_ids, token_type_ids, layout), layout)
+        return self.finish(self.model.embed(input_ids, token_type_ids, layout), layout, matches)
 
 
 class StatesModule(FirstSegment):
@@ -75,6 +84,7 @@ class StatesModule(FirstSegment):
 
     def __init__(self, model: ReducedModel, layers: int) -> None:
         super().__init__(model, Segment(0, 0, 2 * layers, None))
+        self.inputs = tuple(name for name in self.inputs if name != MATCHES)
         self.answers = False
 
 
@@ -85,6 +95,7 @@ class LaterSegment(SegmentModule):
         self,
         hidden: Tensor,
         positions: Tensor | None = None,
+        matches: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the segment.
@@ -92,9 +103,10 @@ class LaterSegment(SegmentModule):
         Args:
             hidden: [B, S, H] survivors of the cut before.
             positions: [B, S] int64, where they stood in their rows, for families that need it.
+            matches: as ``finish`` takes them.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
         """
-        return self.finish(hidden, PaddedLayout(attention_mask, positions))
+        return self.finish(hidden, PaddedLayout(attention_mask, positions), matches)
 
 
 class DroppedModule(nn.Module):

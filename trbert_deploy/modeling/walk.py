@@ -26,6 +26,7 @@ class TokenBatch(Protocol):
     Attributes:
         input_ids, token_type_ids: [T] int64.
         protected: [T] bool, tokens that must survive every cut.
+        matches: [T, M, 3 or 4] int64, what a lexicon says of the tokens; None for nothing.
         layout: where the rows lie.
     """
 
@@ -35,6 +36,8 @@ class TokenBatch(Protocol):
     def token_type_ids(self) -> Tensor: ...
     @property
     def protected(self) -> Tensor: ...
+    @property
+    def matches(self) -> Tensor | None: ...
     @property
     def layout(self) -> RowsLayout: ...
 
@@ -52,6 +55,7 @@ class TokenState:
         whole: how the batch lay before a token was dropped.
         asked: which of the batch's tokens the model answers, bool; None where it does not answer
             some alone.
+        matches: what a lexicon says of the batch's tokens, as ``TokenBatch``.
     """
 
     hidden: Tensor
@@ -60,6 +64,7 @@ class TokenState:
     protected: Tensor
     whole: RowsLayout
     asked: Tensor | None = None
+    matches: Tensor | None = None
 
     def compact(self, keep: Tensor) -> TokenState:
         """The survivors of one or several choices, in order.
@@ -70,7 +75,7 @@ class TokenState:
         (hidden, token, protected), layout = self.layout.compact(
             keep, (self.hidden, self.token, self.protected)
         )
-        return TokenState(hidden, layout, token, protected, self.whole, self.asked)
+        return TokenState(hidden, layout, token, protected, self.whole, self.asked, self.matches)
 
     def run(
         self, model: ReducedModel, start: int, stop: int, layout: Layout | None = None
@@ -109,7 +114,10 @@ class TokenState:
             found: Outputs = head(self.hidden, layout or self.layout)
             return found
         assert isinstance(head, TokensHead)
-        parts = [Part(head.each(self.hidden), self.layout.row_of_token, self.token, weight)]
+        # Tokens of a match are protected: all of them are left, one behind the other.
+        matches = None if self.matches is None else self.matches[self.token]
+        values = head.each_matched(self.hidden, matches)
+        parts = [Part(values, self.layout.row_of_token, self.token, weight)]
         parts += [each.part(model) for each in dropped]
         choices = len(self.layout.counts) // len(self.whole.counts)
         return head.gathered(parts, self.whole, choices)
@@ -141,7 +149,8 @@ def begin(model: ReducedModel, batch: TokenBatch) -> TokenState:
     hidden = model.embed(batch.input_ids, batch.token_type_ids, batch.layout)
     token = torch.arange(len(hidden), device=hidden.device)
     asked = None if model.asked_token is None else batch.input_ids == model.asked_token
-    return TokenState(hidden, batch.layout, token, batch.protected, batch.layout, asked)
+    matches = batch.matches if model.takes_matches else None
+    return TokenState(hidden, batch.layout, token, batch.protected, batch.layout, asked, matches)
 
 
 def first_segment(model: ReducedModel, batch: TokenBatch) -> TokenState:

@@ -53,7 +53,7 @@ def encode(
         part = sentences[start : start + batch_size]
         names = [f"text {start + place}" for place in range(1, len(part) + 1)]
         texts = [prompt + text if isinstance(text, str) else text for text in part]
-        rows = pipeline.rows(pipeline.tokenizer.encode(texts, names))
+        rows = pipeline.rows(pipeline.tokenizer.encode(texts, names), texts)
         for place, result in enumerate(pipeline.run(rows), start=start):
             found[place] = task.embedding(result.outputs)
     found = found[:, :truncate_dim]

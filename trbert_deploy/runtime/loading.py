@@ -9,6 +9,7 @@ from typing import Literal
 
 from trbert_deploy.bounds import MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
+from trbert_deploy.bundle.manifest import LEXICON
 from trbert_deploy.files import read_directory
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.autotune.fastest_backend import choose_backend
@@ -108,7 +109,7 @@ def load(
         StorageError, BundleError: the directory is missing, no bundle, or damaged.
         ConfigError: unknown backend, an option out of range, a precision that the backend or
             the processor lacks, or a backend that needs the engines that are to be ignored.
-        MissingDependencyError: the backend's package is not installed.
+        MissingDependencyError: the backend's package is not installed, or that for a lexicon.
     """
     require_whole("max_batch_tokens", max_batch_tokens, 1, MOST_TOKENS)
     point = OperatingPoint(
@@ -146,6 +147,9 @@ def load(
             task=task_of(manifest.encoder),
         )
         pipeline = Pipeline(bundle.path, manifest.encoder, tokenizer, chain, bundle)
+        if LEXICON in manifest.files:
+            progress("read lexicon", 0, None)
+            pipeline = pipeline.with_lexicon(bundle.lexicon(), str(bundle.path))
         pipeline = pipeline.set_up(
             dimensions=dimensions,
             prompt=prompt,

@@ -16,12 +16,15 @@ from tokenizers import Encoding
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
-from trbert_deploy.errors import BundleError, FileFormatError
+from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
+from trbert_deploy.lexicon.entries import Entry, entry_of, require_tags
+from trbert_deploy.lexicon.matcher import Lexicon, Matchers
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime import cross_encoder, embedding
 from trbert_deploy.runtime.autotune.break_even import break_even
 from trbert_deploy.runtime.autotune.latency_budget import threshold_within
 from trbert_deploy.runtime.chain import Chain, Timing
+from trbert_deploy.runtime.matching import with_matches
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts
 from trbert_deploy.selection.operating_point import OperatingPoint
@@ -57,6 +60,7 @@ class Pipeline:
         tokenizer: counts truncated texts.
         chain: for callers that have tokens already.
         bundle: that it runs, if it is one.
+        lexicons: what finds phrases in texts, where the model takes a lexicon.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.chain = chain
         self.bundle = bundle
+        self.lexicons: tuple[Lexicon, ...] = ()
 
     def require_bundle(self) -> Bundle:
         """The bundle that it runs.
@@ -138,6 +143,42 @@ class Pipeline:
         other.task = self.task.set_up(**options)
         return other
 
+    def with_lexicon(
+        self, entries: Iterable[Entry | tuple[str, str]], name: str = "the lexicon"
+    ) -> Pipeline:
+        """The same model, with phrases that texts are searched for besides those it has.
+
+        Args:
+            entries: phrases with tags; of none nothing changes.
+            name: what errors call them.
+
+        Raises:
+            ConfigError: the model takes no lexicon, or does not know a tag.
+            DataError: an entry is no phrase with a tag.
+            MissingDependencyError: the package that searches is not installed.
+        """
+        given = [
+            each if isinstance(each, Entry) else entry_of(each, f"entry {place} of {name}")
+            for place, each in enumerate(entries, start=1)
+        ]
+        if not given:
+            return self
+        if not self.task.lexicon_tags:
+            raise ConfigError(
+                f"the model takes no lexicon, and {name} is one: train it with --lexicon, or leave "
+                "the lexicon out"
+            )
+        require_tags(given, self.task.lexicon_tags, name)
+        other = copy(self)
+        other.lexicons = (*self.lexicons, Lexicon(given))
+        return other
+
+    def without_lexicon(self) -> Pipeline:
+        """The same model with no phrases."""
+        other = copy(self)
+        other.lexicons = ()
+        return other
+
     def at_threshold(self, threshold: float) -> Pipeline:
         """The same model at another keep probability.
 
@@ -153,6 +194,7 @@ class Pipeline:
         return_kept: bool = False,
         dense: bool = False,
         names: Sequence[str] | None = None,
+        lexicon: Iterable[Entry | tuple[str, str]] = (),
     ) -> list[Prediction]:
         """Answer texts.
 
@@ -161,16 +203,18 @@ class Pipeline:
             return_kept: report the survivors of every cut.
             dense: remove no token.
             names: what errors call each text; ``text 1`` and so on by default.
+            lexicon: phrases with tags, for these texts, besides the model's (``with_lexicon``).
 
         Returns:
             One prediction per text, in order; none depends on the others.
 
         Raises:
+            ConfigError: a lexicon that the model does not take.
             DataError: an empty text, or what is no text and no pair of two.
             LengthError: a text over the maximum length, with truncation off.
             OutputError: the model's output is no number.
         """
-        asked = self.ask(texts, names)
+        asked = self.with_lexicon(lexicon).ask(texts, names)
         return self.told(asked, self.run(asked.rows, dense=dense), return_kept)
 
     def ask(self, texts: Sequence[Text | TextList], names: Sequence[str] | None = None) -> Asked:
@@ -195,7 +239,7 @@ class Pipeline:
         part_names = [part.name for part in parts]
         inputs = self.inputs_of([part.text for part in parts])
         encodings = self.tokenizer.encode(inputs, part_names)
-        rows = self.rows(encodings, part_names)
+        rows = self.rows(encodings, inputs, part_names)
         return Asked(whole, [len(each) for each in divided], inputs, encodings, rows)
 
     def told(
@@ -341,9 +385,16 @@ class Pipeline:
         return self.encode(sentences, prompt_name=name, **options)
 
     def rows(
-        self, encodings: Sequence[Encoding], names: Sequence[str] | None = None
+        self,
+        encodings: Sequence[Encoding],
+        texts: Sequence[Text],
+        names: Sequence[str] | None = None,
     ) -> list[TokenRow]:
-        """Encodings as rows of tokens, with those marked that the task protects.
+        """Encodings as rows of tokens, with those marked that the task protects, and what the
+        lexicon says of them.
+
+        Args:
+            texts: that were encoded.
 
         Raises:
             FileFormatError: the tokenizer gives tokens that the model does not have.
@@ -360,7 +411,13 @@ class Pipeline:
                     f"the tokenizer of {self.path} gives tokens that the model does not have: it "
                     f"has {tokens}, of {types} types; export the checkpoint again"
                 )
-        return rows
+        if not self.lexicons:
+            return rows
+        searched, tags = Matchers(self.lexicons), self.task.lexicon_tags
+        return [
+            with_matches(row, encoding, text, searched.find(text), tags)
+            for row, encoding, text in zip(rows, encodings, cast(Sequence[str], texts), strict=True)
+        ]
 
     def tokenize(self, texts: Sequence[Text], names: Sequence[str] | None = None) -> list[TokenRow]:
         """Texts as rows of tokens.
@@ -368,7 +425,8 @@ class Pipeline:
         Raises:
             DataError, LengthError: as a call.
         """
-        return self.rows(self.tokenizer.encode(self.inputs_of(texts), names), names)
+        inputs = self.inputs_of(texts)
+        return self.rows(self.tokenizer.encode(inputs, names), inputs, names)
 
     def inputs_of(self, texts: Sequence[Text]) -> list[Text]:
         """What the model reads of texts.

@@ -9,6 +9,7 @@ import numpy as np
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.samples import Sample
 from trbert_deploy.config import EncoderSpec
+from trbert_deploy.runtime.matching import with_random_matches
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
 from trbert_deploy.tasks.registry import task_of
@@ -23,18 +24,23 @@ def row_maker(tokenizer: TextTokenizer, encoder: EncoderSpec, texts: Sequence[Sa
 
     Args:
         encoder: shape of the model, whose task says what is protected in the texts, and may ask for
-            a token, of which there is one in every row.
+            a token, of which there is one in every row. One that takes a lexicon has random matches
+            in them, as there is no text to search.
     """
     task = task_of(encoder)
+
+    def ready(rows: Sequence[TokenRow]) -> list[TokenRow]:
+        return with_random_matches(asking(rows, task.outputs), len(task.lexicon_tags))
+
     if texts:
-        return lambda length, count: asking(
-            tokenizer.rows_of_length(texts, length, count, task.protected), task.outputs
+        return lambda length, count: ready(
+            tokenizer.rows_of_length(texts, length, count, task.protected)
         )
     rng = np.random.default_rng(0)
 
     def random_rows(length: int, count: int) -> list[TokenRow]:
         ids = rng.integers(0, encoder.vocab_size, (count, length))
-        return asking([TokenRow(row, np.zeros_like(row)) for row in ids], task.outputs)
+        return ready([TokenRow(row, np.zeros_like(row)) for row in ids])
 
     return random_rows
 

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.bundle.manifest import INPUT_IDS, POSITIONS, PROTECTED, TOKEN_TYPE_IDS
+from trbert_deploy.bundle.manifest import (
+    INPUT_IDS,
+    MATCHES,
+    POSITIONS,
+    PROTECTED,
+    TOKEN_TYPE_IDS,
+)
+from trbert_deploy.lexicon.columns import SLOTS, VALUES, Columns, part_of
 from trbert_deploy.runtime.arrays import States
 from trbert_deploy.runtime.exits import PassedExits
 from trbert_deploy.runtime.gathering import Said
@@ -27,12 +34,14 @@ class TokenRow:
         protected: [S] bool, tokens that must survive every cut; the first one by default.
         windows: places of the tokens that are read together, [W] int64 each, where the row is too
             long for the model.
+        matches: what a lexicon says of the tokens (``lexicon.columns``); None for nothing.
     """
 
     input_ids: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
     protected: NDArray[np.bool_] = None  # type: ignore[assignment]
     windows: tuple[NDArray[np.int64], ...] = ()
+    matches: Columns | None = None
 
     def __post_init__(self) -> None:
         if self.protected is None:
@@ -48,7 +57,26 @@ class TokenRow:
 
     def part(self, places: Sequence[int] | NDArray[np.int64]) -> TokenRow:
         """The tokens at ``places``."""
-        return TokenRow(self.input_ids[places], self.token_type_ids[places], self.protected[places])
+        own = self.input_ids[places], self.token_type_ids[places], self.protected[places]
+        matches = None if self.matches is None else part_of(self.matches, np.asarray(places))
+        return TokenRow(*own, matches=matches)
+
+
+def packed_matches(rows: Sequence[TokenRow]) -> Columns | None:
+    """What a lexicon says of the tokens of rows, one behind the other: [T, SLOTS, VALUES or more].
+
+    None where no row was searched.
+    """
+    values = {row.matches.shape[-1] for row in rows if row.matches is not None}
+    if not values:
+        return None
+    width = max(values)
+    return np.concatenate(
+        [
+            np.zeros((len(row), SLOTS, width), np.int64) if row.matches is None else row.matches
+            for row in rows
+        ]
+    )
 
 
 @dataclass
@@ -85,7 +113,7 @@ class TokenState:
         return len(self.positions)
 
     def column(self, name: str) -> Any:
-        """What a graph's input ``name`` says of every token: [K] or [K, H]."""
+        """What a graph's input ``name`` says of every token: [K, ...]."""
         if name == POSITIONS:
             return self.positions
         if name == INPUT_IDS:
@@ -94,6 +122,10 @@ class TokenState:
             return self._surviving(self.tokens.token_type_ids)
         if name == PROTECTED:
             return self.protected
+        if name == MATCHES:
+            found = self.tokens.matches
+            nothing = np.zeros((len(self.tokens), SLOTS, VALUES), np.int64)
+            return self._surviving(nothing if found is None else found)
         assert self.hidden is not None  # behind the first segment
         return self.hidden
 
@@ -109,7 +141,7 @@ class TokenState:
         self.kept = (*self.kept, self.positions)
 
     def _surviving(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values.take(self.positions) if self.kept else values
+        return values.take(self.positions, axis=0) if self.kept else values
 
 
 @dataclass(frozen=True)

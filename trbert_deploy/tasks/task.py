@@ -181,6 +181,8 @@ class Task(ABC):
         pair_rules: what is asked of the texts of pairs.
         can_exit: whether answers tell how sure they are, so that rows may leave early with them
             (``selection.exits``).
+        lexicon_tags: by which a lexicon's phrases may be known, in the model's order; none where it
+            takes no lexicon.
     """
 
     name: ClassVar[str]
@@ -197,6 +199,7 @@ class Task(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     pair_rules: PairRules = PairRules()
     can_exit: ClassVar[bool] = False
+    lexicon_tags: tuple[str, ...] = ()
 
     @classmethod
     @abstractmethod
@@ -318,6 +321,19 @@ class Task(ABC):
         """The same task, of a model whose tokenizer writes words so."""
         return self
 
+    @classmethod
+    def taking_lexicon(cls) -> dict[str, Any]:
+        """What makes a model take a lexicon, as ``EncoderSpec.answers``.
+
+        Raises:
+            ConfigError: none of the task does.
+        """
+        raise ConfigError(f"the model is for {cls.name}, which takes no lexicon: leave it out")
+
+    def right_matches(self, example: Example) -> set[tuple[int, int, str]]:
+        """What matches in a text are right, by its target: first letter, the one behind, tag."""
+        raise NotImplementedError  # only where a lexicon is taken
+
     def input_of(self, text: Text) -> Text:
         """What the model reads of a text, with what is put before it."""
         return text
@@ -333,8 +349,8 @@ class Task(ABC):
 
     @property
     def protects(self) -> bool:
-        """Whether ``protected`` may tell of more tokens than the first."""
-        return self.pair_rules.protect is not None
+        """Whether more tokens than the first may be protected: by ``protected``, or as a match."""
+        return self.pair_rules.protect is not None or bool(self.lexicon_tags)
 
     def require_question(self, encoding: Any, name: str) -> None:
         """Refuse a text that does not ask what the task answers.

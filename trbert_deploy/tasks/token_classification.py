@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -34,6 +35,8 @@ from trbert_deploy.tasks.words import TaggedWord, read_tagged
 
 #: Entry of config.json, and of ``EncoderSpec.answers``: how tokens are made entities.
 AGGREGATION = "aggregation_strategy"
+#: The same of whether the model was trained with a lexicon, and takes one.
+TAKES_LEXICON = "takes_lexicon"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ class TokenClassification(LabelledTask):
         labels: in the order of the logits.
         aggregation: how tokens are made entities, one of ``entities.AGGREGATIONS``.
         spelling: how the tokenizer writes words.
+        takes_lexicon: whether it hears what a lexicon says, whose tags are the types of entities.
 
     Raises:
         ConfigError: an unknown aggregation.
@@ -73,7 +77,8 @@ class TokenClassification(LabelledTask):
     measure = "entity_f1"
     columns = ("ner_tags", "tags", "labels", LABEL)
     texts = WORDS
-    entries = options = (AGGREGATION,)
+    entries = (AGGREGATION, TAKES_LEXICON)
+    options = (AGGREGATION,)
     takes_pairs = False
     overlap: ClassVar[int] = 64
     can_exit = True
@@ -83,22 +88,56 @@ class TokenClassification(LabelledTask):
         labels: Sequence[str],
         aggregation: str = SIMPLE,
         spelling: Spelling = Spelling(),
+        takes_lexicon: bool = False,
     ) -> None:
         super().__init__(labels)
         require_aggregation(aggregation)
         self.aggregation = aggregation
         self.spelling = spelling
         self._tags = [parsed(label) for label in self.labels]
+        if takes_lexicon:
+            self.lexicon_tags = tuple(dict.fromkeys(tag[1] for tag in self._tags if tag))
 
     @classmethod
     def of(cls, spec: EncoderSpec) -> Self:
-        return cls(spec.labels, spec.answers.get(AGGREGATION, SIMPLE))
+        takes = spec.answers.get(TAKES_LEXICON, False)
+        if not isinstance(takes, bool):
+            raise ConfigError(f"{TAKES_LEXICON} is {takes!r}: expected true or false")
+        return cls(spec.labels, spec.answers.get(AGGREGATION, SIMPLE), takes_lexicon=takes)
 
     def spelled(self, spelling: Spelling) -> Self:
-        return type(self)(self.labels, self.aggregation, spelling)
+        other = copy(self)
+        other.spelling = spelling
+        return other
 
     def with_options(self, chosen: Mapping[str, Any]) -> Self:
-        return type(self)(self.labels, chosen[AGGREGATION], self.spelling)
+        require_aggregation(chosen[AGGREGATION])
+        other = copy(self)
+        other.aggregation = chosen[AGGREGATION]
+        return other
+
+    @classmethod
+    def taking_lexicon(cls) -> dict[str, Any]:
+        return {TAKES_LEXICON: True}
+
+    def labels_of_matches(self) -> NDArray[np.float32]:
+        """Which labels say the same as a match: [2 * tags, C], for each tag where it begins, and
+        inside of it; 1, else 0.
+        """
+        found = np.zeros((len(self.lexicon_tags), 2, len(self.labels)), np.float32)
+        for label, tag in enumerate(self._tags):
+            if tag is not None:
+                found[self.lexicon_tags.index(tag[1]), int(tag[0] in "IE"), label] = 1.0
+        for own in found:  # of a scheme that has one label for both
+            for place in (0, 1):
+                if not own[place].any():
+                    own[place] = own[1 - place]
+        return found.reshape(-1, len(self.labels))
+
+    def right_matches(self, example: Example) -> set[tuple[int, int, str]]:
+        words = example.target
+        tags = (self._tags[self._place(tag, example.name)] for _, _, tag in words)
+        return {(words[first][0], words[last][1], kind) for kind, first, last in chunks(tags)}
 
     @classmethod
     def read(cls, record: Mapping[str, Any], name: str, columns: Columns) -> Example:

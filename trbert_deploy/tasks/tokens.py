@@ -35,6 +35,20 @@ def begins(encoding: Any, text: str, sequence: int = 0) -> NDArray[np.int64]:
     return found
 
 
+def letters_of(
+    encoding: Any, text: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The tokens that have letters of a text: their places, and where their letters begin and end.
+
+    Returns:
+        [T] each.
+    """
+    starts = begins(encoding, text)
+    (places,) = np.nonzero(starts >= 0)
+    ends = np.array([end for _, end in encoding.offsets], np.int64)
+    return places, starts[places], ends[places]
+
+
 def first_tokens(
     encoding: Any, text: str, words: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

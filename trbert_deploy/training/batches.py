@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trbert_deploy.modeling.layouts.packed import PackedLayout
+from trbert_deploy.runtime.token_state import packed_matches
 from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.training import processes
 from trbert_deploy.training.data import TrainingRow
@@ -27,6 +28,7 @@ class PackedBatch:
         rows: [B] int64, indices of the rows in their data set.
         input_ids, token_type_ids: [T] int64.
         protected: [T] bool, tokens that must survive every cut.
+        matches: [T, M, 3 or 4] int64, what a lexicon says of the tokens; None for nothing.
         targets: [B, ...], as the head takes them; of tokens [B, S, ...].
         layout: where the rows lie.
         share: what they are of the step's rows.
@@ -39,6 +41,7 @@ class PackedBatch:
     targets: Tensor
     layout: PackedLayout
     share: Share
+    matches: Tensor | None = None
 
 
 def plan_batches(
@@ -113,6 +116,7 @@ def load_batches(
         def packed(parts: list[np.ndarray]) -> Tensor:
             return torch.from_numpy(np.concatenate(parts)).to(device)
 
+        matches = packed_matches([row.tokens for _, row in members])
         return PackedBatch(
             rows=np.array([index for index, _ in members], np.int64),
             input_ids=packed([row.tokens.input_ids for _, row in members]),
@@ -121,6 +125,7 @@ def load_batches(
             targets=stacked_targets([row.target for _, row in members]).to(device),
             layout=PackedLayout(lengths, device),
             share=share,
+            matches=None if matches is None else torch.from_numpy(matches).to(device),
         )
 
     return DataLoader[Any](_Rows(rows), batch_sampler=list(plan), collate_fn=collate)

@@ -12,7 +12,10 @@ import numpy as np
 from tokenizers import Encoding
 
 from trbert_deploy.errors import ConfigError, DataError, StorageError
+from trbert_deploy.lexicon.columns import VALUES
+from trbert_deploy.lexicon.matcher import Match, Matcher
 from trbert_deploy.progress import Progress, no_progress, told
+from trbert_deploy.runtime.matching import with_matches
 from trbert_deploy.runtime.reading.examples import Note, examples_of, no_note, read_examples
 from trbert_deploy.runtime.reading.formats import is_data_file
 from trbert_deploy.runtime.reading.sources import STDIN, is_regular
@@ -113,8 +116,12 @@ def tokenize(
     tokenizer: TextTokenizer,
     task: Task,
     progress: Progress = no_progress,
+    lexicon: Matcher | None = None,
 ) -> list[TrainingRow]:
     """Examples as rows of tokens, some thousands at a time.
+
+    Args:
+        lexicon: what finds phrases in texts, for a model that takes a lexicon.
 
     Raises:
         DataError: a target that the model does not know.
@@ -132,9 +139,26 @@ def tokenize(
         else:
             targets = list(islice(of_texts, len(part)))
         tokens = tokenizer.rows(encodings, task.protected, names)
+        if lexicon is not None:
+            tokens = [
+                _searched(*each, lexicon, task)
+                for each in zip(tokens, encodings, part, strict=True)
+            ]
         for row, target in zip(tokens, targets, strict=True):
             rows += in_windows(TrainingRow(row, target), task)
     return rows
+
+
+def _searched(
+    row: TokenRow, encoding: Encoding, example: Example, lexicon: Matcher, task: Task
+) -> TokenRow:
+    """A row with what a lexicon says of it, and how far the labels say the same."""
+    assert isinstance(example.text, str)  # a task that takes a lexicon takes no pairs
+    matches = lexicon.find(example.text)
+    right = None
+    if example.target is not None:
+        right = {Match(*each) for each in task.right_matches(example)}
+    return with_matches(row, encoding, example.text, matches, task.lexicon_tags, right, VALUES + 1)
 
 
 def encoded(

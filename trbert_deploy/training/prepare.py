@@ -11,7 +11,9 @@ import torch
 
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import DataError
-from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint
+from trbert_deploy.lexicon.entries import Entry, read_entries, require_tags
+from trbert_deploy.lexicon.matcher import Lexicon, Matcher
+from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, lexicon_in
 from trbert_deploy.modeling.checkpoints.pretrained import Pretrained, load_pretrained, task_for
 from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
@@ -28,8 +30,9 @@ from trbert_deploy.training.data import (
     split_validation,
     tokenize,
 )
+from trbert_deploy.training.lexicon_noise import NoisyLexicon
 from trbert_deploy.training.options import TrainOptions
-from trbert_deploy.training.recipe import DISTILLING
+from trbert_deploy.training.recipe import DISTILLING, Recipe
 from trbert_deploy.training.recombining import recombine, require_recombinable
 from trbert_deploy.training.validation import Validator
 from trbert_deploy.training.warm_start import load_warm_start
@@ -87,10 +90,14 @@ def prepare(
         ConfigError: the model has a head for another task.
     """
     recipe = options.recipe
-    task_kind = task_for(options.model, options.task)
+    kind = task_for(options.model, options.task)
+    given = None
+    if options.lexicon is not None:
+        kind.taking_lexicon()  # or it is refused
+        given = tuple(read_entries(Path(options.lexicon)))
 
     def read(source: str, split: str) -> list[Example]:
-        return read_data(source, task_kind, split, options.columns, note, progress)
+        return read_data(source, kind, split, options.columns, note, progress)
 
     training = read(options.train, "train")
     # Rows that are held out of these may have labels that the others lack.
@@ -100,7 +107,7 @@ def prepare(
         note(f"{len(validation)} of the training rows are held out for validation")
     else:
         validation = read(options.validation, "validation")
-    head = task_kind.new_head(labelled) if labelled else None
+    head = kind.new_head(labelled) if labelled else None
     if options.max_drop and len(validation) < (needed := rows_needed(options.max_drop)):
         note(
             f"{len(validation)} validation rows cannot tell a loss of {options.max_drop:g} points "
@@ -109,13 +116,26 @@ def prepare(
     reduction = None if recipe.cuts is None else ReductionConfig.parse(recipe.cuts)
     torch.manual_seed(recipe.seed)
     progress("load model", 0, None)
-    pretrained = load_pretrained(options.model, head, reduction, task_kind.name)
+    pretrained = load_pretrained(options.model, head, reduction, kind.name)
     model = pretrained.model
     model.spec = answering(model.spec, recipe.answers)
     if pretrained.note:
         note(pretrained.note)
     if labelled and recipe.stages == ("teacher",):  # nothing else is asked for: it learns more
         pretrained = replace(pretrained, fine_tuned=False)
+    lexicon = lexicon_in(Path(options.model)) if given is None and model.takes_matches else given
+    if lexicon and not model.takes_matches:
+        if not labelled:
+            raise DataError(
+                "the texts have no labels, and what a lexicon's matches mean is learned from "
+                "these: expected tagged texts, or no --lexicon"
+            )
+        model.spec = answering(model.spec, kind.taking_lexicon())
+        model.tokens_head().take_matches(model.spec)
+        # It answers as before until it has learned what a match means.
+        pretrained = replace(pretrained, fine_tuned=False)
+    if given is not None:
+        require_tags(given, task_of(model.spec).lexicon_tags, f"the lexicon {options.lexicon}")
     validation, by_labels = _judged(validation, pretrained, options.model, note)
     if reduction is None and recipe.estimator == "reinforce":
         model.set_reduction(ReductionConfig.published_for(model.spec.num_layers))
@@ -133,7 +153,11 @@ def prepare(
     task = task.spelled(tokenizer.spelling)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows = [tokenize(part, tokenizer, task, progress) for part in (training, validation)]
+        searched = _searched(lexicon or (), task.lexicon_tags, recipe, note, progress)
+        rows = [
+            tokenize(part, tokenizer, task, progress, matcher)
+            for part, matcher in zip((training, validation), searched, strict=True)
+        ]
     progress("recombine texts", 0, None)
     if tokenizer.truncated:
         note(
@@ -148,6 +172,7 @@ def prepare(
             samples=_sample_texts(validation),
             hf_config=pretrained.hf_config,
             recipe=recipe.to_toml(),
+            lexicon=lexicon or (),
         ),
         fine_tuned=pretrained.fine_tuned,
         warm_start=warm_start,
@@ -156,6 +181,26 @@ def prepare(
         recombined=recombine(rows[0], round(recipe.recombined * len(rows[0])), recipe.seed, task),
         device=device,
     )
+
+
+def _searched(
+    entries: tuple[Entry, ...],
+    tags: tuple[str, ...],
+    recipe: Recipe,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> tuple[Matcher | None, Matcher | None]:
+    """What finds the lexicon's phrases in the training texts, with noise, and in the others."""
+    if not entries:
+        return None, None
+    progress("read lexicon", 0, None)
+    lexicon = Lexicon(entries)
+    missing, wrong = recipe.lexicon.missing_share, recipe.lexicon.wrong_share
+    note(
+        f"the lexicon has {len(lexicon):,} phrases: in training {missing:.0%} of their matches are "
+        f"left out, and {wrong:.0%} wrong ones are added"
+    )
+    return NoisyLexicon(lexicon, tags, missing, wrong, recipe.seed), lexicon
 
 
 def _judged(

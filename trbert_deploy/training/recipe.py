@@ -153,6 +153,18 @@ class ExitsRecipe:
 
 
 @dataclass(frozen=True)
+class LexiconRecipe:
+    """How it is learned what the matches of --lexicon mean, and how far they can be trusted."""
+
+    learning_rate: float = _key(1e-3, "Peak learning rate of that.", _POSITIVE)
+
+    missing_share: float = _key(0.5, "Share of the matches that are left out.", _SHARE)
+    wrong_share: float = _key(
+        0.3, "Wrong matches that are added, as a share of those that are found.", _SHARE
+    )
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the stages of a run are trained; each key's help says what it is.
 
@@ -233,6 +245,7 @@ class Recipe:
     joint: JointRecipe = JointRecipe()
     hard: HardRecipe = HardRecipe()
     exits: ExitsRecipe = ExitsRecipe()
+    lexicon: LexiconRecipe = LexiconRecipe()
 
     def __post_init__(self) -> None:
         for key in keys_of(self):

@@ -25,7 +25,8 @@ _LENGTHS = ".lengths"
 
 def row_answers(task: Task, outputs: Outputs, batch: PackedBatch) -> list[RowAnswer]:
     """What a model says of the rows of a batch: outputs [B, ...] each."""
-    arrays = {name: values.detach().float().cpu().numpy() for name, values in outputs.items()}
+    names = [output.name for output in task.outputs]  # a head may tell more in training
+    arrays = {name: outputs[name].detach().float().cpu().numpy() for name in names}
     lengths = batch.layout.lengths
     rows = np.split(batch.input_ids.cpu().numpy(), np.cumsum(lengths)[:-1])
     asked = asked_counts(task.outputs, rows)

@@ -25,6 +25,7 @@ from trbert_deploy.bundle.manifest import (
     HIDDEN_OUT,
     INPUT_IDS,
     KEEP_LOGIT,
+    MATCHES,
     POSITIONS,
     PROTECTED,
     TOKEN_TYPE_IDS,
@@ -422,11 +423,11 @@ def largest_differences(
 
 
 def columns_of(rows: Sequence[TokenRow]) -> dict[str, np.ndarray]:
-    """Rows of one length as graphs may ask for them: [B, S] each."""
+    """Rows of one length as graphs may ask for them: [B, S, ...] each."""
     states = [TokenState.of(place, row) for place, row in enumerate(rows)]
     return {
         name: np.stack([state.column(name) for state in states])
-        for name in (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, PROTECTED)
+        for name in (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, MATCHES, PROTECTED)
     }
 
 

@@ -14,6 +14,7 @@ from trbert_deploy.bundle.manifest import (
     HIDDEN_OUT,
     INPUT_IDS,
     KEEP_LOGIT,
+    MATCHES,
     POSITIONS,
     TOKEN_TYPE_IDS,
 )
@@ -31,7 +32,7 @@ class Together(nn.Module):
     Attributes:
         modules_of: graph -> its module.
         sources: graph -> the one whose last states it reads, where it reads any.
-        inputs: names of the inputs that there are, [B, S] each.
+        inputs: names of the inputs that there are, [B, S, ...] each.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Together(nn.Module):
         self.modules_of = dict(modules)
         self.sources = sources
         asked = {name for module in modules.values() for name in inputs_of(module)}
-        order = (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, ATTENTION_MASK)
+        order = (INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, MATCHES, ATTENTION_MASK)
         self.inputs = tuple(name for name in order if name in asked)
 
     def forward(
@@ -50,18 +51,21 @@ class Together(nn.Module):
         input_ids: Tensor,
         token_type_ids: Tensor | None = None,
         positions: Tensor | None = None,
+        matches: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """All outputs of all modules, in the order of ``outputs``.
 
         Args:
             input_ids, token_type_ids, positions: [B, S] int64, as the modules take them.
+            matches: [B, S, M, 3] int64, likewise.
             attention_mask: [B, S] bool.
         """
         columns = {
             INPUT_IDS: input_ids,
             TOKEN_TYPE_IDS: token_type_ids,
             POSITIONS: positions,
+            MATCHES: matches,
             ATTENTION_MASK: attention_mask,
         }
         states: dict[str, Tensor] = {}

@@ -29,6 +29,7 @@ from trbert_deploy.bundle.manifest import (
     HIDDEN_OUT,
     INPUT_IDS,
     INT8,
+    MATCHES,
     POSITIONS,
     QUANTIZED,
     TOKEN_TYPE_IDS,
@@ -48,6 +49,7 @@ from trbert_deploy.exporters.onnx.quantization import dequantized, quantized
 from trbert_deploy.exporters.onnx.together import Module, Together, outputs_of, tensor_of
 from trbert_deploy.exporters.onnx.variants import fused_variant, write_variants
 from trbert_deploy.exporters.onnx.weights import SharedWeights
+from trbert_deploy.lexicon.columns import SLOTS, VALUES
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.segments import (
     DroppedModule,
@@ -208,6 +210,7 @@ def _example_inputs(together: Together) -> dict[str, Tensor]:
         INPUT_IDS: torch.randint(0, spec.vocab_size, shape),
         TOKEN_TYPE_IDS: torch.zeros(shape, dtype=torch.int64),
         POSITIONS: torch.arange(shape[1]).expand(shape).contiguous(),
+        MATCHES: torch.zeros((*shape, SLOTS, VALUES), dtype=torch.int64),
         ATTENTION_MASK: mask,
     }
     return {name: columns[name] for name in together.inputs}

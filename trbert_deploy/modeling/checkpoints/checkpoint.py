@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from trbert_deploy.bundle.manifest import SAMPLES
+from trbert_deploy.bundle.manifest import LEXICON, SAMPLES
 from trbert_deploy.bundle.samples import Sample, read_samples, write_samples
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import CheckpointError
@@ -27,6 +27,7 @@ from trbert_deploy.files import (
     write_text,
 )
 from trbert_deploy.journal import staged_files
+from trbert_deploy.lexicon.entries import Entry, read_entries, write_entries
 from trbert_deploy.modeling.checkpoints.checkpoint_files import (
     CHECKPOINT_FILES,
     RECIPE_FILE,
@@ -66,6 +67,7 @@ class Checkpoint:
         samples: a few texts of the task, or pairs of them, for benchmarks.
         hf_config: entries of config.json that do not follow from the model, kept as they came.
         recipe: the text of recipe.toml; None where nobody trained by one.
+        lexicon: phrases with tags, where the model takes such.
     """
 
     model: ReducedModel
@@ -75,6 +77,7 @@ class Checkpoint:
     samples: tuple[Sample, ...] = ()
     hf_config: dict[str, Any] = field(default_factory=dict)
     recipe: str | None = None
+    lexicon: tuple[Entry, ...] = ()
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -102,6 +105,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         )
         if checkpoint.recipe is not None:
             write_text(staging / RECIPE_FILE, checkpoint.recipe)
+        if checkpoint.lexicon:
+            write_entries(staging / LEXICON, checkpoint.lexicon)
         copy_tokenizer(checkpoint.tokenizer_dir, staging)
         allow_length(staging, checkpoint.max_length)
         spec = model.spec
@@ -185,8 +190,25 @@ def _load(path: Path, task: str | None) -> Checkpoint:
     load_parameters(model, source.tensors(model.spec), str(path))
     samples = tuple(read_samples(path / SAMPLES, CheckpointError))
     return Checkpoint(
-        model.eval(), path, max_length, training, samples, source.entries, _recipe_in(path)
+        model.eval(),
+        path,
+        max_length,
+        training,
+        samples,
+        source.entries,
+        _recipe_in(path),
+        lexicon_in(path),
     )
+
+
+def lexicon_in(directory: Path) -> tuple[Entry, ...]:
+    """The lexicon of a checkpoint; none where it has none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = directory / LEXICON
+    return tuple(read_entries(path, CheckpointError)) if path.is_file() else ()
 
 
 def _recipe_in(directory: Path) -> str | None:

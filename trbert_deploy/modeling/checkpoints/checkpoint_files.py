@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from trbert_deploy.bundle.manifest import SAMPLES
+from trbert_deploy.bundle.manifest import LEXICON, SAMPLES
 from trbert_deploy.journal import read_settled, settle
 from trbert_deploy.modeling.checkpoints.sentence_transformers import MODULES_FILES
 from trbert_deploy.modeling.checkpoints.sources import CONFIG_FILE
@@ -21,6 +21,7 @@ CHECKPOINT_FILES = (
     REDUCTION_FILE,
     RECIPE_FILE,
     SAMPLES,
+    LEXICON,
     *TOKENIZER_FILES,
     *MODULES_FILES,
 )

@@ -43,4 +43,5 @@ def load_checkpoint_pipeline(path: Path, *, threads: int = 0, task: str | None =
         model.spec.num_layers,
         task=task_of(model.spec),
     )
-    return Pipeline(path, model.spec, tokenizer, chain)
+    pipeline = Pipeline(path, model.spec, tokenizer, chain)
+    return pipeline.with_lexicon(checkpoint.lexicon, str(path))

@@ -23,7 +23,7 @@ from trbert_deploy.tasks.token_classification import TokenClassification
 State = Mapping[str, Tensor]
 
 #: Beginnings of names that are ours alone: no family's checkpoints have such tensors.
-OWN = ("policies.", "projections.", "exits.")
+OWN = ("policies.", "projections.", "exits.", "head.lexicon.")
 
 #: Our module in a layer -> theirs, of the families that grew from BERT.
 BERT_LAYER = {

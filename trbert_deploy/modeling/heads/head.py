@@ -41,6 +41,11 @@ class Head(nn.Module, ABC):
     def share(self, embeddings: Embeddings) -> None:
         """Take the weights that it has in common with an encoder's embeddings, if any."""
 
+    @property
+    def quick_parameters(self) -> list[nn.Parameter]:
+        """Few and new ones, which learn at a rate of their own."""
+        return []
+
     @abstractmethod
     def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:
         """Last states [..., H] of a layout -> outputs by name: [B, ...], or [..., X] of tokens."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout, largest_of_rows
 from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
@@ -63,11 +64,34 @@ class TokensHead(Head):
         """The token that all outputs are of, where they are of one alone."""
         return asked_token(self.outputs)
 
+    @property
+    def takes_matches(self) -> bool:
+        """Whether it hears what a lexicon says of tokens."""
+        return False
+
+    def take_matches(self, spec: EncoderSpec) -> None:
+        """Begin to hear what a lexicon says.
+
+        Args:
+            spec: of a model whose task takes a lexicon.
+        """
+        raise NotImplementedError  # only where the task can
+
     @abstractmethod
     def each(self, hidden: Tensor) -> dict[str, Tensor]:
         """What each token says, for itself: states [..., H] -> values [..., X] by output."""
 
-    def forward(self, hidden: Tensor, layout: Layout) -> dict[str, Tensor]:
+    def each_matched(self, hidden: Tensor, matches: Tensor | None) -> dict[str, Tensor]:
+        """The same of tokens [..., S, H] of whole rows, with what a lexicon says of them.
+
+        Args:
+            matches: [..., S, M, 3] int64 (``lexicon.columns``); None for nothing.
+        """
+        return self.each(hidden)
+
+    def forward(
+        self, hidden: Tensor, layout: Layout, matches: Tensor | None = None
+    ) -> dict[str, Tensor]:
         gather = {
             "row": layout.first,
             "token": lambda values: values,
@@ -75,7 +99,7 @@ class TokensHead(Head):
             "max": layout.max,
         }
         assert self.asked_token is None  # whose states alone are given to ``each``
-        values = self.each(hidden)
+        values = self.each_matched(hidden, matches)
         return {each.name: gather[each.per](values[each.name]) for each in self.outputs}
 
     def gathered(self, parts: Sequence[Part], whole: RowsLayout, choices: int) -> dict[str, Tensor]:
@@ -95,7 +119,7 @@ class TokensHead(Head):
         }
 
 
-def _in_place(name: str, parts: Sequence[Part], whole: RowsLayout, choices: int) -> Tensor:
+def in_place(name: str, parts: Sequence[Part], whole: RowsLayout, choices: int) -> Tensor:
     """Every token's values at its place: [P * B, S, X]."""
     batch, tokens = len(whole.counts), len(whole.positions)
     places = torch.cat([part.row // batch * tokens + part.token for part in parts])
@@ -129,7 +153,7 @@ def _largest(name: str, parts: Sequence[Part], whole: RowsLayout, choices: int) 
 
 
 _GATHER: Mapping[str, Callable[[str, Sequence[Part], RowsLayout, int], Tensor]] = {
-    "token": _in_place,
+    "token": in_place,
     "mean": _mean,
     "max": _largest,
 }

@@ -166,7 +166,7 @@ class DropIn(ABC):
             texts = [self.text_of(*each) for each in zip(batch, names, strict=True)]
             texts = model.inputs_of(texts)
             encodings = model.tokenizer.encode(texts, names)
-            results = model.run(model.rows(encodings, names))
+            results = model.run(model.rows(encodings, texts, names))
             for text, encoding, result in zip(texts, encodings, results, strict=True):
                 yield self.answer(result.outputs, encoding, text, options)
 

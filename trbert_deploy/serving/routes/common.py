@@ -81,6 +81,42 @@ class Body(BaseModel):
         return await model.ask(pipeline, texts, names, point)
 
 
+class Phrase(BaseModel):
+    """A phrase that is known by a tag."""
+
+    phrase: str = Field(examples=["Lena Novak"], max_length=1000)
+    tag: str = Field(examples=["PER"], max_length=1000)
+
+
+#: Most phrases of one request: more are a lexicon of the bundle's.
+MOST_PHRASES = 1000
+
+
+class LexiconBody(Body):
+    """What a request may say that entities are asked of."""
+
+    lexicon: list[Phrase] = Field(
+        default=[],
+        max_length=MOST_PHRASES,
+        description="Phrases with tags that texts are searched for, of a model that was trained "
+        "with a lexicon.",
+    )
+    only_lexicon: bool = Field(
+        default=False, description="Search for these alone, and not for the model's own."
+    )
+
+    async def searching(self, pipeline: Pipeline) -> Pipeline:
+        """The model with the phrases of the request.
+
+        Raises:
+            ConfigError: it takes no lexicon, or does not know a tag.
+            DataError: a phrase has nothing that can be seen.
+        """
+        own = pipeline.without_lexicon() if self.only_lexicon else pipeline
+        entries = [(each.phrase, each.tag) for each in self.lexicon]
+        return await asyncio.to_thread(own.with_lexicon, entries, "lexicon")
+
+
 def require_few(model: ServedModel, texts: Sequence[Any], field: str) -> list[str]:
     """What errors call the texts of a request.
 

@@ -9,11 +9,19 @@ from typing import Any
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.reading.examples import examples_of
 from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.serving.answered_at import noted_threshold
 from trbert_deploy.serving.error_answers import documented
-from trbert_deploy.serving.routes.common import Body, Models, listed, require_few, require_known
+from trbert_deploy.serving.routes.common import (
+    Body,
+    LexiconBody,
+    Models,
+    listed,
+    require_few,
+    require_known,
+)
 from trbert_deploy.serving.served import ServedModel
 from trbert_deploy.tasks.question_answering import QuestionAnswering
 from trbert_deploy.tasks.task import Prediction, Task, Text, TextList
@@ -26,7 +34,7 @@ _POLICY = (
 )
 
 
-class AnswersRequest(Body):
+class AnswersRequest(LexiconBody):
     """Texts for any task, as ``trbert-deploy predict`` reads them."""
 
     inputs: str | list[str | dict[str, Any]] | dict[str, Any] = Field(
@@ -56,7 +64,7 @@ class TagsParameters(BaseModel):
     aggregation_strategy: str | None = None
 
 
-class TagsRequest(Body):
+class TagsRequest(LexiconBody):
     """Texts whose entities are asked for."""
 
     inputs: str | list[str] = Field(examples=["Lena Novak lives in Vienna."])
@@ -104,7 +112,7 @@ async def answers(body: AnswersRequest, models: Models) -> AnswersResponse:
         for each, name in zip(given, names, strict=True)
     ]
     require_known(body.parameters, task.options)
-    pipeline = body.pipeline_of(model, **body.parameters)
+    pipeline = await body.searching(body.pipeline_of(model, **body.parameters))
     asked, results = await body.ask(model, pipeline, texts, names)
     found = pipeline.told(asked, results, body.return_kept)
     told = [answer.to_json() for answer in found]
@@ -122,7 +130,8 @@ async def token_classification(
     model = models.find(body.model, TokenClassification)
     texts = listed(body.inputs)
     names = require_few(model, texts, "inputs")
-    found = await _answer(body, model, texts, names, _said(body.parameters))
+    pipeline = await body.searching(body.pipeline_of(model, **_said(body.parameters)))
+    found = await _answer(body, model, pipeline, texts, names)
     entities = [answer.to_json()["entities"] for answer in found]
     return entities[0] if isinstance(body.inputs, str) else entities
 
@@ -136,7 +145,8 @@ async def question_answering(
     given = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     names = require_few(model, given, "inputs")
     texts = [(each.question, each.context) for each in given]
-    found = await _answer(body, model, texts, names, _said(body.parameters))
+    pipeline = body.pipeline_of(model, **_said(body.parameters))
+    found = await _answer(body, model, pipeline, texts, names)
     told = [answer.to_json() for answer in found]
     return told if isinstance(body.inputs, list) else told[0]
 
@@ -159,10 +169,9 @@ def _read(record: Mapping[str, Any], name: str, task: Task) -> Text | TextList:
 async def _answer(
     body: Body,
     model: ServedModel,
+    pipeline: Pipeline,
     texts: Sequence[Text | TextList],
     names: Sequence[str],
-    options: Mapping[str, Any],
 ) -> list[Prediction]:
-    pipeline = body.pipeline_of(model, **options)
     asked, results = await body.ask(model, pipeline, texts, names)
     return pipeline.told(asked, results)

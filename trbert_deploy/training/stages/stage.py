@@ -92,16 +92,18 @@ def make_stage(
     Args:
         opening: FLOPs speed-up from which the wanted one is approached.
     """
-    body = [*model.encoder.parameters(), *model.head.parameters()]
+    quick = model.head.quick_parameters
+    slow = set(model.head.parameters()) - set(quick)
+    body = [*model.encoder.parameters(), *(p for p in model.head.parameters() if p in slow)]
     reduced = [*body, *model.projections.parameters()]
     policies = [*model.policies.parameters()]
     recipe = options.recipe
+    own = [{"params": quick, "lr": recipe.lexicon.learning_rate}] if quick else []
     if guide is None:
-        return Stage(
-            _teacher(model), [{"params": body, "lr": recipe.teacher.learning_rate}], dropout=True
-        )
+        groups = [{"params": body, "lr": recipe.teacher.learning_rate}, *own]
+        return Stage(_teacher(model), groups, dropout=True)
     if name == "hard":
-        groups = [{"params": reduced, "lr": recipe.hard.learning_rate}]
+        groups = [{"params": reduced, "lr": recipe.hard.learning_rate}, *own]
         return Stage(_hard(model, guide, recipe.hard.mixed_share), groups, refines=True)
     if name == EXITS:
         groups = [
@@ -123,6 +125,7 @@ def make_stage(
     groups = [
         {"params": reduced, "lr": recipe.joint.learning_rate},
         {"params": policies, "lr": recipe.joint.policy_learning_rate},
+        *own,
     ]
     if gates:
         assert constraint is not None  # the recipe sees to it
