@@ -157,7 +157,6 @@ class LexiconRecipe:
     """How it is learned what the matches of --lexicon mean, and how far they can be trusted."""
 
     learning_rate: float = _key(1e-3, "Peak learning rate of what a match means.", _POSITIVE)
-
     missing_share: float = _key(0.5, "Share of the matches that are left out.", _SHARE)
     wrong_share: float = _key(
         0.3, "Wrong matches that are added, as a share of those that are found.", _SHARE
