@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -60,7 +61,7 @@ def test_help_fits_one_screen(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(lines) <= MOST_LINES
     assert max(map(len, lines)) <= 80
     # Each option on a line of its own, but for those that say which backends there are.
-    options = lines[lines.index("Options:") + 1 :]
+    options = list(takewhile(str.strip, lines[lines.index("Options:") + 1 :]))
     assert len(options) - len(options_of(name)) <= 3
 
 

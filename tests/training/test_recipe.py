@@ -232,4 +232,4 @@ def test_the_help_of_train_fits_one_screen(monkeypatch: pytest.MonkeyPatch) -> N
 
     told = CliRunner().invoke(train, ["--help"], terminal_width=80)
     assert len(told.output.splitlines()) <= 40
-    assert len(train.params) <= 16
+    assert len(train.params) <= 17

@@ -67,8 +67,7 @@ def columns(places: Iterable[Place], length: int, values: int = VALUES) -> Colum
 
 def matched(found: Columns) -> NDArray[np.bool_]:
     """Which tokens are part of a match: [S]."""
-    tokens: NDArray[np.bool_] = found[..., TAG].any(axis=-1)
-    return tokens
+    return np.asarray(found[..., TAG].any(axis=-1), np.bool_)
 
 
 def part_of(found: Columns, places: NDArray[np.int64]) -> Columns:
