@@ -55,7 +55,8 @@ def checkpoint(
 def exported(checkpoint: Path) -> tuple[Path, ExportReport]:
     """A bundle that tests only read."""
     place = checkpoint.with_name("bundle")
-    return place, export_bundle(checkpoint, place, int8=True, fp16=True, states_after=[2])
+    cuts = bool(load_checkpoint_pipeline(checkpoint).reduction.cuts)
+    return place, export_bundle(checkpoint, place, int8=cuts, fp16=cuts, states_after=[2])
 
 
 def logits_of(pipeline: Pipeline, texts: Sequence[str] = TEXTS) -> list[NDArray[np.float32]]:
