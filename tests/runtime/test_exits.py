@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_texts, tiny_model
+from conftest import make_texts, tiny_model, tiny_spec
 
 from trbert_deploy import load
 from trbert_deploy.bench.tradeoff import EXITS, measure_tradeoff
@@ -24,6 +24,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from trbert_deploy.modeling.heads.registry import require_exits
 from trbert_deploy.modeling.walk import choose_by_rule, first_segment, walk_on
 from trbert_deploy.reports.plots.sweeps import draw_sweep, draw_tradeoff
 from trbert_deploy.runtime.backends.backend import BackendOptions
@@ -33,6 +34,7 @@ from trbert_deploy.runtime.exits import exit_of
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.token_classification import TAKES_LEXICON
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.row_outputs import row_answers
@@ -254,5 +256,12 @@ def test_exits_are_refused_for_answers_that_do_not_tell_how_sure_they_are() -> N
         model = tiny_model("1,2", **changes)
         with pytest.raises(ConfigError, match="do not tell how sure they are"):
             model.set_reduction(model.reduction.with_exits(ExitRule()))
+    tags = {
+        "task": "token-classification",
+        "labels": ("O", "B-X"),
+        "answers": {TAKES_LEXICON: True},
+    }
+    with pytest.raises(ConfigError, match="takes a lexicon, which exits would not hear"):
+        require_exits(tiny_spec(**tags))
     with pytest.raises(ConfigError, match="exits stand at cuts, and there are none"):
         ReductionConfig().with_exits(ExitRule())

@@ -192,7 +192,8 @@ def test_a_recipe_is_found_by_its_name_or_its_file(
     ):
         with pytest.raises(ConfigError, match=message):
             Recipe.found(name)
-    with pytest.raises(ConfigError, match="unknown recipe 'bread': expected one of gates, exits, tr-bert"):
+    message = "unknown recipe 'bread': expected one of gates, exits, tr-bert"
+    with pytest.raises(ConfigError, match=message):
         Recipe.named("bread")
 
 

@@ -59,12 +59,18 @@ def build_exit(spec: EncoderSpec) -> Head:
 
 
 def require_exits(spec: EncoderSpec) -> None:
-    """Refuse exits where answers do not tell how sure they are.
+    """Refuse exits where answers do not tell how sure they are, or hear what an exit would not.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they do not, or do.
     """
-    if not task_of(spec).can_exit:
+    task = task_of(spec)
+    if task.lexicon_tags:
+        raise ConfigError(
+            "the model takes a lexicon, which exits would not hear: train it without exits, or "
+            "without --lexicon"
+        )
+    if not task.can_exit:
         told = " as ".join(filter(None, (spec.task, spec.problem)))
         raise ConfigError(
             f"the model answers {told}, and such answers do not tell how sure they are, so no row "
