@@ -99,8 +99,9 @@ def test_what_stands_there_is_so(section: str, tmp_path: Path) -> None:
     assert shape_of(answers[0]) == shape_of(json.loads(shown))
     model = load(tmp_path / "bundle", threads=1)
     examples = list(read_examples(texts, model.task, ColumnNames(), with_targets=True))
-    encodings = model.tokenizer.encode([example.text for example in examples])
-    outputs = [result.outputs for result in model.run(model.rows(encodings))]
+    inputs = model.inputs_of([example.text for example in examples])
+    encodings = model.tokenizer.encode(inputs)
+    outputs = [result.outputs for result in model.run(model.rows(encodings, inputs))]
     measures: dict[str, float] = {}
     if model.task.columns:  # embeddings have no labels
         with warnings.catch_warnings():

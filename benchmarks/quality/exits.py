@@ -34,7 +34,10 @@ from trbert_deploy.training.validation import (
     set_threshold,
 )
 
-SPEEDUPS = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+#: About these many times fewer FLOPs, by the tokens alone.
+SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+#: Texts by which the thresholds for them are found.
+FEW = 100
 #: Confidences that are looked at, in equal steps of how many answers are surer.
 CONFIDENCES = 40
 BATCH_TOKENS = 4096
@@ -87,8 +90,9 @@ class Row:
 def pairs_of(model: ReducedModel, validator: Validator) -> Iterator[Pair]:
     """All pairs, on the validation texts."""
     thresholds = [0.0]
+    few = replace(validator, rows=validator.rows[:FEW])  # where exactly does not matter
     for wanted in SPEEDUPS:
-        if validator.calibrate(model, wanted) < wanted * REACHED:
+        if few.calibrate(model, wanted) < wanted * REACHED:
             break
         thresholds.append(model.reduction.cuts[0].rule.value)
     for threshold in thresholds:

@@ -60,15 +60,15 @@ class FirstSegment(SegmentModule):
         self,
         input_ids: Tensor,
         token_type_ids: Tensor | None = None,
-        matches: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        matches: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the segment.
 
         Args:
             input_ids, token_type_ids: [B, S] int64; the latter where the model has several types.
-            matches: as ``finish`` takes them.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
+            matches: as ``finish`` takes them.
         """
         layout = PaddedLayout(attention_mask)
         return self.finish(self.model.embed(input_ids, token_type_ids, layout), layout, matches)
@@ -95,16 +95,16 @@ class LaterSegment(SegmentModule):
         self,
         hidden: Tensor,
         positions: Tensor | None = None,
-        matches: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        matches: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Run the segment.
 
         Args:
             hidden: [B, S, H] survivors of the cut before.
             positions: [B, S] int64, where they stood in their rows, for families that need it.
-            matches: as ``finish`` takes them.
             attention_mask: [B, S] bool, True where a token is; None when no row is padded.
+            matches: as ``finish`` takes them.
         """
         return self.finish(hidden, PaddedLayout(attention_mask, positions), matches)
 
