@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-import numpy as np
 from setting import Setting, set_up_torch, teacher_in
 
 from trbert_deploy import console
@@ -28,7 +27,6 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training.validation import (
-    PassedRows,
     ValidatedPoint,
     Validator,
     set_threshold,
@@ -98,17 +96,9 @@ def pairs_of(model: ReducedModel, validator: Validator) -> Iterator[Pair]:
     for threshold in thresholds:
         set_threshold(model, threshold)
         passed = validator.passed(model)
-        for confidence in (None, *_confidences(passed, validator)):
+        for confidence in (None, *passed.confidences(CONFIDENCES, validator.task)):
             point = validator.left_by(model, passed, ExitRule(confidence))
             yield Pair(threshold, confidence, point)
-
-
-def _confidences(passed: PassedRows, validator: Validator) -> list[float]:
-    found = [validator.task.confidence(each) for part in passed.answers[:-1] for each in part]
-    if not found:
-        return []
-    steps = np.quantile(found, np.linspace(0.0, 1.0, CONFIDENCES))
-    return sorted({round(float(step), 4) for step in steps})
 
 
 def fastest(pairs: Sequence[Pair], kind: str, least: float) -> Pair | None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import CheckpointMaker
+from lexicons_in_tests import lexicon_bundle
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import LEXICON, WEIGHTS
 from trbert_deploy.errors import BundleError, ConfigError, StorageError
-from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.lexicon.entries import Entry
 from trbert_deploy.runtime import bundled_lexicon
 from trbert_deploy.runtime.bundled_lexicon import set_lexicon
@@ -23,11 +23,7 @@ ENTRIES = [Entry("the film", "X"), Entry("sailor", "Y")]
 @pytest.fixture(scope="module")
 def made(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("made") / "bundle"
-    labels, answers = ("O", "B-X", "B-Y"), {"takes_lexicon": True}
-    export_bundle(
-        make_checkpoint(task="token-classification", labels=labels, answers=answers), place
-    )
-    return place
+    return lexicon_bundle(make_checkpoint, place, ("O", "B-X", "B-Y"))
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ from trbert_deploy.modeling.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.registry import require_exits
+from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import choose_by_rule, first_segment, walk_on
 from trbert_deploy.reports.plots.sweeps import draw_sweep, draw_tradeoff
 from trbert_deploy.runtime.backends.backend import BackendOptions
@@ -54,18 +56,23 @@ MODELS: dict[str, tuple[dict[str, Any], str, list[Any]]] = {
 }
 
 
+def give_exits(model: ReducedModel, rule: ExitRule) -> ReducedModel:
+    """Random exits that decide clearly."""
+    torch.manual_seed(0)
+    model.set_reduction(model.reduction.with_exits(rule))
+    with torch.no_grad():
+        for parameter in model.exits.parameters():
+            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    return model
+
+
 @pytest.fixture(scope="module", params=MODELS)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path
 ) -> Path:
     """A checkpoint with exits, and the bundle that was made of it."""
     changes, cuts, texts = MODELS[request.param]
-    model = tiny_model(cuts, **changes)
-    torch.manual_seed(0)
-    model.set_reduction(model.reduction.with_exits(ExitRule()))
-    with torch.no_grad():
-        for parameter in model.exits.parameters():
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    model = give_exits(tiny_model(cuts, **changes), ExitRule())
     place = tmp_path_factory.mktemp("exits") / request.param.replace(" ", "-") / "ckpt"
     samples = tuple(texts[:6])
     save_checkpoint(Checkpoint(model.eval(), tokenizer_dir, 64, samples=samples), place)
@@ -88,10 +95,9 @@ def test_rows_leave_in_every_chain_as_they_do_in_a_walk(exported: Path) -> None:
     model, task = load_checkpoint(exported).model.eval(), pipeline.task
     training = [TrainingRow(row, 0) for row in rows]
     (batch,) = load_batches(training, [list(range(len(rows)))], torch.device("cpu"))
-    walked = walk_on(model, first_segment(model, batch), choose_by_rule(model))
-    answers = [
-        dict(row_answers(task, said, batch)) for said in [*walked.exits, walked.answer(model)]
-    ]
+    early: list[Outputs] = []
+    walked = walk_on(model, first_segment(model, batch), choose_by_rule(model), early)
+    answers = [dict(row_answers(task, said, batch)) for said in [*early, walked.answer(model)]]
     confidences = sorted(task.confidence(answers[0][row]) for row in range(len(rows)))
     between = (confidences[7] + confidences[8]) / 2
     seen: set[int | None] = set()
@@ -190,12 +196,7 @@ def test_tags_that_leave_are_answered_once(exported: Path) -> None:
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Pipeline:
-    model = tiny_model("1,2")
-    torch.manual_seed(0)
-    model.set_reduction(model.reduction.with_exits(ExitRule(0.6)))
-    with torch.no_grad():
-        for parameter in model.exits.parameters():
-            parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    model = give_exits(tiny_model("1,2"), ExitRule(0.6))
     place = tmp_path_factory.mktemp("sweep") / "ckpt"
     save_checkpoint(Checkpoint(model, tokenizer_dir, 64), place)
     export_bundle(place, place.with_name("bundle"))

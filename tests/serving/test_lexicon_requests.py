@@ -10,10 +10,10 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from conftest import CheckpointMaker
+from lexicons_in_tests import lexicon_bundle
 from services_in_tests import serving
 
 from trbert_deploy import load
-from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.lexicon.entries import Entry
 from trbert_deploy.runtime.bundled_lexicon import set_lexicon
 from trbert_deploy.runtime.pipeline import Pipeline
@@ -27,10 +27,7 @@ MORE = [{"phrase": "sailor", "tag": "Y"}]
 def tagger(make_checkpoint: CheckpointMaker, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     place = tmp_path_factory.mktemp("tagger") / "bundle"
     # Without O, so that random weights tag something.
-    labels, answers = ("B-X", "B-Y", "I-Y"), {"takes_lexicon": True}
-    export_bundle(
-        make_checkpoint(task="token-classification", labels=labels, answers=answers), place
-    )
+    lexicon_bundle(make_checkpoint, place, ("B-X", "B-Y", "I-Y"))
     set_lexicon(place, [Entry("film", "X")])
     return load(place, threads=1)
 

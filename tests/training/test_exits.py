@@ -34,8 +34,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> 
 
 
 def with_exits(options: TrainOptions) -> TrainOptions:
-    stages = STAGES
-    return with_recipe(options, stages=stages, exits={"epochs": 4.0, "exit_learning_rate": 1e-2})
+    return with_recipe(options, stages=STAGES, exits={"epochs": 4.0, "exit_learning_rate": 1e-2})
 
 
 def texts_of(workplace: Path) -> list[str]:
@@ -205,7 +204,7 @@ def test_the_recipe_named_exits_has_all_stages() -> None:
         Recipe(exits=ExitsRecipe(mutual_weight=-1.0))
 
 
-def test_a_model_of_another_task_has_no_exits(tokenizer_dir: Path) -> None:
+def test_a_model_has_as_many_exits_as_cuts_or_none() -> None:
     model = tiny_model("1,2")
     assert len(model.exits) == 0
     model.set_reduction(model.reduction.with_exits(ExitRule()))

@@ -61,7 +61,7 @@ from trbert_deploy.tasks.columns import ColumnNames
     metavar="RECIPE",
     default="gates",
     show_default=True,
-    help="gates, tr-bert or a TOML file.",
+    help="gates, exits, tr-bert or a file.",
 )
 @click.option(
     "--html",

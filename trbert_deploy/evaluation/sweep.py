@@ -88,6 +88,11 @@ class SweepReport:
         return tuple(point for point in self.points if point.exit_confidence is None)
 
     @property
+    def pairs(self) -> tuple[SweepPoint, ...]:
+        """The others; none of a model without exits."""
+        return tuple(point for point in self.points if point.exit_confidence is not None)
+
+    @property
     def front(self) -> tuple[SweepPoint, ...]:
         """The points that no other one beats in both quality and FLOPs, by rising speed-up."""
         best = best_of(
@@ -151,7 +156,7 @@ def pairs_to_sweep(
         return _saving(at_pair(pipeline, threshold, 1.0 - doubt), sample)
 
     steps = _spread(saving, CONFIDENCES + 1, "choose confidences", progress)
-    confidences = sorted({round(1.0 - doubt, DECIMALS) for doubt in [*steps]})
+    confidences = sorted({round(1.0 - doubt, DECIMALS) for doubt in steps})
     return [
         (threshold, confidence)
         for threshold in thresholds[::EXITS_EVERY]

@@ -26,7 +26,7 @@ from trbert_deploy.bundle.manifest import (
     write_manifest,
 )
 from trbert_deploy.bundle.samples import write_samples
-from trbert_deploy.errors import BundleError, ConfigError
+from trbert_deploy.errors import BundleError
 from trbert_deploy.exporters.checks.half_precision import PrecisionParity, compare_halves
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
@@ -190,13 +190,9 @@ def export_bundle(
     require_layers(layers, model.spec.num_layers)
     texts = checkpoint.samples
     asked = task_of(model.spec)
-    if fused and asked.lexicon_tags:
-        raise ConfigError(
-            f"{checkpoint_path} takes a lexicon, and the graph of a whole chain cannot: export it "
-            "without --fused"
-        )
     if fused:
-        require_possible(model.reduction, asked.outputs, bool(texts))
+        takes_matches = bool(asked.lexicon_tags)
+        require_possible(model.reduction, asked.outputs, bool(texts), takes_matches)
     with staged_directory(output) as staging:
         with tempfile.TemporaryDirectory() as scratch:
             tokenizer_dir = tokenizer_directory(str(checkpoint.tokenizer_dir), Path(scratch))

@@ -66,14 +66,17 @@ class OneGraph:
 
 
 def require_possible(
-    reduction: ReductionConfig, outputs: Sequence[Output], has_samples: bool
+    reduction: ReductionConfig,
+    outputs: Sequence[Output],
+    has_samples: bool,
+    takes_matches: bool = False,
 ) -> None:
     """Refuse a model whose chain cannot be one graph.
 
     Raises:
         ConfigError: it cannot, as ``require_one_graph`` says, or there are no sample texts.
     """
-    require_one_graph(reduction, outputs)
+    require_one_graph(reduction, outputs, takes_matches)
     if not has_samples:
         raise ConfigError(
             "the checkpoint has no sample texts, from which --fused learns how many tokens "

@@ -209,28 +209,31 @@ class Walked:
         tokens: those that are left, with their last states.
         layouts: where the survivors of every cut lay.
         dropped: the others, where they take part in the outputs.
-        exits: what the exits say of the rows, cut by cut, where there are some.
     """
 
     tokens: TokenState
     layouts: list[RowsLayout]
     dropped: list[Dropped]
-    exits: list[Outputs]
 
     def answer(self, model: ReducedModel) -> Outputs:
         """The head's outputs, of P * B rows where a choice makes P."""
         return self.tokens.answer(model, dropped=self.dropped)
 
 
-def walk_on(model: ReducedModel, tokens: TokenState, choose: Chooser) -> Walked:
+def walk_on(
+    model: ReducedModel,
+    tokens: TokenState,
+    choose: Chooser,
+    exits: list[Outputs] | None = None,
+) -> Walked:
     """Run everything behind the first segment, but for the head.
 
     Args:
-        tokens, choose: as ``select_at_cuts`` takes them.
+        tokens, choose, exits: as ``select_at_cuts`` takes them.
     """
-    walked = Walked(tokens, [], [], [])
+    walked = Walked(tokens, [], [])
     dropped = walked.dropped if model.hears_dropped else None
-    for left in select_at_cuts(model, tokens, choose, dropped, walked.exits):
+    for left in select_at_cuts(model, tokens, choose, dropped, exits):
         walked = replace(walked, tokens=left, layouts=[*walked.layouts, left.layout])
     if not walked.layouts:
         return walked

@@ -22,15 +22,17 @@ class PassedExits:
     agreeing: int = 0
 
     def leaves(self, answer: Outputs, rule: ExitRule, task: Task) -> bool:
-        """Note what the next exit says, and whether the row leaves with it.
+        """Whether the row leaves with what the next exit says, which is noted for patience.
 
         What is no number is never sure of itself, and agrees with nothing.
         """
-        same = self.answer is not None and task.same_answer(self.answer, answer)
-        self.answer, self.agreeing = answer, self.agreeing + 1 if same else 1
         if rule.confidence is not None and task.confidence(answer) > rule.confidence:
             return True
-        return rule.patience is not None and self.agreeing >= rule.patience
+        if rule.patience is None:  # nobody asks whether exits agree
+            return False
+        same = self.answer is not None and task.same_answer(self.answer, answer)
+        self.answer, self.agreeing = answer, self.agreeing + 1 if same else 1
+        return self.agreeing >= rule.patience
 
 
 def exit_of(answers: Sequence[Outputs], rule: ExitRule | None, task: Task) -> int | None:

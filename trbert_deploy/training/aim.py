@@ -120,9 +120,7 @@ class Aim:
 
     def finish(self, model: ReducedModel) -> list[ValidatedPoint]:
         """Set the operating point that was asked for; the table of others beside it."""
-        if model.exits:
-            self._choose_confidence(model)
-        own = self.validator.chain(model)
+        own = self._with_confidence(model) if model.exits else self.validator.chain(model)
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
         others = [point for point in others if point.threshold != own.threshold]
         points = sorted([own, *others], key=lambda point: point.flops_speedup)
@@ -138,18 +136,21 @@ class Aim:
             )
         return points
 
-    def _choose_confidence(self, model: ReducedModel) -> None:
-        """Let rows leave where that costs no more than it may."""
+    def _with_confidence(self, model: ReducedModel) -> ValidatedPoint:
+        """Let rows leave where that costs no more than it may, and say what the chain comes to."""
+        passed = self.validator.passed(model)
         most = self.options.recipe.exits.max_drop
         if self.options.max_drop is not None:
-            most = max(0.0, self.max_drop - self.drop_of(self.validator.chain(model).score))
-        self.validator.calibrate_exits(model, most)
+            to_the_end = self.validator.left_by(model, passed, None)
+            most = max(0.0, self.max_drop - self.drop_of(to_the_end.score))
+        self.validator.calibrate_exits(model, passed, most)
         rule = model.reduction.exits
         if rule is not None and rule.confidence == 1.0:
             self.note(
                 f"no exit is as good as the end within {most:g} points: rows leave only where "
                 "--exit-confidence or --exit-patience says so"
             )
+        return self.validator.left_by(model, passed, rule)
 
     def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:
         """The fastest point within the wanted loss, or the best one there is."""

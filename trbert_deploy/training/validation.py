@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from trbert_deploy.flops import REACHED, speedup
+from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import (
     TokenState,
@@ -139,6 +140,16 @@ class PassedRows:
             lengths.append([*own[:passed], *[0] * (len(own) - passed)])
         return RowOutputs(tuple(outputs)), lengths
 
+    def confidences(self, count: int, task: Task) -> list[float]:
+        """Confidences to try, ascending: so many at most, in equal steps of how many of the exits'
+        answers are surer; none without exits.
+        """
+        found = [task.confidence(answer) for exit in self.answers[:-1] for answer in exit]
+        if not found:
+            return []
+        steps = np.quantile(found, np.linspace(0.0, 1.0, count))
+        return sorted({round(float(step), 4) for step in steps})
+
 
 @dataclass(frozen=True)
 class Validator:
@@ -213,21 +224,17 @@ class Validator:
         answers = self.passed(model).answers
         return float(np.mean([self.rank(self._judged(outputs)) for outputs in answers]))
 
-    def calibrate_exits(self, model: ReducedModel, most_drop: float) -> None:
+    def calibrate_exits(self, model: ReducedModel, passed: PassedRows, most_drop: float) -> None:
         """Set the confidence from which rows leave, the lowest that costs little.
 
         Args:
+            passed: the rows, through the model as it is.
             most_drop: what it may cost in points. From the highest confidence down the first one
                 that costs more ends the search, so that no lucky value far below is taken.
         """
-        passed = self.passed(model)
-        confidences = [
-            self.task.confidence(answer) for outputs in passed.answers[:-1] for answer in outputs
-        ]
-        steps = np.quantile(confidences, np.linspace(0.0, 1.0, CALIBRATED_CONFIDENCES))
         last = self._judged(passed.answers[-1]).score
         found = 1.0
-        for confidence in sorted({round(float(step), 4) for step in steps}, reverse=True):
+        for confidence in reversed(passed.confidences(CALIBRATED_CONFIDENCES, self.task)):
             outputs, _ = passed.left_by(ExitRule(confidence), self.task)
             if 100.0 * (last - self._judged(outputs).score) > most_drop:
                 break
@@ -240,9 +247,10 @@ class Validator:
         lengths: list[tuple[int, list[int]]] = []
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation"):
-                walked = walk_on(model, first_segment(model, batch), choose_by_rule(model))
-                said = [*walked.exits, walked.answer(model)]
-                for found, outputs in zip(answers, said, strict=True):
+                early: list[Outputs] = []
+                start, choice = first_segment(model, batch), choose_by_rule(model)
+                walked = walk_on(model, start, choice, early)
+                for found, outputs in zip(answers, [*early, walked.answer(model)], strict=True):
                     found += row_answers(self.task, outputs, batch)
                 kept = [torch.from_numpy(layout.lengths) for layout in walked.layouts]
                 lengths += zip(batch.rows.tolist(), row_lengths(batch, kept), strict=True)

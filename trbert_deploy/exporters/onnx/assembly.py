@@ -11,6 +11,8 @@ import onnx.inliner
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
+from trbert_deploy.exporters.onnx.parts import needed_for
+
 
 class Assembly:
     """A graph that grows node by node, and by whole graphs.
@@ -94,14 +96,11 @@ class Assembly:
     ) -> onnx.ModelProto:
         """What its outputs need, with the functions that nodes call put in their places."""
         outputs = list(outputs)
-        needed = {value.name for value in outputs}
-        nodes = list[onnx.NodeProto]()
-        for node in reversed(self._nodes):
-            if needed.intersection(node.output):
-                nodes.append(node)
-                needed.update(node.input)
-        weights = [each for each in self._initializers if each.name in needed]
-        graph = helper.make_graph(nodes[::-1], name, list(inputs), outputs, weights)
+        needed = needed_for(self._nodes, [value.name for value in outputs])
+        nodes = [self._nodes[index] for index in sorted(needed)]
+        read = {tensor for node in nodes for tensor in node.input}
+        weights = [each for each in self._initializers if each.name in read]
+        graph = helper.make_graph(nodes, name, list(inputs), outputs, weights)
         opsets = {
             opset.domain: opset.version
             for part in self._parts.values()

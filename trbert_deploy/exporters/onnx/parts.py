@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 
@@ -77,3 +77,13 @@ def _sizes_of(nodes: Iterable[onnx.NodeProto], tensors: set[str]) -> set[str]:
         and node.input[0] in tensors
         and any(each.name == "end" and each.i <= 2 for each in node.attribute)
     }
+
+
+def needed_for(nodes: Sequence[onnx.NodeProto], names: Iterable[str]) -> set[int]:
+    """Indices of the nodes, in topological order, that the tensors ``names`` are computed by."""
+    wanted, found = set(names), set[int]()
+    for index in range(len(nodes) - 1, -1, -1):
+        if wanted.intersection(nodes[index].output):
+            found.add(index)
+            wanted.update(nodes[index].input)
+    return found

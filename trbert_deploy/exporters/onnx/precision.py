@@ -9,14 +9,13 @@ libraries that do this know float16 alone (onnxruntime.transformers.float16) or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trbert_deploy.bundle.manifest import HIDDEN, HIDDEN_OUT
 from trbert_deploy.errors import EngineError
+from trbert_deploy.exporters.onnx.parts import needed_for
 
 #: Precision -> the element type of its half tensors; float32 has none. Where products are of 8 bits
 #: (``static_quantization.py``), what lies between them is half.
@@ -86,7 +85,7 @@ def score_nodes(graph: onnx.GraphProto) -> set[int]:
     does not.
     """
     others = [output.name for output in graph.output if output.name != HIDDEN_OUT]
-    return _needed_for(graph, others) - _needed_for(graph, [HIDDEN_OUT])
+    return needed_for(graph.node, others) - needed_for(graph.node, [HIDDEN_OUT])
 
 
 def residual_sums(graph: onnx.GraphProto) -> set[int]:
@@ -122,16 +121,6 @@ def position_nodes(graph: onnx.GraphProto) -> set[int]:
             states.update(node.output)
         else:
             found.add(index)
-    return found
-
-
-def _needed_for(graph: onnx.GraphProto, names: Iterable[str]) -> set[int]:
-    """Indices of the nodes that the tensors ``names`` are computed by."""
-    wanted, found = set(names), set()
-    for index in range(len(graph.node) - 1, -1, -1):  # nodes stand in topological order
-        if wanted.intersection(graph.node[index].output):
-            found.add(index)
-            wanted.update(graph.node[index].input)
     return found
 
 

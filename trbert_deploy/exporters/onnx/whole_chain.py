@@ -18,6 +18,7 @@ from trbert_deploy.bundle.manifest import (
     HIDDEN_OUT,
     INPUT_IDS,
     KEEP_LOGIT,
+    MATCHES,
     POSITIONS,
     PROTECTED,
     dropped_name,
@@ -64,10 +65,11 @@ def whole_chain(
             TensorRT must know before.
 
     Raises:
-        ConfigError: no cuts, or outputs that are of some tokens alone.
+        ConfigError: no cuts, outputs that are of some tokens alone, or a lexicon is heard.
     """
-    require_one_graph(reduction, outputs)
     assembly = Assembly(graphs)
+    last = segment_name(len(reduction.cuts))
+    require_one_graph(reduction, outputs, last in graphs and MATCHES in assembly.inputs_of(last))
     first = segment_name(0)
     given = assembly.inputs_of(first)
     shape = assembly.node("Shape", [INPUT_IDS], start=0, end=2)
@@ -121,7 +123,6 @@ def whole_chain(
         kept = assembly.node("Where", [filled, positions, nowhere], "" if plugin else named)
         if plugin:
             _widened(assembly, kept, shape, named)
-    last = segment_name(len(reduction.cuts))
     tensors = {HIDDEN: hidden, ATTENTION_MASK: present, POSITIONS: positions}
     answers = assembly.part(last, tensors)
     for output in outputs:
@@ -149,12 +150,22 @@ def whole_chain(
     )
 
 
-def require_one_graph(reduction: ReductionConfig, outputs: Sequence[Output]) -> None:
+def require_one_graph(
+    reduction: ReductionConfig, outputs: Sequence[Output], takes_matches: bool = False
+) -> None:
     """Refuse what is no chain, or cannot be one graph.
+
+    Args:
+        takes_matches: whether the last segment hears what a lexicon says.
 
     Raises:
         ConfigError: it is not, or cannot.
     """
+    if takes_matches:
+        raise ConfigError(
+            "the model takes a lexicon, and the graph of a whole chain cannot: export it without "
+            "--fused"
+        )
     if not reduction.cuts:
         raise ConfigError(
             "the checkpoint has no cuts, and dense.onnx is one graph already: export it without "

@@ -71,17 +71,19 @@ def require_exits(spec: EncoderSpec) -> None:
             "without --lexicon"
         )
     if not task.can_exit:
-        told = " as ".join(filter(None, (spec.task, spec.problem)))
         raise ConfigError(
-            f"the model answers {told}, and such answers do not tell how sure they are, so no row "
-            "can leave early: train it without exits"
+            f"the model answers {_told(spec)}, and such answers do not tell how sure they are, so "
+            "no row can leave early: train it without exits"
         )
 
 
 def _head_of(spec: EncoderSpec) -> type[Head]:
     head = HEADS.get((spec.task, spec.problem))
     if head is None:
-        raise ConfigError(
-            f"no head answers the task {' as '.join(filter(None, (spec.task, spec.problem)))}"
-        )
+        raise ConfigError(f"no head answers the task {_told(spec)}")
     return head
+
+
+def _told(spec: EncoderSpec) -> str:
+    """What is answered, in words."""
+    return " as ".join(filter(None, (spec.task, spec.problem)))

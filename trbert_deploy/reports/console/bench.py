@@ -129,9 +129,8 @@ def quality_change(report: QualityReport) -> str:
 
 def print_sweep(report: SweepReport, console: Console) -> None:
     """Print one line per operating point, by what it saves, the current one among them."""
-    has_exits = len(report.to_the_end) < len(report.points)
     table = Table(
-        title="by threshold, and confidence of exits" if has_exits else "by threshold",
+        title="by threshold, and confidence of exits" if report.pairs else "by threshold",
         box=None,
         padding=(0, 1, 0, 0),
     )

@@ -76,12 +76,10 @@ def draw_sweep(report: SweepReport) -> Figure:
         markersize=4.5,
         label="reduced, by threshold",
     )
-    if len(report.to_the_end) < len(report.points):
-        front = [point.quality for point in report.front]
-        pairs = [point.quality for point in report.points if point not in report.to_the_end]
-        for places, style in ((pairs, _EXIT_POINTS), (front, _FRONT)):
-            saved = [each.flops_speedup for each in places]
-            axes.plot(saved, [each.reduced.score for each in places], **style)
+    if report.pairs:
+        for points, style in ((report.pairs, _EXIT_POINTS), (report.front, _FRONT)):
+            saved = [point.quality.flops_speedup for point in points]
+            axes.plot(saved, [point.quality.reduced.score for point in points], **style)
     told = f"current rules: {current.flops_speedup:.2f}x, {current.reduced.score:.1%}"
     _mark(axes, (current.flops_speedup, current.reduced.score), _CURRENT, "D", told)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}x"))

@@ -113,6 +113,8 @@ class LexiconBody(Body):
             DataError: a phrase has nothing that can be seen.
         """
         own = pipeline.without_lexicon() if self.only_lexicon else pipeline
+        if not self.lexicon:
+            return own
         entries = [(each.phrase, each.tag) for each in self.lexicon]
         return await asyncio.to_thread(own.with_lexicon, entries, "lexicon")
 

@@ -279,14 +279,15 @@ def _exits(model: ReducedModel, guide: Guide, recipe: Recipe) -> Compute:
     def compute(batch: PackedBatch, _: float) -> Step:
         share, head = batch.share, model.head
         choice = _mixed_choice(model, batch, recipe.hard.mixed_share)
-        walked = walk_on(model, first_segment(model, batch), choice)
-        answers = [*walked.exits, walked.answer(model)]
+        early: list[Outputs] = []
+        walked = walk_on(model, first_segment(model, batch), choice, early)
+        answers = [*early, walked.answer(model)]
         teacher = guide.outputs_of(batch)
         losses = [share.mean(head.loss(each, batch.targets, teacher)) for each in answers]
         task = torch.stack(losses).mean()
         figures = {"task_loss": task.item()}
         for place, each in enumerate(answers):
-            name = f"agreement_{place}" if place < len(walked.exits) else "agreement"
+            name = f"agreement_{place}" if place < len(early) else "agreement"
             figures[name] = _agreement(model, each, guide, batch)
         if not weight:
             return Step(task, figures)
