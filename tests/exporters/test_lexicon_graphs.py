@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import make_texts, tiny_model
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
-from trbert_deploy.bundle.manifest import LEXICON, MATCHES
+from trbert_deploy.bundle.manifest import DENSE, LEXICON, MATCHES
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import ExportReport, export_bundle
+from trbert_deploy.exporters.one_graph import chain_of_parts
 from trbert_deploy.lexicon.entries import Entry
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
@@ -133,6 +135,17 @@ def test_one_graph_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"takes a lexicon.*without --fused"):
         export_bundle(checkpoint, tmp_path / "bundle", fused=True)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_whole_chain_for_an_engine_is_refused_too(exported: tuple[Path, ExportReport]) -> None:
+    bundle = Bundle.open(exported[0])
+    parts = {
+        graph.name: onnx.load(bundle.graph_path(graph.name), load_external_data=False)
+        for graph in bundle.manifest.graphs
+        if graph.name != DENSE
+    }
+    with pytest.raises(ConfigError, match=r"takes a lexicon|has no cuts"):
+        chain_of_parts(bundle.manifest, parts, None, plugin=True)
 
 
 def test_a_model_without_a_lexicon_takes_none(tiny_bundle: Path) -> None:
