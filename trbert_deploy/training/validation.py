@@ -41,6 +41,9 @@ from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answer
 CALIBRATION_TOKENS = 100_000
 CALIBRATION_STEPS = 14
 CALIBRATION_TOLERANCE = 0.005
+#: For the table of other points, which says what each saves on all rows, these do.
+TABLE_TOKENS = 20_000
+TABLE_TOLERANCE = 0.02
 #: Confidences that are tried, in equal steps of how many answers are surer.
 CALIBRATED_CONFIDENCES = 100
 
@@ -292,39 +295,40 @@ class Validator:
             reach it); the model's rules have the threshold already.
         """
         with evaluating(model), autocast(self.device):
-            return _search(model, self._starts(model), target_speedup, self.progress)
+            starts = self._starts(model, CALIBRATION_TOKENS)
+            return _search(model, starts, target_speedup, CALIBRATION_TOLERANCE, self.progress)
 
     def operating_points(
         self, model: ReducedModel, speedups: Sequence[float]
     ) -> list[ValidatedPoint]:
-        """The chain at the thresholds that save each of ``speedups``, as far as they can be
-        reached; the model's rules stay.
+        """The chain at the thresholds that save about each of ``speedups``, as far as they can
+        be reached; the model's rules stay.
         """
         rules = model.reduction
         points = []
         with evaluating(model), autocast(self.device):
-            starts = self._starts(model)
+            starts = self._starts(model, TABLE_TOKENS)
             for wanted in speedups:
-                reached = _search(model, starts, wanted, self.progress)
+                reached = _search(model, starts, wanted, TABLE_TOLERANCE, self.progress)
                 if reached < wanted * REACHED:
                     break
                 points.append(self.chain(model))
         model.set_reduction(rules)
         return points
 
-    def _starts(self, model: ReducedModel) -> list[Start]:
+    def _starts(self, model: ReducedModel, tokens: int) -> list[Start]:
         """The first segment's output, which depends on no threshold."""
         return [
             (batch, first_segment(model, batch))
-            for batch in self._batches(self._sample(), "calibration")
+            for batch in self._batches(self._sample(tokens), "calibration")
         ]
 
-    def _sample(self) -> Sequence[TrainingRow]:
-        """The first rows, as many as calibration looks at."""
+    def _sample(self, most_tokens: int) -> Sequence[TrainingRow]:
+        """The first rows, of so many tokens at most."""
         tokens = 0
         for count, row in enumerate(self.rows):
             tokens += len(row)
-            if tokens > CALIBRATION_TOKENS and count:
+            if tokens > most_tokens and count:
                 return self.rows[:count]
         return self.rows
 
@@ -342,7 +346,11 @@ Start = tuple[PackedBatch, TokenState]
 
 
 def _search(
-    model: ReducedModel, starts: Sequence[Start], target_speedup: float, progress: Progress
+    model: ReducedModel,
+    starts: Sequence[Start],
+    target_speedup: float,
+    tolerance: float,
+    progress: Progress,
 ) -> float:
     """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
     logits = [model.keep_logit(0, start.hidden) for _, start in starts]
@@ -353,7 +361,7 @@ def _search(
         middle = (low + high) / 2
         set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
         reached = _speedup_of(model, starts)
-        if abs(reached / target_speedup - 1.0) < CALIBRATION_TOLERANCE:
+        if abs(reached / target_speedup - 1.0) < tolerance:
             break
         low, high = (middle, high) if reached < target_speedup else (low, middle)
     progress("threshold", CALIBRATION_STEPS, CALIBRATION_STEPS)
