@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,9 @@ def _calibrated(model: Any, sample: Sequence[TokenRow]) -> Any:
     return nncf.quantize(model, rows, model_type=kind, subset_size=len(sample))
 
 
-def _ours(shop: Workshop, backend: str, precision: str, dense: bool = False) -> Answer:
+def _ours(
+    shop: Workshop, backend: str, precision: str, *, dense: bool = False, exits: bool = False
+) -> Answer:
     # Survivors in multiples of 16, since OpenVINO computes so many tokens at a time.
     round_to = 16 if backend == "openvino" else None
     try:
@@ -241,6 +243,11 @@ def _ours(shop: Workshop, backend: str, precision: str, dense: bool = False) -> 
         )
     except TrbertError as problem:
         raise Unavailable(str(problem)) from None
+    rule = pipeline.reduction.exits
+    if exits and (rule is None or not rule.is_active):
+        raise Unavailable("the checkpoint has no exits at which a row may leave")
+    if not exits:
+        pipeline = pipeline.to_the_end()
 
     def answer(rows: Sequence[TokenRow]) -> NDArray[np.float32]:
         return np.stack([result.outputs[LOGITS] for result in pipeline.run(rows, dense=dense)])
@@ -248,6 +255,20 @@ def _ours(shop: Workshop, backend: str, precision: str, dense: bool = False) -> 
     return answer
 
 
+BACKENDS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
+FORMS = (
+    ("ONNX Runtime", "fp32"),
+    ("ONNX Runtime", "int8"),
+    ("OpenVINO", "fp32"),
+    ("OpenVINO", "int8"),
+    ("OpenVINO", "bf16"),
+)
+#: Kind -> how ``_ours`` runs it.
+KINDS: dict[str, dict[str, bool]] = {
+    "dense": {"dense": True},
+    "reduced": {},
+    "reduced with exits": {"exits": True},
+}
 #: Name -> how it is made. The reduced ones drop tokens; all others do the same work.
 CONTENDERS: dict[str, Callable[[Workshop], Answer]] = {
     "PyTorch fp32, sdpa": lambda shop: _torch(shop, torch.float32),
@@ -265,16 +286,13 @@ CONTENDERS: dict[str, Callable[[Workshop], Answer]] = {
     "OpenVINO fp32": lambda shop: _openvino(shop, "fp32"),
     "OpenVINO bf16": lambda shop: _openvino(shop, "bf16"),
     "OpenVINO int8, calibrated": lambda shop: _openvino(shop, "int8"),
-    "ours, dense, ONNX Runtime fp32": lambda shop: _ours(shop, "onnxruntime", "fp32", dense=True),
-    "ours, reduced, ONNX Runtime fp32": lambda shop: _ours(shop, "onnxruntime", "fp32"),
-    "ours, dense, ONNX Runtime int8": lambda shop: _ours(shop, "onnxruntime", "int8", dense=True),
-    "ours, reduced, ONNX Runtime int8": lambda shop: _ours(shop, "onnxruntime", "int8"),
-    "ours, dense, OpenVINO fp32": lambda shop: _ours(shop, "openvino", "fp32", dense=True),
-    "ours, reduced, OpenVINO fp32": lambda shop: _ours(shop, "openvino", "fp32"),
-    "ours, dense, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8", dense=True),
-    "ours, reduced, OpenVINO int8": lambda shop: _ours(shop, "openvino", "int8"),
-    "ours, dense, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16", dense=True),
-    "ours, reduced, OpenVINO bf16": lambda shop: _ours(shop, "openvino", "bf16"),
+    **{
+        f"ours, {kind}, {shown} {precision}": partial(
+            _ours, backend=BACKENDS[shown], precision=precision, **choice
+        )
+        for shown, precision in FORMS
+        for kind, choice in KINDS.items()
+    },
 }
 #: What the others are measured against: what most users run.
 BASELINE = "ONNX Runtime fp32, plain export"

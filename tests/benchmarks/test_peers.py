@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import peers
 import pytest
 import random_model
 from click.testing import CliRunner
-from conftest import make_texts
+from conftest import make_texts, tiny_model
 from contenders import CONTENDERS, Workshop
 from matplotlib.image import imread
 
 from trbert_deploy import load
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
-from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
+from trbert_deploy.modeling.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.tasks.text_classification import LOGITS
 
 ROW = "ours, reduced, ONNX Runtime fp32"
+EXITS = "ours, reduced with exits, ONNX Runtime fp32"
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -39,15 +47,30 @@ def test_contenders_answer_alike_and_are_written_down(
     assert code == 0, output
     written = json.loads(figures.read_text())
     assert list(written["cases"]) == ["16 tokens", "batch of 3 texts"]
-    wanted = [name for name in CONTENDERS if "ONNX Runtime fp32" in name]
+    assert f"left out: {EXITS}" in output
+    wanted = [name for name in CONTENDERS if "ONNX Runtime fp32" in name and name != EXITS]
     for case in written["cases"].values():
         assert list(case) == [peers.REFERENCE, *wanted]
         for name, timing in case.items():
             assert timing["same_labels"] == 1.0 or name == ROW
-            assert 0 < timing["median"] <= timing["p95"]
+            assert 0 < timing["mean"] <= timing["p95"]
             assert timing["speedup"] > 0
         assert case[peers.BASELINE]["speedup"] == 1.0
     assert imread(plot).ndim == 3
+
+
+def test_rows_leave_at_exits_where_that_is_timed_alone(tokenizer_dir: Path, tmp_path: Path) -> None:
+    model = tiny_model("1,3")
+    model.set_reduction(model.reduction.with_exits(ExitRule(confidence=1e-6)))  # all leave at once
+    save_checkpoint(Checkpoint(model.eval(), tokenizer_dir, 64), tmp_path / "ckpt")
+    shop = Workshop(tmp_path / "ckpt", tmp_path, 1, [])
+    pipeline = load(shop.bundle, threads=1)
+    rows = pipeline.tokenize([row["text"] for row in make_texts(3)])
+    early = [result.outputs[LOGITS] for result in pipeline.run(rows)]
+    late = [result.outputs[LOGITS] for result in pipeline.to_the_end().run(rows)]
+    assert not np.allclose(early, late)
+    np.testing.assert_allclose(CONTENDERS[EXITS](shop)(rows), early, atol=1e-5)
+    np.testing.assert_allclose(CONTENDERS[ROW](shop)(rows), late, atol=1e-5)
 
 
 def test_graphs_of_other_tools_are_contenders(tiny_checkpoint: Path, tmp_path: Path) -> None:
