@@ -27,6 +27,7 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training.validation import (
+    PassedRows,
     ValidatedPoint,
     Validator,
     set_threshold,
@@ -85,11 +86,13 @@ class Row:
     change: float
 
 
-def pairs_of(model: ReducedModel, validator: Validator) -> Iterator[Pair]:
-    """All pairs, on the validation texts."""
+def pairs_of(
+    model: ReducedModel, validator: Validator, speedups: Sequence[float]
+) -> Iterator[Pair]:
+    """All pairs, on the validation texts: thresholds for about each of ``speedups``, and 0."""
     thresholds = [0.0]
     few = replace(validator, rows=validator.rows[:FEW])  # where exactly does not matter
-    for wanted in SPEEDUPS:
+    for wanted in sorted(speedups):
         if few.calibrate(model, wanted) < wanted * REACHED:
             break
         thresholds.append(model.reduction.cuts[0].rule.value)
@@ -113,6 +116,15 @@ def fastest(pairs: Sequence[Pair], kind: str, least: float) -> Pair | None:
 @click.option("--validation", required=True, metavar="FILE", help="Texts to choose by.")
 @click.option("--test", required=True, metavar="FILE", help="Texts to report.")
 @click.option("--drop", "drops", multiple=True, type=float, default=(0.5, 1.0), show_default=True)
+@click.option(
+    "--speedup",
+    "speedups",
+    multiple=True,
+    type=float,
+    default=SPEEDUPS,
+    show_default=True,
+    help="Thresholds to look at: about so many times fewer FLOPs, by the tokens alone.",
+)
 @click.option("--max-length", type=click.IntRange(min=3), help="Most tokens of a text.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Figures as JSON.")
@@ -122,13 +134,14 @@ def main(
     validation: str,
     test: str,
     drops: tuple[float, ...],
+    speedups: tuple[float, ...],
     max_length: int | None,
     threads: int | None,
     json_path: Path | None,
 ) -> None:
     set_up_torch(threads)
     try:
-        rows = compare(checkpoints, teacher, validation, test, drops, max_length)
+        rows = compare(checkpoints, teacher, validation, test, drops, speedups, max_length)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     print(
@@ -153,6 +166,7 @@ def compare(
     validation: str,
     test: str,
     drops: Sequence[float],
+    speedups: Sequence[float],
     max_length: int | None,
 ) -> list[Row]:
     """The lines of the table.
@@ -175,7 +189,8 @@ def compare(
         if not model.reduction.cuts:
             raise ConfigError(f"{path} has no cuts: expected a reduced checkpoint")
         with console.progress(transient=True) as progress:
-            pairs = list(pairs_of(model, replace(chosen_by, progress=progress)))
+            pairs = list(pairs_of(model, replace(chosen_by, progress=progress), speedups))
+            passed: dict[float, PassedRows] = {}  # threshold -> the test texts
             for drop in drops:
                 for kind in KINDS if model.exits else (TOKENS,):
                     pair = fastest(pairs, kind, (wanted - drop) / 100.0)
@@ -184,7 +199,9 @@ def compare(
                         continue
                     set_threshold(model, pair.threshold)
                     judge = replace(told_by, progress=progress)
-                    found = judge.left_by(model, judge.passed(model), pair.rule)
+                    if pair.threshold not in passed:
+                        passed[pair.threshold] = judge.passed(model)
+                    found = judge.left_by(model, passed[pair.threshold], pair.rule)
                     change = 100.0 * found.score - known
                     rows.append(Row(name, kind, drop, pair, found, change))
     return rows
