@@ -1,12 +1,14 @@
 """What padding and the size of calls are worth: texts as they are, with more or less of both.
 
-    python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --paddings 0,0.03,0.1
+    python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --shares 0,0.03,0.1
+    python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --slots 0,16,32 --batch 4
     python benchmarks/batching_cost.py BUNDLE --data texts.jsonl --calls 512,1024,8192
 
 Rows of exactly one length share a call without padding; rows of nearly one length can share it
 with some. Fewer and larger calls, but wasted slots and a mask. And more rows of one length can
 share a call, which then reads weights less often, and needs more memory at a time. All limits
-answer the same texts in turns, dense and reduced.
+answer the same texts in turns, dense and reduced, all texts to the end of the chain. Times are the
+processor's, which other work on the machine distorts least.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import islice, product
 from pathlib import Path
@@ -23,6 +26,7 @@ import numpy as np
 from rich.table import Table
 
 from trbert_deploy import console
+from trbert_deploy.batching import Padding
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.commands.numbers import Wholes
 from trbert_deploy.commands.options import json_option, operating_point_options, precision_option
@@ -35,15 +39,19 @@ from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.selection.operating_point import OperatingPoint
 
 
-def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
-    """Shares from 0 to 1 with commas between them."""
-    try:
-        found = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        found = (-1.0,)
-    if not all(0 <= share <= 1 for share in found):
-        raise click.BadParameter(f"{value!r}: expected shares from 0 to 1, such as 0,0.03")
-    return found
+def upto(most: float) -> Callable[[click.Context, click.Option, str], tuple[float, ...]]:
+    """Reads numbers from 0 to ``most`` with commas between them."""
+
+    def numbers(context: click.Context, option: click.Option, value: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            found = (-1.0,)
+        if not all(0 <= number <= most for number in found):
+            raise click.BadParameter(f"{value!r}: expected numbers from 0 to {most:,}, as 0,0.5")
+        return found
+
+    return numbers
 
 
 @click.command()
@@ -55,11 +63,18 @@ def shares(context: click.Context, option: click.Parameter, value: str) -> tuple
 @precision_option
 @operating_point_options
 @click.option(
-    "--paddings",
+    "--shares",
     default="0",
     show_default=True,
-    callback=shares,
+    callback=upto(1),
     help="Most of a call's slots that may be padding.",
+)
+@click.option(
+    "--slots",
+    default="0",
+    show_default=True,
+    callback=upto(MOST_TOKENS),
+    help="Slots of padding that a call less is worth.",
 )
 @click.option(
     "--calls",
@@ -78,7 +93,8 @@ def main(
     backend: str,
     precision: str | None,
     point: OperatingPoint,
-    paddings: tuple[float, ...],
+    shares: tuple[float, ...],
+    slots: tuple[float, ...],
     calls: tuple[int, ...],
     batch: int,
     batches: int,
@@ -89,6 +105,7 @@ def main(
     warnings.simplefilter("ignore", TruncationWarning)
     try:
         pipeline = load(bundle, backend, precision=precision, threads=1, **asdict(point))
+        pipeline = pipeline.to_the_end()
         texts = [
             str(text.text) for text in islice(read_examples(data, pipeline.task), batch * batches)
         ]
@@ -96,34 +113,37 @@ def main(
         sys.exit(f"error: {problem}")
     rows = pipeline.tokenize(texts)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    limits = list(product(paddings, calls))
+    limits = list(
+        product([Padding(share, int(most)) for share, most in product(shares, slots)], calls)
+    )
     chains = [pipeline.chain.at(OperatingPoint()) for _ in limits]
-    for chain, (share, most) in zip(chains, limits, strict=True):
-        chain.max_padding, chain.call_tokens = share, most
+    for chain, (padding, most) in zip(chains, limits, strict=True):
+        chain.padding, chain.call_tokens = padding, most
     spent = np.empty((2, len(chains), rounds + 1, len(parts)))
     with console.progress() as progress:
         for number in range(rounds + 1):  # the first warms up
             for place, part in enumerate(parts):
                 for index, chain in enumerate(chains):
                     for dense, run in enumerate((chain.run, chain.run_dense)):
-                        start = time.perf_counter()
+                        start = time.process_time()
                         run(part)
-                        spent[dense, index, number, place] = time.perf_counter() - start
+                        spent[dense, index, number, place] = time.process_time() - start
                 done = number * len(parts) + place + 1
                 progress("time", done, (rounds + 1) * len(parts))
     reduced, dense = 1000.0 * np.median(spent[:, :, 1:], axis=(2, 3))
     settings = dict(pipeline.chain.backend.description)
     name = f"{settings['backend']} {settings.get('precision', '')}"
     table = Table(title=f"{name}: median ms of {batch} texts")
-    for heading in ("padding, at most", "slots of a call", "dense", "reduced"):
+    for heading in ("padding, share", "slots", "slots of a call", "dense", "reduced"):
         table.add_column(heading, justify="right")
-    for (share, most), whole, less in zip(limits, dense, reduced, strict=True):
-        table.add_row(f"{share:.0%}", f"{most:,}", f"{whole:.0f}", f"{less:.0f}")
+    for (padding, most), whole, less in zip(limits, dense, reduced, strict=True):
+        share, slots_worth = f"{padding.share:.0%}", f"{padding.slots}"
+        table.add_row(share, slots_worth, f"{most:,}", f"{whole:.1f}", f"{less:.1f}")
     console.out.print(table)
     if json_path is not None:
         figures = [
-            {"max_padding": share, "call_tokens": most, "dense_ms": whole, "reduced_ms": less}
-            for (share, most), whole, less in zip(
+            {**asdict(padding), "call_tokens": most, "dense_ms": whole, "reduced_ms": less}
+            for (padding, most), whole, less in zip(
                 limits, dense.tolist(), reduced.tolist(), strict=True
             )
         ]

@@ -20,7 +20,7 @@ class PricedBackend:
         self._backend, self._call, self._token = backend, call, token
         self._now = 0.0
         self.description = backend.description
-        self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
+        self.padding, self.call_tokens = backend.padding, backend.call_tokens
         self.arrays = backend.arrays
 
     def clock(self) -> float:

@@ -27,13 +27,13 @@ class Watched:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.description = backend.description
-        self.max_padding, self.call_tokens = backend.max_padding, backend.call_tokens
+        self.padding, self.call_tokens = backend.padding, backend.call_tokens
         self.arrays = backend.arrays
         #: Graph, tokens, and places of the batch.
         self.calls: list[tuple[str, int, int]] = []
         self.clock = 0.0
 
-    def perf_counter(self) -> float:
+    def process_time(self) -> float:
         return self.clock
 
     def graph(self, name: str) -> Graph:
@@ -80,7 +80,7 @@ def figures_at(bundle: Path, data: Path, *limits: str) -> list[dict[str, float]]
 def test_no_batch_is_padded_over_its_limit(
     tiny_bundle: Path, labelled: Path, watched: list[Watched], limit: float
 ) -> None:
-    figures_at(tiny_bundle, labelled, "--paddings", str(limit))
+    figures_at(tiny_bundle, labelled, "--shares", str(limit))
     calls = watched[0].calls
     padding = [1 - tokens / places for _, tokens, places in calls]
     assert max(padding) <= limit + 1e-9
@@ -93,13 +93,13 @@ def test_no_batch_is_padded_over_its_limit(
 def test_what_each_limit_takes_is_written_down(
     tiny_bundle: Path, labelled: Path, watched: list[Watched]
 ) -> None:
-    alone = [figures_at(tiny_bundle, labelled, "--paddings", limit)[0] for limit in ("0", "0.5")]
-    assert figures_at(tiny_bundle, labelled, "--paddings", "0,0.5") == alone
+    alone = [figures_at(tiny_bundle, labelled, "--shares", limit)[0] for limit in ("0", "0.5")]
+    assert figures_at(tiny_bundle, labelled, "--shares", "0,0.5") == alone
     for backend, each, limit in zip(watched, alone, (0.0, 0.5), strict=False):
         dense = sum(name == "dense" for name, _, _ in backend.calls) / 2  # of two rounds
         reduced = len(backend.calls) / 2 - dense
         assert each == {
-            "max_padding": limit, "call_tokens": 1024,
+            "share": limit, "slots": 0, "call_tokens": 1024,
             "dense_ms": 7000 * dense, "reduced_ms": 1000 * reduced,
         }  # fmt: skip
     assert alone[1]["dense_ms"] < alone[0]["dense_ms"]  # fewer calls
@@ -109,7 +109,7 @@ def test_what_each_limit_takes_is_written_down(
 def test_calls_are_no_larger_than_their_limit(
     tiny_bundle: Path, labelled: Path, watched: list[Watched]
 ) -> None:
-    padded = ("--paddings", "0.5", "--calls")
+    padded = ("--shares", "0.5", "--calls")
     alone, together = figures_at(tiny_bundle, labelled, *padded, "1,100000")
     assert (alone["call_tokens"], together["call_tokens"]) == (1, 100000)
     assert alone["dense_ms"] == 7000 * 12 > together["dense_ms"]  # a call for each text
@@ -129,8 +129,8 @@ def test_calls_are_numbers_of_tokens(tiny_bundle: Path, labelled: Path, wrong: s
 
 @pytest.mark.parametrize("wrong", ["2", "-0.1", "little", "0,"])
 def test_limits_are_shares(tiny_bundle: Path, labelled: Path, wrong: str) -> None:
-    code, output = run(tiny_bundle, "--data", labelled, "--paddings", wrong)
-    assert code == 2 and "expected shares from 0 to 1, such as 0,0.03" in output
+    code, output = run(tiny_bundle, "--data", labelled, "--shares", wrong)
+    assert code == 2 and "expected numbers from 0 to 1, as 0,0.5" in output
 
 
 def test_a_missing_bundle_is_one_line(labelled: Path) -> None:

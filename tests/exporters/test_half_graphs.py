@@ -18,6 +18,7 @@ from onnx import TensorProto
 from safetensors.numpy import load_file
 
 from trbert_deploy import load
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     DENSE,
@@ -74,13 +75,13 @@ def rows_of(bundle: Bundle) -> list[TokenRow]:
     return [row for length in LENGTHS for row in bundle_rows(bundle)(length, 1)]
 
 
-def chain_in(bundle: Bundle, precision: str, max_padding: float) -> Chain:
+def chain_in(bundle: Bundle, precision: str, padding: Padding) -> Chain:
     manifest = bundle.manifest
     return Chain(
         open_backend("onnxruntime", bundle, BackendOptions(1, precision)),
         manifest.reduction,
         manifest.encoder.num_layers,
-        max_padding=max_padding,
+        padding=padding,
         task=task_of(manifest.encoder),
     )
 
@@ -123,8 +124,8 @@ def test_every_task_answers_as_in_float32(
     whole = chain_in(bundle, "fp32", 0.0)
     expected = whole.run(rows)
     assert any(len(one.kept[0]) < len(row) for one, row in zip(expected, rows, strict=True))
-    for max_padding in (0.0, 0.5):
-        half = chain_in(bundle, "fp16", max_padding)
+    for padding in (NO_PADDING, Padding(share=0.5)):
+        half = chain_in(bundle, "fp16", padding)
         received = half.run(rows)
         assert survivor_agreement(rows, expected, received) >= LIMITS["fp16"].survivor_agreement
         assert 0.0 < largest_difference(expected, received) < 0.01
@@ -190,20 +191,20 @@ def test_other_backends_read_the_same_bundle(exported: tuple[Path, ExportReport]
         assert pipeline.chain.backend.description["precision"] == (precision or "fp32")
 
 
-@pytest.mark.parametrize("max_padding", [0.0, 0.5], ids=HALVES)
+@pytest.mark.parametrize("padding", [NO_PADDING, Padding(share=0.5)], ids=HALVES)
 def test_states_that_stay_on_a_device_are_the_same(
-    exported: tuple[Path, ExportReport], max_padding: float
+    exported: tuple[Path, ExportReport], padding: Padding
 ) -> None:
     """Float32 crosses from graph to graph, wherever it lies."""
     bundle = Bundle.open(exported[0])
     rows = rows_of(bundle)
-    copied = chain_in(bundle, "fp16", max_padding)
+    copied = chain_in(bundle, "fp16", padding)
     options = BackendOptions(1, "fp16")
     staying = Chain(
         OnnxRuntimeBackend(bundle, options, states_on="cpu"),
         bundle.manifest.reduction,
         bundle.manifest.encoder.num_layers,
-        max_padding=max_padding,
+        padding=padding,
         task=task_of(bundle.manifest.encoder),
     )
     expected, received = copied.run(rows), staying.run(rows)

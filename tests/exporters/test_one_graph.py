@@ -18,6 +18,7 @@ from commands_in_tests import run
 from conftest import CheckpointMaker, make_texts, tiny_model
 
 from trbert_deploy import load
+from trbert_deploy.batching import Padding
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import CHAIN, HALF, HALVES, MANIFEST, SCHEDULED, Manifest
 from trbert_deploy.config import ReductionConfig
@@ -155,7 +156,7 @@ def test_rows_share_calls_where_the_runtime_likes_it(
     expected = chain.run(rows)
     calls: list[int] = []
     graphs = OnnxRuntimeBackend(Bundle.open(path), BackendOptions(threads=1))
-    graphs.max_padding = 0.9
+    graphs.padding = Padding(share=0.9)
     backend = OneGraphBackend(Bundle.open(path), graphs, "one-graph", batches=True)
     graph = graphs.graph(CHAIN)
     called = type(graph).__call__

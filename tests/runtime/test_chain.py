@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import CheckpointMaker, tiny_model
 
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import ReductionConfig
@@ -80,14 +81,14 @@ def assert_same(ours: list[RowResult], theirs: list[RowResult], tolerance: float
 def test_a_row_is_the_same_alone_and_among_others(cuts: str) -> None:
     rows = rows_of(*LENGTHS)
     # Anything may share a batch, so that rows are padded up to 64 times their length.
-    together = torch_chain(cuts, max_padding=1.0).run(rows)
+    together = torch_chain(cuts, padding=Padding(share=1.0)).run(rows)
     alone = [torch_chain(cuts).run([row])[0] for row in rows]
     assert_same(together, alone)
 
 
 def test_a_row_is_the_same_alone_and_among_others_in_onnx_runtime(onnx_chain: ChainMaker) -> None:
     chain = onnx_chain("1,2")
-    padded = Chain(chain.backend, ReductionConfig.parse("1,2"), 4, max_padding=1.0)
+    padded = Chain(chain.backend, ReductionConfig.parse("1,2"), 4, padding=Padding(share=1.0))
     rows = rows_of(*LENGTHS)
     assert_same(padded.run(rows), [chain.run([row])[0] for row in rows])
 
@@ -187,7 +188,7 @@ def test_rows_that_keep_few_tokens_meet_rows_that_keep_many() -> None:
 class Watching:
     """A backend that notes what its graphs are given."""
 
-    max_padding = 0.0
+    padding = NO_PADDING
     call_tokens = MOST_TOKENS
 
     def __init__(self, backend: Backend) -> None:
@@ -290,25 +291,25 @@ HALF = SelectionRule("ratio", 0.5)
 
 
 def test_another_scorer_takes_the_place_of_the_policy() -> None:
-    limits = {"max_batch_tokens": 70, "max_padding": 0.3, "dense_below": 30}
+    limits = {"max_batch_tokens": 70, "padding": Padding(share=0.3), "dense_below": 30}
     reduction = ReductionConfig.parse("1,2").with_rules((HALF, HALF))
     own = Chain(torch_backend("1,2"), reduction, 4, **limits)
     scored = own.scored_by(Backwards())
     assert (scored.backend, scored.reduction) == (own.backend, own.reduction)
-    assert (scored.max_batch_tokens, scored.max_padding) == (70, 0.3)
+    assert (scored.max_batch_tokens, scored.padding) == (70, Padding(share=0.3))
     assert scored.dense_below == 0  # whatever the number of tokens
     (result,) = scored.run(rows_of(8))
     assert [kept.tolist() for kept in result.kept] == [[0, 5, 6, 7], [0, 7]]
 
 
 def test_another_operating_point_changes_nothing_else() -> None:
-    limits = {"max_batch_tokens": 70, "max_padding": 0.3, "dense_below": 5}
+    limits = {"max_batch_tokens": 70, "padding": Padding(share=0.3), "dense_below": 5}
     scorer = Backwards()
     own = Chain(torch_backend("1,2"), ReductionConfig.parse("1,2"), 4, **limits, scorer=scorer)
     other = own.at(OperatingPoint(ratio=0.5))
     assert [cut.rule for cut in other.reduction.cuts] == [HALF, HALF]
     assert (other.backend, other.scorer) == (own.backend, scorer)
-    assert (other.max_batch_tokens, other.max_padding, other.dense_below) == (70, 0.3, 5)
+    assert (other.max_batch_tokens, other.padding, other.dense_below) == (70, Padding(share=0.3), 5)
     assert [len(kept) for kept in other.run(rows_of(8))[0].kept] == [4, 2]
     assert own.at(OperatingPoint(dense_below=9)).dense_below == 9
     assert own.at(OperatingPoint(dense_below=0)).dense_below == 0
@@ -317,11 +318,11 @@ def test_another_operating_point_changes_nothing_else() -> None:
 
 def test_what_is_not_said_is_the_backends_and_the_policys() -> None:
     backend = Watching(torch_backend("1,2"))
-    backend.max_padding = 0.25
+    backend.padding = Padding(share=0.25)
     chain = Chain(backend, ReductionConfig.parse("1,2"), 4)
-    assert (chain.max_padding, chain.max_batch_tokens) == (0.25, MAX_BATCH_TOKENS)
+    assert (chain.padding, chain.max_batch_tokens) == (Padding(share=0.25), MAX_BATCH_TOKENS)
     assert chain.dense_below == 0 and isinstance(chain.scorer, PolicyScorer)
-    assert Chain(backend, ReductionConfig.parse("1,2"), 4, max_padding=0.0).max_padding == 0.0
+    assert Chain(backend, ReductionConfig.parse("1,2"), 4, padding=NO_PADDING).padding == NO_PADDING
     assert Chain(backend, ReductionConfig(), 4, dense_below=9).dense_below == 0  # it is dense
 
 
@@ -376,7 +377,7 @@ def test_padded_rows_come_with_a_mask_and_without_changing_their_kind() -> None:
 
     reduction = ReductionConfig.parse("1").with_rules((HALF,))
     rows = rows_of(6, 3)
-    Chain(Noting(torch_backend("1")), reduction, 4, max_padding=1.0).run(rows)
+    Chain(Noting(torch_backend("1")), reduction, 4, padding=Padding(share=1.0)).run(rows)
     first, second = given
     mask = [[True] * 3 + [False] * 3, [True] * 6]
     assert first["attention_mask"].tolist() == mask and first["attention_mask"].dtype == bool
@@ -385,7 +386,7 @@ def test_padded_rows_come_with_a_mask_and_without_changing_their_kind() -> None:
     assert second["attention_mask"].tolist() == [[True, True, False], [True, True, True]]
     assert second["hidden"].dtype == np.float32 and not second["hidden"][0, 2].any()
     given.clear()
-    Chain(Noting(torch_backend("1")), reduction, 4, max_padding=1.0).run(rows_of(6, 6))
+    Chain(Noting(torch_backend("1")), reduction, 4, padding=Padding(share=1.0)).run(rows_of(6, 6))
     assert all("attention_mask" not in inputs for inputs in given)
 
 

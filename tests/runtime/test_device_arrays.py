@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trbert_deploy import load
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bundle.manifest import HIDDEN, HIDDEN_OUT, KEEP_LOGIT
 from trbert_deploy.errors import DeviceError
 from trbert_deploy.exporters.export import export_bundle
@@ -95,7 +96,7 @@ def rows_of(pipeline: Pipeline) -> list[TokenRow]:
 
 @pytest.mark.parametrize(
     "limits",
-    [{"max_padding": 0.0}, {"max_padding": 0.5}, {"max_batch_tokens": 70}],
+    [{"padding": NO_PADDING}, {"padding": Padding(share=0.5)}, {"max_batch_tokens": 70}],
     ids=["equal lengths", "padded", "few tokens"],
 )
 def test_it_answers_as_states_on_the_host(
@@ -138,7 +139,7 @@ def test_no_state_reaches_the_host(exported: Pipeline, monkeypatch: pytest.Monke
             super()._write(session, source, inputs, *rest)
 
     monkeypatch.setattr(onnxruntime_backend, "OnnxRuntimeMemory", Watched)
-    chain = chain_of(exported, "cpu", max_padding=0.5)
+    chain = chain_of(exported, "cpu", padding=Padding(share=0.5))
     chain.run(rows_of(exported))
     segments = sum(KEEP_LOGIT in each for each in read)
     assert segments >= len(exported.reduction.cuts)

@@ -11,6 +11,7 @@ import torch
 from conftest import make_texts, tiny_model, tiny_spec
 
 from trbert_deploy import load
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bench.tradeoff import EXITS, measure_tradeoff
 from trbert_deploy.bundle.manifest import EXIT_LOGITS, HIDDEN_OUT, KEEP_LOGIT
 from trbert_deploy.config import ReductionConfig
@@ -41,6 +42,8 @@ from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.row_outputs import row_answers
 
+#: All rows share a call.
+ALL = Padding(share=1.0)
 TEXTS = [row["text"] for row in make_texts(16, seed=1)]
 PAIRS = [("who found the house?", text) for text in TEXTS]
 #: Name -> what the model does, its cuts, and its texts.
@@ -107,10 +110,10 @@ def test_rows_leave_in_every_chain_as_they_do_in_a_walk(exported: Path) -> None:
                 OnnxRuntimeBackend(pipeline.require_bundle(), BackendOptions(1), states_on=place),
                 pipeline.reduction.with_exits(rule),
                 4,
-                max_padding=padding,
+                padding=padding,
                 task=task,
             )
-            for place, padding in ((None, 0.0), (None, 1.0), ("cpu", 1.0))
+            for place, padding in ((None, NO_PADDING), (None, ALL), ("cpu", ALL))
         ]
         point = {"exit_confidence": rule.confidence, "exit_patience": rule.patience}
         point["precision"] = "fp32"

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from conftest import CheckpointMaker, make_texts
 
+from trbert_deploy.batching import Padding
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import TOKENIZER, WEIGHTS
 from trbert_deploy.errors import BundleError
@@ -152,7 +153,9 @@ def test_first_calls_from_several_threads_open_each_graph_once(
 
     monkeypatch.setattr(Bundle, "reading", recorded)
     manifest = bundle.manifest
-    chain = Chain(runner, manifest.reduction, manifest.encoder.num_layers, max_padding=1.0)
+    chain = Chain(
+        runner, manifest.reduction, manifest.encoder.num_layers, padding=Padding(share=1.0)
+    )
     rows = load(tiny_bundle, "torch", threads=1).tokenize(TEXTS)
     opened.clear()
     with ThreadPoolExecutor(8) as pool:

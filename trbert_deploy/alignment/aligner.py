@@ -172,7 +172,7 @@ class Aligner:
         """The states of each row's tokens: [S, H] each."""
         states: dict[int, NDArray[np.float32]] = {}
         lengths = [len(row) for row in rows]
-        most, padding = self._backend.call_tokens, self._backend.max_padding
+        most, padding = self._backend.call_tokens, self._backend.padding
         for group in group_by_length(lengths, most, padding):
             batch = [TokenState.of(int(place), rows[place]) for place in group]
             outputs = self._graph(batch_inputs(self._graph.inputs, batch))

@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import ATTENTION_MASK
@@ -125,7 +126,7 @@ class ObservingBackend:
         self._models = models
         self.largest: dict[str, Largest] = {name: {} for name in models}
         self.graph = cache(self._open)
-        self.max_padding = 0.0
+        self.padding = NO_PADDING
         self.call_tokens = MOST_TOKENS
         self.arrays: Arrays = HOST
         self.description: Mapping[str, str] = {"backend": "onnxruntime", "precision": "fp32"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.bounds import MOST_THREADS, MOST_TOKENS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
@@ -81,7 +82,7 @@ class TorchBackend:
         self._states = {states_name(layers): layers for layers in range(model.spec.num_layers + 1)}
         self._outputs = tuple(output.name for output in task_of(model.spec).outputs)
         self.graph = OncePerKey(self._open)
-        self.max_padding = 0.0
+        self.padding = NO_PADDING
         self.call_tokens = MOST_TOKENS
         self.arrays: Arrays = HOST
         self.description = {

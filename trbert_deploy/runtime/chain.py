@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.batching import group_by_length, split_by_tokens
+from trbert_deploy.batching import NO_PADDING, Padding, group_by_length, split_by_tokens
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.manifest import (
     DENSE,
@@ -77,8 +77,7 @@ class Chain:
         num_layers: layers of the encoder.
         max_batch_tokens: tokens that are on their way at a time, in one batch or in several; a
             longer row goes alone.
-        max_padding: highest share of a batch's slots that may be padding; None for what the
-            backend likes.
+        padding: what it is worth that rows share a call; None for what the backend likes.
         dense_below: rows of fewer tokens keep all of them, in the dense graph: where three short
             calls take longer than one.
         scorer: gives tokens their keep logits; the policy by default.
@@ -95,7 +94,7 @@ class Chain:
         reduction: ReductionConfig,
         num_layers: int,
         max_batch_tokens: int = MAX_BATCH_TOKENS,
-        max_padding: float | None = None,
+        padding: Padding | None = None,
         dense_below: int = 0,
         scorer: Scorer | None = None,
         task: Task | None = None,
@@ -105,11 +104,11 @@ class Chain:
         self._num_layers = num_layers
         self.segments = reduction.segments(num_layers)
         self.max_batch_tokens = max_batch_tokens
-        own, most = (0.0, MOST_TOKENS)
+        own, most = (NO_PADDING, MOST_TOKENS)
         if not isinstance(backend, RowsBackend):
-            own, most = backend.max_padding, backend.call_tokens
+            own, most = backend.padding, backend.call_tokens
             self._arrays = backend.arrays
-        self.max_padding = own if max_padding is None else max_padding
+        self.padding = own if padding is None else padding
         self.call_tokens = min(max_batch_tokens, most)
         self.dense_below = dense_below if reduction.cuts else 0
         self.scorer: Scorer = scorer or PolicyScorer()
@@ -166,7 +165,7 @@ class Chain:
         own: dict[str, Any] = {
             "reduction": self.reduction,
             "max_batch_tokens": self.max_batch_tokens,
-            "max_padding": self.max_padding,
+            "padding": self.padding,
             "dense_below": self.dense_below,
             "scorer": self.scorer,
             "task": self.task,
@@ -258,7 +257,7 @@ class Chain:
         if len(rows) == 1:  # most requests: nothing to group
             return [list(rows)]
         lengths = [len(row) for row in rows]
-        groups = group_by_length(lengths, self.call_tokens, self.max_padding)
+        groups = group_by_length(lengths, self.call_tokens, self.padding)
         return [[rows[place] for place in np.sort(group)] for group in groups]
 
     def _select(

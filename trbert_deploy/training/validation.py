@@ -44,6 +44,7 @@ CALIBRATION_TOLERANCE = 0.005
 #: For the table of other points, which says what each saves on all rows, these do.
 TABLE_TOKENS = 20_000
 TABLE_TOLERANCE = 0.02
+_BEYOND = 0.1
 #: Confidences that are tried, in equal steps of how many answers are surer.
 CALIBRATED_CONFIDENCES = 100
 
@@ -352,20 +353,39 @@ def _search(
     tolerance: float,
     progress: Progress,
 ) -> float:
-    """Bisection over the keep logit (saving grows with it), see ``Validator.calibrate``."""
-    logits = [model.keep_logit(0, start.hidden) for _, start in starts]
-    low = min(processes.gather([part.min().item() for part in logits])) - 1.0
-    high = max(processes.gather([part.max().item() for part in logits])) + 1.0
-    for step in range(CALIBRATION_STEPS):
-        progress("threshold", step, CALIBRATION_STEPS)
-        middle = (low + high) / 2
-        set_threshold(model, 1.0 / (1.0 + math.exp(-middle)))
-        reached = _speedup_of(model, starts)
-        if abs(reached / target_speedup - 1.0) < tolerance:
+    """False position (Illinois) over the share of tokens below the threshold at the first cut, of
+    which the logarithm of the saving is a smooth function; see ``Validator.calibrate``.
+    """
+    own = [model.keep_logit(0, start.hidden).float().cpu().numpy().ravel() for _, start in starts]
+    logits = np.sort(np.concatenate(processes.gather(own)))
+    # Below and above all of them, too: later cuts have logits of their own.
+    values = [logits[0] - 1.0, *logits, logits[-1] + 1.0]
+    shares = [-_BEYOND, *np.linspace(0.0, 1.0, len(logits)), 1.0 + _BEYOND]
+
+    def gap(share: float) -> float:
+        """How far the saving is from the wanted one, where this share is below the threshold."""
+        threshold = float(np.interp(share, shares, values))
+        set_threshold(model, 1.0 / (1.0 + math.exp(-threshold)))
+        return math.log(_speedup_of(model, starts) / target_speedup)
+
+    progress("threshold", 0, CALIBRATION_STEPS)
+    low, below = -_BEYOND, -math.log(target_speedup) - tolerance  # what saves nothing saves least
+    high, above = 1.0 + _BEYOND, gap(1.0 + _BEYOND)
+    found = above
+    for step in range(1, CALIBRATION_STEPS):
+        if abs(found) < tolerance or above <= 0:
             break
-        low, high = (middle, high) if reached < target_speedup else (low, middle)
+        progress("threshold", step, CALIBRATION_STEPS)
+        share = (low * above - high * below) / (above - below)
+        earlier, found = found, gap(share)
+        if found < 0:
+            low, below = share, found
+            above /= 2 if earlier < 0 else 1  # the other end moves, too
+        else:
+            high, above = share, found
+            below /= 2 if earlier > 0 and step > 1 else 1
     progress("threshold", CALIBRATION_STEPS, CALIBRATION_STEPS)
-    return reached
+    return target_speedup * math.exp(found)
 
 
 def _speedup_of(model: ReducedModel, starts: Sequence[Start]) -> float:

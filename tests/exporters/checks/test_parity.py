@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import tiny_model
 
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import DENSE, HIDDEN_OUT, KEEP_LOGIT, segment_name
@@ -47,7 +48,7 @@ class AlteredGraph:
 class Altered:
     """A backend with a fault in some of its graphs."""
 
-    max_padding = 0.0
+    padding = NO_PADDING
     call_tokens = MOST_TOKENS
     arrays: Arrays = HOST
     description: dict[str, str] = {}

@@ -11,6 +11,7 @@ from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trbert_deploy.batching import Padding
 from trbert_deploy.config import ReductionConfig
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.modeling.device_chain import DeviceChain
@@ -96,7 +97,7 @@ def test_every_way_through_the_model_says_the_same(cuts: str, among: bool) -> No
         )
     for chain in (
         Chain(TorchBackend(model), model.reduction, 4, task=task),
-        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, task=task),
+        Chain(TorchBackend(model), model.reduction, 4, padding=Padding(share=1.0), task=task),
         DeviceChain(model),
         RecordedChain(model),
         RecordedChain(model),
@@ -164,7 +165,7 @@ def test_answers_do_not_depend_on_neighbours(masks: list[list[int]]) -> None:
         model.reduction,
         4,
         task=task_of(model.spec),
-        max_padding=1.0,
+        padding=Padding(share=1.0),
     )
     together = chain.run(rows)
     assert_same(

@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_model, tiny_spec
 from torch import Tensor, nn
 
+from trbert_deploy.batching import Padding
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.modeling.device_chain import DeviceChain
 from trbert_deploy.modeling.heads.head import Outputs
@@ -160,7 +161,13 @@ def test_every_way_through_the_model_says_the_same(kind: str, cuts: str) -> None
     assert_same(by_row(run_gated(model, batch).outputs, batch, rows), walked)
     for chain in (
         Chain(TorchBackend(model), model.reduction, 4, task=task_of(model.spec)),
-        Chain(TorchBackend(model), model.reduction, 4, max_padding=1.0, task=task_of(model.spec)),
+        Chain(
+            TorchBackend(model),
+            model.reduction,
+            4,
+            padding=Padding(share=1.0),
+            task=task_of(model.spec),
+        ),
         DeviceChain(model),
         RecordedChain(model),
     ):

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.errors import BundleError, DeviceError
@@ -19,7 +20,7 @@ from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.backends import onnxruntime_package
 from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions
-from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.onnxruntime import PADDING_ON_CPUS, OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.onnxruntime_package import CPU, CUDA
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
@@ -123,7 +124,7 @@ def test_cuda_computes_float32_and_does_not_fall_back(
     assert planted.asked["enable_fallback"] == 0
     assert planted.asked["disabled_optimizers"] == []
     assert backend.description["provider"] == CUDA
-    assert backend.max_padding == PADDING_ON_GPUS and backend.call_tokens == MOST_TOKENS
+    assert backend.padding == PADDING_ON_GPUS and backend.call_tokens == MOST_TOKENS
 
 
 def test_states_stay_on_the_gpu(bundle: Bundle, planted: type[PlantedSession]) -> None:
@@ -176,7 +177,7 @@ def test_the_package_for_cpus_asks_for_the_cpu(
     backend = run_one(bundle)
     assert planted.asked["providers"] == [CPU]
     assert planted.asked["disabled_optimizers"] == ["SkipLayerNormFusion"]
-    assert backend.description["provider"] == CPU and backend.max_padding == 0.0
+    assert backend.description["provider"] == CPU and backend.padding == PADDING_ON_CPUS
 
 
 def needs_cuda() -> None:
@@ -191,8 +192,8 @@ def rows_of(*lengths: int) -> list[TokenRow]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("max_padding", [0.0, 0.5], ids=["fused", "masked"])
-def test_the_gpu_answers_as_pytorch_does(bundle: Bundle, max_padding: float) -> None:
+@pytest.mark.parametrize("padding", [NO_PADDING, Padding(share=0.5)], ids=["fused", "masked"])
+def test_the_gpu_answers_as_pytorch_does(bundle: Bundle, padding: Padding) -> None:
     needs_cuda()
     manifest = bundle.manifest
     rows = rows_of(40, 3, 17, 16, 48, 1, 16, 16, 64, 64, 63, 62)
@@ -201,7 +202,7 @@ def test_the_gpu_answers_as_pytorch_does(bundle: Bundle, max_padding: float) -> 
             open_backend(name, bundle, BackendOptions()),
             manifest.reduction,
             manifest.encoder.num_layers,
-            max_padding=max_padding,
+            padding=padding,
         )
         for name in ("torch", "onnxruntime")
     )
@@ -213,10 +214,8 @@ def test_the_gpu_answers_as_pytorch_does(bundle: Bundle, max_padding: float) -> 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("max_padding", [0.0, 0.5], ids=["fused", "masked"])
-def test_the_gpu_answers_in_half_precision_as_in_float32(
-    halved: Bundle, max_padding: float
-) -> None:
+@pytest.mark.parametrize("padding", [NO_PADDING, Padding(share=0.5)], ids=["fused", "masked"])
+def test_the_gpu_answers_in_half_precision_as_in_float32(halved: Bundle, padding: Padding) -> None:
     needs_cuda()
     manifest = halved.manifest
     rows = rows_of(40, 3, 17, 16, 48, 1, 16, 16, 64, 64, 63, 62)
@@ -225,7 +224,7 @@ def test_the_gpu_answers_in_half_precision_as_in_float32(
             open_backend("onnxruntime", halved, BackendOptions(precision=precision)),
             manifest.reduction,
             manifest.encoder.num_layers,
-            max_padding=max_padding,
+            padding=padding,
         )
         for precision in ("fp32", "fp16")
     )

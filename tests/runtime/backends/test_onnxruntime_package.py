@@ -175,7 +175,7 @@ def test_without_cuda_it_runs_on_the_cpu_and_says_why(
     description = loaded.chain.backend.description
     assert description["provider"] == CPU
     assert f": {description['no CUDA']}; it needs NVIDIA's driver" in str(said[0].message)
-    assert loaded.chain.max_padding == 0.0  # as a CPU likes it
+    assert loaded.chain.padding.share == 0.0  # as a CPU likes it
     assert loaded.chain.backend.call_tokens == 1024
     assert loaded(["a film"])[0].label
     assert load(tiny_bundle, threads=1).chain.backend.description == description  # told once

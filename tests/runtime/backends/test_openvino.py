@@ -13,6 +13,7 @@ from conftest import make_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trbert_deploy.batching import Padding
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.cli import cli
 from trbert_deploy.errors import BundleError, ConfigError
@@ -128,7 +129,7 @@ def test_a_row_is_the_same_alone_and_among_others(exact: Pipeline) -> None:
 def test_padded_batches_take_the_mask(exact: Pipeline) -> None:
     rows = exact.tokenize(TEXTS)
     chain = exact.chain
-    padded = Chain(chain.backend, chain.reduction, 4, max_padding=1.0)
+    padded = Chain(chain.backend, chain.reduction, 4, padding=Padding(share=1.0))
     for ours, theirs in zip(padded.run(rows), exact.run(rows), strict=True):
         assert np.allclose(ours.outputs["logits"], theirs.outputs["logits"], atol=1e-5)
         assert all(map(np.array_equal, ours.kept, theirs.kept))

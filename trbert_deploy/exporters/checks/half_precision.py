@@ -204,7 +204,7 @@ class RoundedBackend:
         self._precision = precision
         self._every_product = every_product
         self.graph = cache(self._open)
-        self.max_padding = PADDING_ON_GPUS
+        self.padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
         self.arrays: Arrays = HOST
         self.description: Mapping[str, str] = {

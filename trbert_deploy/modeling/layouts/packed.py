@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trbert_deploy.batching import group_by_length
+from trbert_deploy.batching import NO_PADDING, group_by_length
 from trbert_deploy.modeling.layouts.layout import (
     RowGroup,
     ScoreBias,
@@ -114,7 +114,7 @@ class PackedLayout(Memo):
 
     @cached_property
     def _members(self) -> list[NDArray[np.int64]]:
-        return group_by_length(self.lengths, self.MAX_GROUP_TOKENS, max_padding=0.0)
+        return group_by_length(self.lengths, self.MAX_GROUP_TOKENS, NO_PADDING)
 
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from trbert_deploy.batching import Padding
 from trbert_deploy.bounds import MOST_THREADS, require_whole
 from trbert_deploy.bundle.manifest import ATTENTION_MASK, GraphDescription
 from trbert_deploy.config import ReductionConfig
@@ -49,8 +50,8 @@ class Backend(Protocol):
         ...
 
     @property
-    def max_padding(self) -> float:
-        """Highest share of a batch's slots that should be padding; 0 where none pays."""
+    def padding(self) -> Padding:
+        """What padding it is worth that rows share a call."""
         ...
 
     @property
@@ -131,4 +132,4 @@ class BackendOptions:
 
 
 #: Padding that a larger batch is worth where one row does not fill the device.
-PADDING_ON_GPUS = 0.03
+PADDING_ON_GPUS = Padding(share=0.03)

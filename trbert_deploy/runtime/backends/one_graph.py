@@ -66,7 +66,7 @@ class OneGraphBackend:
         if not self._batches:
             return [[place] for place in range(len(lengths))]
         most = min(max_batch_tokens, self._graphs.call_tokens)
-        groups = group_by_length(lengths, most, self._graphs.max_padding)
+        groups = group_by_length(lengths, most, self._graphs.padding)
         return [group.tolist() for group in groups]
 
 
@@ -99,4 +99,4 @@ def open_backend(bundle: Bundle, options: BackendOptions) -> OneGraphBackend:
     """
     bundle.require_chain()
     graphs = OnnxRuntimeBackend(bundle, options)
-    return OneGraphBackend(bundle, graphs, "one-graph", batches=graphs.max_padding > 0)
+    return OneGraphBackend(bundle, graphs, "one-graph", batches=graphs.padding.share > 0)

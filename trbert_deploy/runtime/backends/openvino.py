@@ -12,6 +12,7 @@ from math import ceil
 import numpy as np
 import openvino
 
+from trbert_deploy.batching import NO_PADDING, Padding
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
@@ -46,6 +47,9 @@ _KEPT_OF_ANY_LENGTH = (4, 16)
 _LIBRARY_KEEPS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 #: Between two of the few lengths, at the least.
 _LEAST_STEP = 16
+#: A call of a segment costs about as much as so many of its tokens, and more where its length is
+#: new (docs/performance.md).
+PADDING = Padding(slots=32)
 #: Inputs that share the range of an 8-bit activation: fewer are slower, all of them less exact.
 _RANGE_SIZE = 128
 
@@ -168,7 +172,7 @@ class OpenVinoBackend:
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _RANGE_SIZE
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
-        self.max_padding = 0.0
+        self.padding = PADDING if is_padded else NO_PADDING
         self.call_tokens = MOST_TOKENS
         self.arrays: Arrays = HOST
         longest = bundle.manifest.max_length

@@ -54,7 +54,7 @@ class TensorRTBackend:
         self._executor = Executor(self._library)
         self._memory = EngineMemory(self._executor)
         self._graphs: dict[str, EngineGraph] = {}
-        self.max_padding = PADDING_ON_GPUS
+        self.padding = PADDING_ON_GPUS
         self.call_tokens = MOST_TOKENS
         self.arrays: Arrays = DeviceArrays(self._memory)
         key = self._engine_set.manifest.key
