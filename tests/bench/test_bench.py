@@ -35,8 +35,8 @@ from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.tasks.columns import ColumnNames
 
 SAMPLES = [row["text"] for row in make_texts(6, seed=1)]
-DENSE = ModelTiming(10.0, 12.0, 100.0, 6400.0, 0.01)
-REDUCED = ModelTiming(4.0, 5.0, 250.0, 16000.0, 0.05)
+DENSE = ModelTiming(10.0, 12.0, 10.5, 100.0, 6400.0, 0.01)
+REDUCED = ModelTiming(4.0, 5.0, 3.5, 250.0, 16000.0, 0.05)
 POINT = BenchPoint(64, 1, 8, 6, DENSE, REDUCED, (20.0, 6.5), 2.0)
 QUICK = BenchOptions(rounds=Rounds.exactly(2), threads=1)
 
@@ -53,6 +53,25 @@ def test_speedups_are_ratios() -> None:
     assert (described["measured_speedup"], described["efficiency"]) == (2.5, 1.25)
     assert described["kept"] == [20.0, 6.5]
     assert described["dense"]["p50_ms"] == 10.0
+
+
+def test_means_speak_where_rows_leave_early() -> None:
+    """Of some that leave and some that stay a median tells one kind alone."""
+    leaving = replace(POINT, left=(0.5, 0.1))
+    assert leaving.measured_speedup == 3.0  # 10.5 ms to 3.5
+    assert leaving.to_json()["left"] == (0.5, 0.1)
+    out = io.StringIO()
+    report = BenchReport(
+        {"processor": "p", "cores": 1},
+        {"path": "b", "family": "bert", "num_layers": 4, "hidden_size": 8, "cuts": []},
+        (BackendBench({"backend": "onnxruntime", "version": "1"}, (leaving,)),),
+    )
+    print_report(report, Console(file=out, width=80))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["mean", "ms", "3.50"] in lines and ["left", "early", "50%,", "10%"] in lines
+    slower = replace(leaving, reduced=replace(REDUCED, mean_ms=11.0))
+    (told,) = dense_wins(BackendBench({}, (slower,)))
+    assert told.endswith("10.50 ms against 11.00 ms.")
 
 
 def test_rounds_stop_by_time_within_their_limits() -> None:

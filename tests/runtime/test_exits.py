@@ -12,6 +12,8 @@ from conftest import make_texts, tiny_model, tiny_spec
 
 from trbert_deploy import load
 from trbert_deploy.batching import NO_PADDING, Padding
+from trbert_deploy.bench.bundles import BenchOptions, bench_bundle, trace_bundle
+from trbert_deploy.bench.timing import Rounds
 from trbert_deploy.bench.tradeoff import EXITS, measure_tradeoff
 from trbert_deploy.bundle.manifest import EXIT_LOGITS, HIDDEN_OUT, KEEP_LOGIT
 from trbert_deploy.config import ReductionConfig
@@ -29,6 +31,8 @@ from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.registry import require_exits
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import choose_by_rule, first_segment, walk_on
+from trbert_deploy.reports.console.bench import quality_rows
+from trbert_deploy.reports.html import draw_kept, render
 from trbert_deploy.reports.plots.sweeps import draw_sweep, draw_tradeoff
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -36,6 +40,7 @@ from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.exits import exit_of
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.token_classification import TAKES_LEXICON
 from trbert_deploy.training.batches import load_batches
@@ -269,3 +274,39 @@ def test_exits_are_refused_for_answers_that_do_not_tell_how_sure_they_are() -> N
         require_exits(tiny_spec(**tags))
     with pytest.raises(ConfigError, match="exits stand at cuts, and there are none"):
         ReductionConfig().with_exits(ExitRule())
+
+
+def test_reports_say_which_texts_left(labels: Pipeline) -> None:
+    rows = labels.tokenize([each.text for each in EXAMPLES])
+    first = labels.at(OperatingPoint(exit_confidence=0.0)).run(rows)
+    sure = float(np.median([labels.task.confidence(result.outputs) for result in first]))
+    point = OperatingPoint(exit_confidence=sure)
+    labels = labels.at(point)
+    results = labels.run(rows)
+    left = tuple(np.mean([result.exit == cut for result in results]) for cut in range(2))
+    assert 0.0 < sum(left) < 1.0  # some leave, some stay
+    quality = evaluate_quality(labels, EXAMPLES)
+    assert quality.left_share == pytest.approx(left)
+    told = {name: cells for name, *cells in quality_rows(quality)}
+    assert told["texts that left early"] == ["", f"{left[0]:.1%}, {left[1]:.1%}"]
+    assert evaluate_quality(labels.to_the_end(), EXAMPLES[:4]).left_share == ()
+
+    options = BenchOptions(
+        (12,), backend="onnxruntime", threads=1, point=point, rounds=Rounds.exactly(3), data=EXAMPLES
+    )
+    bench = bench_bundle(labels.path, options)
+    (measured,) = bench.backends[0].points
+    assert len(measured.left) == 2
+    assert measured.measured_speedup == measured.dense.mean_ms / measured.reduced.mean_ms
+    texts = trace_bundle(labels.path, options)
+    assert [text.exit for text in texts] == [result.exit for result in results]
+    page = render(bench, texts, quality=quality)
+    assert "texts that left early" in page and "mean to 95th percentile" in page
+    shown = [text.exit for text in texts[:6]]
+    for cut, name in enumerate(("before layer 1", "before layer 2")):
+        assert page.count(f"left with the answer of the exit {name}") == shown.count(cut)
+    panels = draw_kept(texts, (1.0, 2.0)).axes
+    counts = [sum(patch.get_height() for patch in panel.patches) for panel in panels]
+    assert counts == [
+        sum(text.exit is None or text.exit >= place for text in texts) for place in range(3)
+    ]

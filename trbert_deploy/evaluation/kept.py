@@ -53,6 +53,8 @@ class KeptText:
         words: what the tokenizer splits into word pieces, punctuation too. A word survives
             with any of its pieces: a reader recognizes it by one.
         lengths: tokens in each segment, C+1; the first is the whole row.
+        exit: the cut at whose exit the text left, and its tokens with it; None where it reached the
+            end.
     """
 
     text: Text
@@ -61,6 +63,7 @@ class KeptText:
     tokens: tuple[Piece, ...]
     words: tuple[Piece, ...]
     lengths: tuple[int, ...]
+    exit: int | None = None
 
 
 def trace_texts(
@@ -127,7 +130,7 @@ def trace(
         start = source.index(word, start)
         words.append(Piece(word, start, start + len(word), part, fate))
     lengths = (len(tokens), *map(len, result.kept))
-    return KeptText(text, label, answer, tokens, tuple(words), lengths)
+    return KeptText(text, label, answer, tokens, tuple(words), lengths, result.exit)
 
 
 @dataclass(frozen=True)

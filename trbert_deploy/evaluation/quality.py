@@ -23,6 +23,7 @@ from trbert_deploy.runtime.chain import Timing
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
+from trbert_deploy.selection.exits import left_shares
 from trbert_deploy.tasks.task import (
     AGREEMENT,
     DIVERGENCE,
@@ -81,6 +82,7 @@ class QualityReport:
         kept_share: for each cut the tokens left, as a share of all tokens.
         flops_speedup: FLOPs of the dense model over the chain's.
         measured_speedup: ratio of the two times.
+        left_share: of the rows, at each cut those that left there; none where no row can.
     """
 
     backend: str
@@ -97,6 +99,7 @@ class QualityReport:
     kept_share: tuple[float, ...]
     flops_speedup: float
     measured_speedup: float
+    left_share: tuple[float, ...] = ()
 
     def rows_needed(self, points: float) -> int:
         """Rows from which the change's 95 % interval reaches ``points`` (above 0) to each side.
@@ -146,6 +149,14 @@ class ModelRun:
         """All outputs, as another model would have them."""
         task = self.pipeline.task
         return [task.translated(outputs, other.task) for outputs in self.outputs]
+
+    @property
+    def left_share(self) -> tuple[float, ...]:
+        """Share of the rows that left at each cut; none where no row can."""
+        rule = self.pipeline.reduction.exits
+        if self.dense or rule is None or not rule.is_active:
+            return ()
+        return left_shares(self.tokens)
 
     @property
     def flops(self) -> float:
@@ -310,6 +321,7 @@ def _compare(
         kept_share=tuple(float(left / totals[0]) for left in totals[1:]),
         flops_speedup=dense.flops / reduced.flops,
         measured_speedup=dense.timing.total_seconds / reduced.timing.total_seconds,
+        left_share=reduced.left_share,
     )
 
 

@@ -120,7 +120,7 @@ def render(
 
 
 def draw_latency(bench: BackendBench) -> Figure:
-    """Median latency of both models against the length of the rows, one line per batch."""
+    """Typical latency of both models against the length of the rows, one line per batch."""
     figure, axes = _figure(height=3.0)
     batches = sorted({point.batch for point in bench.points})
     for place, batch in enumerate(batches):
@@ -135,10 +135,11 @@ def draw_latency(bench: BackendBench) -> Figure:
             ("dense", _DENSE, [point.dense for point in points]),
             ("reduced", _REDUCED, [point.reduced for point in points]),
         ):
-            medians = [timing.p50_ms for timing in timings]
+            pairs = zip(points, timings, strict=True)
+            typical = [point.typical_ms(timing) for point, timing in pairs]
             slow = [timing.p95_ms for timing in timings]
-            axes.fill_between(lengths, medians, slow, color=color, alpha=0.15, linewidth=0)
-            axes.plot(lengths, medians, line, color=color, label=name + suffix, marker="o", ms=4)
+            axes.fill_between(lengths, typical, slow, color=color, alpha=0.15, linewidth=0)
+            axes.plot(lengths, typical, line, color=color, label=name + suffix, marker="o", ms=4)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sorted({point.length for point in bench.points}))
@@ -148,7 +149,8 @@ def draw_latency(bench: BackendBench) -> Figure:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("tokens per row")
-    axes.set_ylabel("ms per call, median to 95th percentile")
+    middle = "mean" if any(point.left for point in bench.points) else "median"
+    axes.set_ylabel(f"ms per call, {middle} to 95th percentile")
     axes.legend(frameon=False)
     return figure
 
@@ -179,15 +181,18 @@ def draw_time(bench: BackendBench) -> Figure:
 
 
 def draw_kept(texts: Sequence[KeptText], cuts: Sequence[float]) -> Figure:
-    """How many tokens the texts have, and how many are left of them behind each cut."""
+    """How many tokens the texts have, and how many are left of those that go on behind each cut."""
     lengths = np.array([text.lengths for text in texts])  # [N, C+1]
     edges = np.histogram_bin_edges(lengths, bins=min(40, int(lengths.max())))
     figure, panels = _panels(len(cuts) + 1)
+    leaving = any(text.exit is not None for text in texts)
     names = ["whole texts", *(f"behind the cut {cut_name(cut)}" for cut in cuts)]
     colors = [_DENSE, *(_SEGMENTS[place % len(_SEGMENTS)] for place in range(len(cuts)))]
     for axes, name, color, counts in zip(panels, names, colors, lengths.T, strict=True):
-        axes.hist(counts, bins=edges.tolist(), color=color)
-        axes.set_title(f"{name}: median {np.median(counts):g}", loc="left")
+        there = counts[counts > 0]  # not those that left at an exit
+        axes.hist(there, bins=edges.tolist(), color=color)
+        told = f"{name}: median {np.median(there):g}" if len(there) else name
+        axes.set_title(f"{told}, {len(there)} texts" if leaving else told, loc="left")
         axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     panels[-1].set_xlabel("tokens")
     figure.supylabel("texts")

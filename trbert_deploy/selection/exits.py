@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from trbert_deploy.bounds import require_whole
 from trbert_deploy.errors import ConfigError
@@ -39,3 +42,13 @@ class ExitRule:
     def is_active(self) -> bool:
         """Whether a row may leave."""
         return self.confidence is not None or self.patience is not None
+
+
+def left_shares(lengths: Sequence[Sequence[int]]) -> tuple[float, ...]:
+    """Share of rows that left at each cut.
+
+    Args:
+        lengths: for each row its tokens in every segment [C+1], 0 behind the cut at which it left.
+    """
+    there = (np.array(lengths) > 0).mean(axis=0)
+    return tuple(float(share) for share in there[:-1] - there[1:])

@@ -62,7 +62,9 @@ def print_reckoning(reckoning: Reckoning, measured: BenchReport | None, console:
         errors = []
         if found is not None:
             pairs = ((point.dense_ms, found.dense), (point.reduced_ms, found.reduced))
-            errors = [", ".join(f"{ours / theirs.p50_ms - 1:+.0%}" for ours, theirs in pairs)]
+            errors = [
+                ", ".join(f"{ours / found.typical_ms(theirs) - 1:+.0%}" for ours, theirs in pairs)
+            ]
         table.add_row(
             f"{point.length} x {point.batch}",
             f"{point.dense_ms:.2f}",
@@ -103,7 +105,9 @@ def quality_rows(report: QualityReport) -> Iterator[tuple[str, str, str]]:
     for measure in report.dense.metrics:
         yield measure_row(measure, report.dense.metrics, report.reduced.metrics)
     yield "seconds", f"{report.dense.seconds:.1f}", f"{report.reduced.seconds:.1f}"
-    yield "tokens kept", "all", _shares(report)
+    yield "tokens kept", "all", _shares(report.kept_share) or "all"
+    if report.left_share:
+        yield "texts that left early", "", _shares(report.left_share)
     yield "FLOPs speed-up", "1", f"{report.flops_speedup:.2f}"
     yield "measured speed-up", "1", f"{report.measured_speedup:.2f}"
 
@@ -149,7 +153,7 @@ def print_sweep(report: SweepReport, console: Console) -> None:
         low, high = quality.interval
         table.add_row(
             name,
-            _shares(quality),
+            _shares(quality.kept_share) or "all",
             f"{quality.flops_speedup:.2f}x",
             f"{quality.measured_speedup:.2f}x",
             f"{quality.reduced.score:.2%}",
@@ -222,8 +226,8 @@ def _points(change: float) -> str:
     return f"{change:+.2f}" if abs(change) < 10 else f"{change:+.1f}"
 
 
-def _shares(report: QualityReport) -> str:
-    return ", ".join(f"{share:.1%}" for share in report.kept_share) or "all"
+def _shares(shares: Sequence[float]) -> str:
+    return ", ".join(f"{share:.1%}" for share in shares)
 
 
 def dense_wins(backend: BackendBench) -> Iterator[str]:
@@ -232,7 +236,8 @@ def dense_wins(backend: BackendBench) -> Iterator[str]:
         if point.measured_speedup < 1.0:
             yield (
                 f"The dense model is faster at {point.length} tokens, batch {point.batch}: "
-                f"{point.dense.p50_ms:.2f} ms against {point.reduced.p50_ms:.2f} ms."
+                f"{point.typical_ms(point.dense):.2f} ms against "
+                f"{point.typical_ms(point.reduced):.2f} ms."
             )
 
 
@@ -254,6 +259,7 @@ class FigureRow:
 def figures_of(points: Sequence[BenchPoint]) -> list[FigureRow]:
     """The rows of a table with one column per point."""
     rows: list[FigureRow] = []
+    leaving = any(point.left for point in points)
 
     def row(group: str, name: str, figure: Callable[[BenchPoint], str]) -> None:
         rows.append(FigureRow(group, name, tuple(map(figure, points))))
@@ -261,6 +267,8 @@ def figures_of(points: Sequence[BenchPoint]) -> list[FigureRow]:
     def speed(group: str, timing: Callable[[BenchPoint], ModelTiming]) -> None:
         row(group, "p50 ms", lambda point: f"{timing(point).p50_ms:.2f}")
         row("", "p95 ms", lambda point: f"{timing(point).p95_ms:.2f}")
+        if leaving:  # what speed-ups are then told by
+            row("", "mean ms", lambda point: f"{timing(point).mean_ms:.2f}")
         row("", "texts per s", lambda point: f"{timing(point).texts_per_s:.1f}")
         row("", "tokens per s", lambda point: f"{timing(point).tokens_per_s:.0f}")
         row("", "outside graphs", lambda point: f"{timing(point).outside_share:.1%}")
@@ -268,6 +276,8 @@ def figures_of(points: Sequence[BenchPoint]) -> list[FigureRow]:
     speed("dense", lambda point: point.dense)
     speed("reduced", lambda point: point.reduced)
     row("", "tokens kept", _kept)
+    if leaving:
+        row("", "left early", lambda point: ", ".join(f"{share:.0%}" for share in point.left))
     row("speed-up", "by FLOPs", lambda point: f"{point.flops_speedup:.2f}")
     row("", "measured", lambda point: f"{point.measured_speedup:.2f}")
     row("", "measured / FLOPs", lambda point: f"{point.efficiency:.2f}")
