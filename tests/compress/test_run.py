@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_texts
+from conftest import make_texts, tiny_spec
+from rich.console import Console
 from training.test_run import make_workplace, options_for, with_recipe
 
-from trbert_deploy.bench.timing import Rounds
+from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import WEIGHTS
 from trbert_deploy.cli import main
@@ -36,9 +38,15 @@ from trbert_deploy.errors import (
     DataError,
     TrbertError,
 )
+from trbert_deploy.evaluation.kept import KeptText
+from trbert_deploy.evaluation.quality import QualityReport
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.progress import Progress
+from trbert_deploy.reports.console.compress import print_compress
+from trbert_deploy.reports.html import render
 from trbert_deploy.runtime.loading import load
+from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.training.recipe import Recipe
 from trbert_deploy.training.run import train
 
 RECIPE = """
@@ -52,6 +60,14 @@ learning_rate = 1e-2
 policy_learning_rate = 1e-2
 [hard]
 epochs = 1
+"""
+
+
+EXITS_RECIPE = """
+[exits]
+epochs = 4
+exit_learning_rate = 1e-2
+max_drop = 100
 """
 
 
@@ -188,6 +204,107 @@ def test_a_finished_run_is_not_done_again(
     assert run(monkeypatch, arguments(workplace)) == 0
     files = [Bundle.open(each / "bundle").manifest.files for each in (here, whole)]
     assert files[0] == files[1]  # put in place again, not made again
+
+
+@pytest.fixture(scope="module")
+def with_exits(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run whose texts leave early: its directory, with what it noted."""
+    place = tmp_path_factory.mktemp("exits")
+    (workplace / "exits.toml").write_text('base = "exits"\n' + RECIPE + EXITS_RECIPE)
+    notes: list[str] = []
+    pages: list[str] = []
+
+    def write_page(
+        bench: BenchReport,
+        kept: list[KeptText],
+        quality: QualityReport,
+        to_the_end: QualityReport | None,
+    ) -> None:
+        pages.append(render(bench, kept, quality=quality, to_the_end=to_the_end))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(probe, "LEAST_GAIN", 0.0)
+        patched.setattr(run_module, "ROUNDS", Rounds.exactly(2))
+        options = _exits_options(workplace)
+        with pytest.raises(KeyboardInterrupt):
+            compress(options, place / "bundle", place / "work", _bars("exits"))
+        summary = compress(
+            options, place / "bundle", place / "work", _bars(), notes.append, write_page
+        )
+    (place / "summary.json").write_text(json.dumps(summary))
+    (place / "notes").write_text("\n".join(notes))
+    (place / "page.html").write_text(*pages)
+    return place
+
+
+def test_texts_leave_early_and_both_savings_are_told(with_exits: Path) -> None:
+    assert "texts that are easy will leave" in (with_exits / "notes").read_text()
+    summary = json.loads((with_exits / "summary.json").read_text())
+    both, tokens = summary["quality"], summary["to_the_end"]
+    pipeline = load(with_exits / "bundle", threads=1)
+    lines = (with_exits / "work" / "texts" / "test.jsonl").read_text().splitlines()
+    results = pipeline.run(pipeline.tokenize([json.loads(line)["text"] for line in lines]))
+    left = [np.mean([result.exit == cut for result in results]) for cut in range(2)]
+    assert both["left_share"] == left and sum(left) > 0.0
+    assert tokens["left_share"] == []
+    assert both["flops_speedup"] > tokens["flops_speedup"]
+    out = io.StringIO()
+    print_compress(summary, Console(file=out, width=120))
+    (row,) = (line for line in out.getvalue().splitlines() if "texts that leave" in line)
+    assert f"{left[0]:.0%} / {left[1]:.0%}" in row
+    (row,) = (line for line in out.getvalue().splitlines() if "operations" in line)
+    for each in (tokens, both):
+        assert f"{each['flops_speedup']:.2f}x fewer" in row
+    (point, *_) = summary["bench"]["backends"][0]["points"]
+    assert f"{point['reduced']['mean_ms']:.1f} ms" in out.getvalue()
+    page = (with_exits / "page.html").read_text()
+    assert "tokens dropped" in page and "texts that left early" in page
+    for each in (tokens, both):
+        assert f"<td>{each['flops_speedup']:.2f}</td>" in page
+
+
+@pytest.mark.usefixtures("pays")
+def test_a_gate_holds_for_tokens_and_exits_together(
+    workplace: Path, with_exits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where leaving early costs too much, none leaves."""
+    shutil.copytree(with_exits / "work", here / "work")
+    path = here / "work" / "compress.json"
+    record = json.loads(path.read_text())
+    for step in ("train", "export", "summary"):
+        del record["steps"][step]
+    path.write_text(json.dumps(record))
+    path = here / "work" / "ckpt" / "training.json"
+    path.write_text(path.read_text().replace(str(with_exits), str(here)))
+    training = json.loads(path.read_text())
+    own = training["stages"]["exits"]
+    to_the_end = [point for point in training["points"] if point["exit_confidence"] == 1.0]
+    # What was trained for costs too much, and so does every point where texts leave early.
+    costly = iter([True, *(point["exit_confidence"] < 1.0 for point in training["points"])])
+    monkeypatch.setattr(CompressOptions, "fails", lambda *_: next(costly, False))
+    asked_for(here / "work", min_agreement=99.0)
+    options = replace(_exits_options(workplace), min_agreement=99.0)
+    notes: list[str] = []
+    compress(options, here / "bundle", here / "work", _bars(), notes.append)
+    (told,) = (note for note in notes if "cost too much" in note)
+    assert "and the confidence 1.000 of exits" in told
+    reduction = load(here / "work" / "bundle").reduction
+    assert reduction.exits == ExitRule(1.0)
+    chosen = max(
+        (point for point in to_the_end if point["flops_speedup"] <= own["flops_speedup"]),
+        key=lambda point: point["flops_speedup"],
+    )
+    assert reduction.cuts[0].rule.value == chosen["threshold"]
+
+
+def test_texts_leave_early_by_default_where_they_can(workplace: Path, here: Path) -> None:
+    spec = tiny_spec()
+    assert run_module._recipe(None, spec) == Recipe.named("exits")
+    assert run_module._recipe("gates", spec) == Recipe()
+    numbers = tiny_spec(task="feature-extraction", labels=())
+    assert run_module._recipe(None, numbers) == Recipe()
+    with pytest.raises(ConfigError, match="do not tell how sure they are"):
+        run_module._recipe("exits", numbers)
 
 
 @pytest.mark.usefixtures("pays")
@@ -383,6 +500,10 @@ def _options(workplace: Path, texts: str = "texts.jsonl") -> CompressOptions:
         target_speedup=1.5,
         recipe=str(workplace / "recipe.toml"),
     )
+
+
+def _exits_options(workplace: Path) -> CompressOptions:
+    return replace(_options(workplace), recipe=str(workplace / "exits.toml"))
 
 
 def _bars(interrupted: str | None = None) -> Callable[[str], Any]:

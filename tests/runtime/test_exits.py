@@ -292,7 +292,12 @@ def test_reports_say_which_texts_left(labels: Pipeline) -> None:
     assert evaluate_quality(labels.to_the_end(), EXAMPLES[:4]).left_share == ()
 
     options = BenchOptions(
-        (12,), backend="onnxruntime", threads=1, point=point, rounds=Rounds.exactly(3), data=EXAMPLES
+        (12,),
+        backend="onnxruntime",
+        threads=1,
+        point=point,
+        rounds=Rounds.exactly(3),
+        data=EXAMPLES,
     )
     bench = bench_bundle(labels.path, options)
     (measured,) = bench.backends[0].points

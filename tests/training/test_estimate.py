@@ -11,8 +11,10 @@ from training.test_run import make_workplace, options_for, with_recipe
 
 from trbert_deploy.training import estimate as module
 from trbert_deploy.training.estimate import estimate_seconds
+from trbert_deploy.training.gradients import set_gradients
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
+from trbert_deploy.training.recipe import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,22 @@ def test_stages_are_priced_by_token(
             "hard": 2 * (once + 3 * looked_at),
         }
     )
+
+
+def test_exits_are_priced_with_both_of_their_gradients(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second: list[bool] = []
+
+    def seen(optimizer: object, loss: torch.Tensor, yielding: torch.Tensor | None) -> None:
+        second.append(yielding is not None)
+        set_gradients(optimizer, loss, yielding)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "set_gradients", seen)
+    options = with_recipe(options_for(workplace), stages=STAGES)
+    found = estimate_seconds(options, prepared(options, tmp_path), 160, 32)
+    assert list(found) == list(STAGES) and found["exits"] > 0
+    assert second[-1] and not second[0]
 
 
 @pytest.mark.parametrize("estimator", ["gates", "reinforce"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,13 +58,48 @@ def test_a_run_ends_with_exits_that_answer_and_a_confidence(trained: Path) -> No
     lines = (trained / "stages" / EXITS / "figures.jsonl").read_text().splitlines()
     first, last = (json.loads(line) for line in (lines[0], lines[-1]))
     assert last["agreement_1"] >= 0.9 and last["task_loss"] < first["task_loss"]
-    point = figures["points"][0]
-    assert len(point["left"]) == 2 and 0.0 <= sum(point["left"]) <= 1.0
+    points = figures["points"]
+    assert all(len(point["left"]) == 2 for point in points)
+    for threshold in {point["threshold"] for point in points}:
+        pair = [point for point in points if point["threshold"] == threshold]
+        to_the_end, own = min(pair, key=_left), max(pair, key=_left)
+        assert to_the_end["exit_confidence"] == 1.0 and _left(to_the_end) == 0.0
+        assert own["exit_confidence"] == rule.confidence
+        assert own["flops_speedup"] >= to_the_end["flops_speedup"]
+        assert len(pair) == (1 if rule.confidence == 1.0 else 2)
+    last_stage = figures["stages"][EXITS]
+    (same_point,) = (
+        point
+        for point in points
+        if point["threshold"] == model.reduction.cuts[0].rule.value
+        and point["exit_confidence"] == rule.confidence
+    )
+    for name in ("score", "divergence", "kept", "flops_speedup", "left"):
+        assert last_stage[name] == same_point[name]
     hard = weights(trained / "stages" / "hard")
     assert not any(name.startswith("exits.") for name in hard)
     policies = [name for name in hard if name.startswith("policies.")]
     own = weights(trained)
     assert policies and all(torch.equal(own[name], hard[name]) for name in policies)
+
+
+def _left(point: dict[str, Any]) -> float:
+    return float(sum(point["left"]))
+
+
+def test_a_wanted_quality_holds_for_tokens_and_exits_together(
+    workplace: Path, tmp_path: Path
+) -> None:
+    """With it the fastest of the pairs is taken."""
+    options = replace(with_exits(options_for(workplace)), max_drop=40.0)
+    report = train(options, tmp_path / "ckpt")
+    teacher = report.teacher_score or 0.0
+    within = [point for point in report.points if 100.0 * (teacher - point.score) <= 40.0]
+    chosen = max(within, key=lambda point: point.flops_speedup)
+    own = load_checkpoint(tmp_path / "ckpt").model.reduction
+    assert own.exits == ExitRule(chosen.exit_confidence)
+    assert own.cuts[0].rule.value == chosen.threshold
+    assert report.stages[EXITS].left == chosen.left and sum(chosen.left) > 0.0
 
 
 def test_rows_leave_with_the_answer_of_their_exit(trained: Path, workplace: Path) -> None:
@@ -164,7 +200,7 @@ def test_confidence_and_patience_say_where_a_row_leaves() -> None:
     answers = [each[0] for each in map(outputs, (0.1, 3.0, -2.0, -2.1))]
     assert exit_of(answers, None, LABELS) is None
     assert exit_of(answers, ExitRule(), LABELS) is None
-    assert exit_of(answers, ExitRule(1.0), LABELS) is None
+    assert exit_of(answers, ExitRule(1.0), LABELS) is None and not ExitRule(1.0).is_active
     assert exit_of(answers, ExitRule(0.0), LABELS) == 0
     assert exit_of(answers, ExitRule(0.9), LABELS) == 1
     assert exit_of(answers, ExitRule(None, 1), LABELS) == 0

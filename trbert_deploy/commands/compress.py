@@ -59,9 +59,7 @@ from trbert_deploy.tasks.columns import ColumnNames
 @click.option(
     "--recipe",
     metavar="RECIPE",
-    default="gates",
-    show_default=True,
-    help="gates, exits, tr-bert or a file.",
+    help="exits, gates, tr-bert or a file [default: exits]",
 )
 @click.option(
     "--html",
@@ -82,7 +80,7 @@ def compress(
     min_agreement: float | None,
     max_drop: float | None,
     max_length: int | None,
-    recipe: str,
+    recipe: str | None,
     columns: ColumnNames,
     html: Path,
     json_path: Path | None,
@@ -105,8 +103,13 @@ def compress(
         model, texts, target_speedup, min_agreement, max_drop, max_length, recipe, columns, task
     )
 
-    def write_page(bench: BenchReport, kept: list[KeptText], quality: QualityReport) -> None:
-        write_html(bench, kept, html, quality=quality)
+    def write_page(
+        bench: BenchReport,
+        kept: list[KeptText],
+        quality: QualityReport,
+        to_the_end: QualityReport | None,
+    ) -> None:
+        write_html(bench, kept, html, quality=quality, to_the_end=to_the_end)
 
     summary = run_compress(options, output, work, console.progress, console.notes.print, write_page)
     print_compress(summary, console.out)

@@ -10,6 +10,7 @@ from trbert_deploy import console
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.commands.numbers import Whole
 from trbert_deploy.commands.options import (
+    exit_confidence_option,
     json_option,
     needs,
     round_to_option,
@@ -34,6 +35,7 @@ from trbert_deploy.tasks.pairs import TRUNCATIONS
 @task_option
 @threshold_option
 @round_to_option
+@exit_confidence_option
 @click.option(
     "--truncation",
     type=click.Choice(TRUNCATIONS),
@@ -64,6 +66,7 @@ def export(
     task: str | None,
     threshold: float | None,
     round_to: int | None,
+    exit_confidence: float | None,
     truncation: str | None,
     int8: bool,
     force_int8: bool,
@@ -86,6 +89,7 @@ def export(
             task=task,
             threshold=threshold,
             round_to=round_to,
+            exit_confidence=exit_confidence,
             truncation=truncation,
             int8=int8 or force_int8,
             fp16=fp16,

@@ -147,6 +147,12 @@ threshold_option = click.option(
     metavar="P",
     help="Keep tokens from this keep probability on.",
 )
+exit_confidence_option = click.option(
+    "--exit-confidence",
+    type=float,
+    metavar="P",
+    help="Texts leave at exits that are surer than P.",
+)
 _operating_point = (
     threshold_option,
     click.option(
@@ -174,12 +180,7 @@ _operating_point = (
         metavar="N",
         help=f"Keep all of texts under N tokens; or {AUTO}.",
     ),
-    click.option(
-        "--exit-confidence",
-        type=float,
-        metavar="P",
-        help="Texts leave at exits that are surer than P.",
-    ),
+    exit_confidence_option,
     click.option(
         "--exit-patience",
         type=Whole(1, MOST_PATIENCE),

@@ -8,6 +8,7 @@ from trbert_deploy.compress.options import CompressOptions
 from trbert_deploy.compress.probe import Payoff
 from trbert_deploy.compress.texts import SplitTexts
 from trbert_deploy.machine import cores, processor
+from trbert_deploy.training.recipe import EXITS
 
 
 def forecast(
@@ -40,6 +41,11 @@ def forecast(
         f"{payoff.reduced_ms:.1f} ms instead of {payoff.dense_ms:.1f} on {processor()}, "
         f"{cores()} cores: {payoff.dense_ms / payoff.reduced_ms:.1f} times less"
     )
+    if EXITS in seconds:
+        yield (
+            "texts that are easy will leave at the cuts, which saves more: how many, and how much, "
+            "is known once exits have learned, as the last stage"
+        )
     parts = ", ".join(f"{name} {rough_time(spent)}" for name, spent in seconds.items())
     yield (
         f"training takes about {rough_time(sum(seconds.values()))} here ({parts}); if it is "

@@ -23,6 +23,7 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.tokenizing import tokenizer_for
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.tasks.registry import answering, task_of
 from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.prepare import fit_positions
@@ -40,7 +41,8 @@ BUNDLE = "bundle"
 class Payoff:
     """What the chain would save, told by the same model with policies that know nothing.
 
-    What a chain takes depends on how many tokens it keeps, not on which ones.
+    What a chain takes depends on how many tokens it keeps, not on which ones. How many texts leave
+    at exits depends on what these learn: none does here, and the exits' own time is in it.
 
     Attributes:
         tokens_per_text: mean, special tokens included.
@@ -65,6 +67,7 @@ def measure_payoff(
     *,
     max_length: int | None = None,
     cuts: str | None = None,
+    exits: bool = False,
     answers: Mapping[str, Any] = {},
     task: str | None = None,
     progress: Progress = no_progress,
@@ -75,6 +78,7 @@ def measure_payoff(
         examples: to be timed on, up to ``TIMED_TEXTS`` of them.
         target_speedup: FLOPs of the dense model over the chain's.
         directory: receives ``bundle``, whose dense graph is the model as it came.
+        exits: the cuts will have some.
         answers: as ``Recipe.answers``.
         task: that the model is asked for, as ``load_pretrained`` takes it.
 
@@ -89,6 +93,8 @@ def measure_payoff(
         reduction = None if cuts is None else ReductionConfig.parse(cuts)
         checkpoint = _checkpoint(model, texts, Path(scratch), max_length, reduction, answers, task)
         spec, reduction = checkpoint.model.spec, checkpoint.model.reduction
+        if exits:
+            reduction = reduction.with_exits(ExitRule(1.0))
         path = checkpoint.tokenizer_dir / TOKENIZER_FILE
         tokenizer = tokenizer_for(path, task_of(spec), checkpoint.max_length)
         lengths = np.array([len(each) for each in tokenizer.encode(texts, names)], np.int64)

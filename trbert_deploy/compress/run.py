@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -38,13 +38,15 @@ from trbert_deploy.compress.texts import (
     sample,
     write_split,
 )
+from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import BundleError, ConfigError, DataError
 from trbert_deploy.evaluation.kept import KeptText
-from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
+from trbert_deploy.evaluation.quality import QualityReport, evaluate_points
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.files import followed, staged_directory
 from trbert_deploy.locks import hold
 from trbert_deploy.modeling.checkpoints.hf_source import open_source
+from trbert_deploy.modeling.heads.registry import reason_against_exits, require_exits
 from trbert_deploy.progress import Progress, told
 from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.loading import load
@@ -56,13 +58,13 @@ from trbert_deploy.training import processes
 from trbert_deploy.training.estimate import estimate_seconds
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import prepare
-from trbert_deploy.training.recipe import Recipe
+from trbert_deploy.training.recipe import EXITS, Recipe
 from trbert_deploy.training.run import RUN_FILE, TrainReport, train
 
 #: Opens a progress bar for a step with this title.
 Bars = Callable[[str], AbstractContextManager[Progress]]
-#: Called with what was measured, kept and judged.
-WritePage = Callable[[BenchReport, list[KeptText], QualityReport], None]
+#: Called with what was measured, kept and judged, and judged where no text left early.
+WritePage = Callable[[BenchReport, list[KeptText], QualityReport, QualityReport | None], None]
 TEXTS, PROBE, CHECKPOINT = "texts", "probe", "ckpt"
 #: Texts of each kind that training time is told from.
 SOME_TEXTS = 256
@@ -91,7 +93,8 @@ def compress(
     Returns:
         What it came to (JSON values): ``payoff``, what was measured beforehand; ``quality`` of the
         chain on held-out texts beside the model as it came, and ``bench``, both missing where
-        dropping tokens does not pay and the bundle is the dense model; ``missed``, what was asked
+        dropping tokens does not pay and the bundle is the dense model; ``to_the_end``, the quality
+        if no text had left at an exit, None where none can; ``missed``, what was asked
         for and not reached, and then ``bundle`` is not ``output``, which stays as it was.
 
     Raises:
@@ -104,8 +107,8 @@ def compress(
         raise BundleError(
             f"{output} exists and is not a bundle: choose another --output, or remove it"
         )
-    recipe = Recipe.found(options.recipe)
-    task = _task(options.model, options.task)
+    spec = _spec(options.model, options.task)
+    recipe = _recipe(options.recipe, spec)
     with ExitStack() as stack:
         require_room(work)
         followed(work).mkdir(parents=True, exist_ok=True)
@@ -121,12 +124,12 @@ def compress(
                 note(f"{work} holds a finished run; remove it to make another one")
             else:  # the bundle was taken away, or is wanted in another place
                 record.forget("summary")
-        run = _Run(options, recipe, task, output, work, write_page, bars, note, record)
+        run = _Run(options, recipe, task_of(spec), output, work, write_page, bars, note, record)
         return record.step("summary", run.all)
 
 
-def _task(model: str, asked: str | None) -> Task:
-    """What the model answers.
+def _spec(model: str, asked: str | None) -> EncoderSpec:
+    """The model's shape, and what it answers.
 
     Args:
         asked: the task that it is asked for, as ``HfSource.read_as`` takes it.
@@ -137,7 +140,21 @@ def _task(model: str, asked: str | None) -> Task:
     """
     source = open_source(model).read_as(asked)
     source.require_answers()
-    return task_of(source.spec())
+    return source.spec()
+
+
+def _recipe(asked: str | None, spec: EncoderSpec) -> Recipe:
+    """How to train a model of this shape: so that texts leave early where they can, by default.
+
+    Raises:
+        ConfigError: there is no such recipe, or it asks for exits where no text could leave.
+    """
+    if asked is None:
+        return Recipe.named("exits") if reason_against_exits(spec) is None else Recipe()
+    recipe = Recipe.found(asked)
+    if EXITS in recipe.stages:
+        require_exits(spec)
+    return recipe
 
 
 @dataclass(frozen=True)
@@ -182,8 +199,8 @@ class _Run:
         places = f"{self.output}/", f"{self.work}/"
         for line in forecast(self.options, texts, payoff, seconds, runs, size, places):
             self.note(line)
-        threshold = self.record.step("train", self._train)["threshold"]
-        self.record.step("export", lambda: self._export(threshold))
+        moved = self.record.step("train", self._train)
+        self.record.step("export", lambda: self._export(moved))
         return self._judge()
 
     def _split(self) -> dict[str, Any]:
@@ -227,6 +244,7 @@ class _Run:
                 self.work / PROBE,
                 max_length=self.options.max_length,
                 cuts=self.recipe.cuts,
+                exits=EXITS in self.recipe.stages,
                 answers=self.recipe.answers,
                 task=self.options.task,
                 progress=progress,
@@ -254,17 +272,18 @@ class _Run:
                 progress=progress,
                 note=self.note,
             )
-        return {"threshold": self._threshold(report)}
+        return self._moved(report)
 
-    def _threshold(self, report: TrainReport) -> float | None:
-        """Where another one must be taken to keep to what was asked for: the fastest that does.
+    def _moved(self, report: TrainReport) -> dict[str, Any]:
+        """The operating point, where another one must be taken to keep to what was asked for: the
+        fastest that does.
 
-        None stands for the one that was trained for; it is kept where nothing is asked for, too.
+        None stands for what was trained for; it is kept where nothing is asked for, too.
         """
         teacher = report.teacher_score or 0.0
         own = list(report.stages.values())[-1]
         if not self.options.fails(own.score, teacher) or not report.points:
-            return None
+            return {"threshold": None, "exit_confidence": None}
         within = [
             point
             for point in report.points
@@ -277,18 +296,18 @@ class _Run:
         else:
             chosen = max(report.points, key=lambda point: point.score)
             told = "the best there is; none keeps to what was asked for"
+        confidence = chosen.exit_confidence
+        leaving = "" if confidence is None else f", and the confidence {confidence:.3f} of exits,"
         self.note(
             f"{own.flops_speedup:.2f} times fewer operations cost too much on the validation texts "
-            f"({report.measure} {own.score:.2%}): taken is the threshold {chosen.threshold:.3f} "
-            f"with {chosen.flops_speedup:.2f} times ({chosen.score:.2%}), {told}"
+            f"({report.measure} {own.score:.2%}): taken is the threshold {chosen.threshold:.3f}"
+            f"{leaving} with {chosen.flops_speedup:.2f} times ({chosen.score:.2%}), {told}"
         )
-        return chosen.threshold
+        return {"threshold": chosen.threshold, "exit_confidence": confidence}
 
-    def _export(self, threshold: float | None) -> dict[str, Any]:
+    def _export(self, moved: Mapping[str, Any]) -> dict[str, Any]:
         with self.bars("4/6 export") as progress:
-            export_bundle(
-                self.work / CHECKPOINT, self.work / BUNDLE, threshold=threshold, progress=progress
-            )
+            export_bundle(self.work / CHECKPOINT, self.work / BUNDLE, progress=progress, **moved)
         return {}
 
     def _dense(self, reason: str) -> dict[str, Any]:
@@ -312,7 +331,12 @@ class _Run:
         with self.bars("5/6 evaluate") as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             teacher, pipeline = load(self.work / PROBE / BUNDLE), load(bundle)
-            quality = evaluate_quality(pipeline, test, teacher=teacher, progress=progress)
+            rule = pipeline.reduction.exits
+            points = [pipeline]
+            if rule is not None and rule.is_active:
+                points.append(pipeline.to_the_end())
+            found = evaluate_points(points, test, teacher=teacher, progress=progress)
+            quality, to_the_end = found[0], found[1] if len(found) > 1 else None
             lengths = [len(row) for row in pipeline.tokenize([each.text for each in test])]
         measured = BenchOptions(
             lengths=tuple(sorted({int(np.percentile(lengths, share)) for share in PERCENTILES})),
@@ -329,10 +353,11 @@ class _Run:
             with staged_directory(self.output) as staging:
                 shutil.copytree(bundle, staging, dirs_exist_ok=True)
         if self.write_page is not None:
-            self.write_page(bench, kept, quality)
+            self.write_page(bench, kept, quality, to_the_end)
         return {
             "bundle": str(self.output if missed is None else bundle),
             "missed": missed,
             "quality": quality.to_json(),
+            "to_the_end": to_the_end and to_the_end.to_json(),
             "bench": bench.to_json(),
         }

@@ -136,6 +136,7 @@ def export_bundle(
     samples: bool = True,
     threshold: float | None = None,
     round_to: int | None = None,
+    exit_confidence: float | None = None,
     truncation: str | None = None,
     task: str | None = None,
     int8: bool = False,
@@ -154,6 +155,7 @@ def export_bundle(
         samples: put the checkpoint's sample texts into the bundle, for benchmarks.
         threshold: keep probability from which tokens survive; the checkpoint's rules where None.
         round_to: multiple that survivors are rounded up to; the checkpoint's where None.
+        exit_confidence: how sure an exit must be for a row to leave; the checkpoint's where None.
         truncation: which text of a pair is cut, one of ``TRUNCATIONS``; as the checkpoint says
             where None.
         task: that the checkpoint is asked for, as ``load_checkpoint`` takes it.
@@ -171,7 +173,7 @@ def export_bundle(
         BundleError: ``output`` is something else than a bundle.
         ConfigError: ``truncation`` is unknown, or the task takes no pairs; or the checkpoint has a
             head for another task; or the chain cannot be one graph; or the encoder has no such
-            layer.
+            layer; or rows are to leave where there are no exits.
         ParityError: a graph, or the chain, does not reproduce PyTorch, or 8-bit weights or half
             precision are too far from float32; ``output`` is untouched.
         EngineError: a weight does not fit into half precision.
@@ -185,7 +187,8 @@ def export_bundle(
     model = checkpoint.model
     if truncation is not None:
         model.spec = answering(model.spec, {TRUNCATION: truncation})
-    model.set_reduction(model.reduction.at(OperatingPoint(threshold, round_to=round_to)))
+    point = OperatingPoint(threshold, round_to=round_to, exit_confidence=exit_confidence)
+    model.set_reduction(model.reduction.at(point))
     layers = sorted({*states_after})
     require_layers(layers, model.spec.num_layers)
     texts = checkpoint.samples

@@ -60,6 +60,7 @@ def write_html(
     path: Path,
     tradeoff: TradeoffReport | None = None,
     quality: QualityReport | None = None,
+    to_the_end: QualityReport | None = None,
 ) -> None:
     """Write a benchmark as a page, whole or not at all.
 
@@ -68,8 +69,9 @@ def write_html(
         texts: what the chain kept of real texts; none where there are no cuts.
         tradeoff: quality against latency, if that was measured.
         quality: on held-out texts, if that was.
+        to_the_end: the same if no text left at an exit, which tells what dropped tokens alone do.
     """
-    page = render(report, texts, tradeoff, quality)
+    page = render(report, texts, tradeoff, quality, to_the_end)
     with staged_file(path) as staging:
         staging.write_text(page, encoding="utf-8")
 
@@ -79,6 +81,7 @@ def render(
     texts: Sequence[KeptText],
     tradeoff: TradeoffReport | None = None,
     quality: QualityReport | None = None,
+    to_the_end: QualityReport | None = None,
 ) -> str:
     """The page as a string."""
     cuts = [float(cut["position"]) for cut in report.bundle["cuts"]]
@@ -102,7 +105,8 @@ def render(
             for number, bench in enumerate(report.backends)
         ],
         quality=quality,
-        quality_rows=[] if quality is None else list(quality_rows(quality)),
+        quality_headings=["tokens dropped", "and exits"] if to_the_end else ["reduced"],
+        quality_rows=[] if quality is None else _quality_rows(quality, to_the_end),
         quality_change="" if quality is None else quality_change(quality),
         tradeoff=tradeoff,
         tradeoff_headings=[] if tradeoff is None else tradeoff_headings(tradeoff),
@@ -117,6 +121,15 @@ def render(
         traced=len(texts),
         texts=[(text, fragments(text)) for text in texts[:_SHOWN_TEXTS]],
     )
+
+
+def _quality_rows(quality: QualityReport, to_the_end: QualityReport | None) -> list[list[str]]:
+    """The cells of each line: what it is, the dense model, if no text left early, the chain."""
+    rows = list(quality_rows(quality))
+    if to_the_end is None:
+        return [list(cells) for cells in rows]
+    alone = {name: cell for name, _, cell in quality_rows(to_the_end)}
+    return [[name, dense, alone.get(name, ""), own] for name, dense, own in rows]
 
 
 def draw_latency(bench: BackendBench) -> Figure:

@@ -41,7 +41,8 @@ class ExitRule:
     @property
     def is_active(self) -> bool:
         """Whether a row may leave."""
-        return self.confidence is not None or self.patience is not None
+        sure = self.confidence is not None and self.confidence < 1.0
+        return sure or self.patience is not None
 
 
 def left_shares(lengths: Sequence[Sequence[int]]) -> tuple[float, ...]:

@@ -10,10 +10,16 @@ import torch
 
 from trbert_deploy.flops import REACHED
 from trbert_deploy.modeling.model import ReducedModel
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import EXITS
-from trbert_deploy.training.validation import ValidatedPoint, Validator, set_threshold
+from trbert_deploy.training.validation import (
+    PassedRows,
+    ValidatedPoint,
+    Validator,
+    set_threshold,
+)
 
 #: FLOPs speed-ups of the table at the end of training.
 TABLE_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
@@ -118,27 +124,36 @@ class Aim:
         """Points under the teacher."""
         return 100.0 * (self.teacher_score - score)
 
-    def finish(self, model: ReducedModel) -> list[ValidatedPoint]:
-        """Set the operating point that was asked for; the table of others beside it."""
-        own = self._with_confidence(model) if model.exits else self.validator.chain(model)
+    def finish(self, model: ReducedModel) -> tuple[ValidatedPoint, list[ValidatedPoint]]:
+        """Set the operating point that was asked for.
+
+        Returns:
+            What the chain comes to there; and that among others, by what they save.
+        """
+        passed = self.validator.passed(model)
+        if model.exits:
+            self._set_confidence(model, passed)
+        here = self.validator.points(model, passed)
+        own = here[-1]
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
         others = [point for point in others if point.threshold != own.threshold]
-        points = sorted([own, *others], key=lambda point: point.flops_speedup)
+        points = sorted([*here, *others], key=lambda point: point.flops_speedup)
         wanted = self.options.wanted_speedup
         if self.options.max_drop is not None:
-            chosen = self._choose(points)
-            set_threshold(model, chosen.threshold)
-        elif wanted is not None and own.flops_speedup < wanted * REACHED:
+            own = self._choose(points)
+            set_threshold(model, own.threshold)
+            if model.exits:
+                model.set_reduction(model.reduction.with_exits(ExitRule(own.exit_confidence)))
+        elif wanted is not None and here[0].flops_speedup < wanted * REACHED:
             self.note(
                 f"a speed-up of {wanted:g} cannot be reached with cuts at "
-                f"{model.reduction.places}: kept {own.flops_speedup:.2f}, the most; "
+                f"{model.reduction.places}: kept {here[0].flops_speedup:.2f}, the most; "
                 "earlier cuts (cuts = '0,3' in the recipe) allow more"
             )
-        return points
+        return own, points
 
-    def _with_confidence(self, model: ReducedModel) -> ValidatedPoint:
-        """Let rows leave where that costs no more than it may, and say what the chain comes to."""
-        passed = self.validator.passed(model)
+    def _set_confidence(self, model: ReducedModel, passed: PassedRows) -> None:
+        """Let rows leave where that costs no more than it may."""
         most = self.options.recipe.exits.max_drop
         if self.options.max_drop is not None:
             to_the_end = self.validator.left_by(model, passed, None)
@@ -150,7 +165,6 @@ class Aim:
                 f"no exit is as good as the end within {most:g} points: rows leave only where "
                 "--exit-confidence or --exit-patience says so"
             )
-        return self.validator.left_by(model, passed, rule)
 
     def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:
         """The fastest point within the wanted loss, or the best one there is."""

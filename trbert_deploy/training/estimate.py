@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
-from torch import nn
 
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import Progress, no_progress
@@ -15,11 +14,12 @@ from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow
+from trbert_deploy.training.gradients import set_gradients
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared
 from trbert_deploy.training.recipe import EXITS
 from trbert_deploy.training.stages.guide import answers, batch_saliency, make_guide
-from trbert_deploy.training.stages.stage import Step, freeze_all_but, make_stage
+from trbert_deploy.training.stages.stage import Stage, freeze_all_but, make_stage
 from trbert_deploy.training.validation import Validator
 
 #: Tokens of a step that is timed on a CPU; steps of a run are larger, at about the same price per
@@ -81,7 +81,7 @@ def estimate_seconds(
             made = make_stage(name, model, options, None if name == "teacher" else guide)
             freeze_all_but(model, made.groups)
             model.train(made.dropout)
-            price = _seconds_per_token(_step(model, made.compute), batches)
+            price = _seconds_per_token(_step(made), batches)
             epochs = getattr(recipe, name).epochs
             looks = recipe.validations_of(name) * looked_at * looking
             seconds[name] = options.averaged_runs_of(name) * (price * tokens[name] * epochs + looks)
@@ -96,14 +96,14 @@ def _some(rows: Sequence[TrainingRow], step_tokens: int) -> list[TrainingRow]:
     return list(rows[:: max(1, len(rows) * mean // wanted)])
 
 
-def _step(
-    model: nn.Module, compute: Callable[[PackedBatch, float], Step]
-) -> Callable[[PackedBatch], None]:
+def _step(stage: Stage) -> Callable[[PackedBatch], None]:
+    """A step of a stage up to its gradients."""
+    optimizer = torch.optim.SGD([dict(group) for group in stage.groups])
+
     def run(batch: PackedBatch) -> None:
         with autocast(batch.targets.device):
-            loss = compute(batch, 0.5).loss
-        model.zero_grad(set_to_none=True)
-        loss.backward()
+            step = stage.compute(batch, 0.5)
+        set_gradients(optimizer, step.loss, step.yielding)
 
     return run
 

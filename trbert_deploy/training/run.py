@@ -57,7 +57,8 @@ class TrainReport:
             labels, else ``agreement`` with the teacher.
         teacher_score: of the teacher on them, once it is finished.
         stages: validation after each finished stage that trained weights.
-        points: the newest checkpoint at several thresholds.
+        points: the newest checkpoint at several thresholds; where it has exits, at each of them
+            where no row leaves, and where those do that are as sure as its own rule asks.
     """
 
     checkpoint: Path
@@ -208,9 +209,12 @@ def _do_stage(
                 model.set_reduction(model.reduction.with_exits(ExitRule()))
             model.to(run.device)
         _run_stage(stage, run, options, directory, guide, aim, progress)
+    found = None
     if stage == [name for name in options.recipe.stages if name != "guide"][-1] != "teacher":
-        record["points"] = [point.to_json() for point in aim.finish(model)]
-    record["stages"][stage] = validator.evaluate(model).to_json() if validator.can_judge else {}
+        found, points = aim.finish(model)
+        record["points"] = [point.to_json() for point in points]
+    judged = validator.evaluate(model, found).to_json() if validator.can_judge else {}
+    record["stages"][stage] = judged
     checkpoint.training = {"options": options.to_json(), "stages": dict(record["stages"])}
     processes.wait()  # all have read the best weights
     later = STAGES[STAGES.index(stage) + 1 :]

@@ -29,7 +29,7 @@ from trbert_deploy.modeling.walk import (
 )
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.exits import exit_of
-from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.selection.exits import ExitRule, left_shares
 from trbert_deploy.tasks.task import AGREEMENT, Task, mean_agreement
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
@@ -66,7 +66,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class ValidatedPoint:
-    """The chain at one threshold.
+    """The chain at one operating point.
 
     Attributes:
         threshold: keep probability from which a token survives.
@@ -74,6 +74,7 @@ class ValidatedPoint:
         kept: for each cut the tokens left, as a share of all tokens.
         flops_speedup: FLOPs of the dense model over the chain's.
         left: share of the rows that leave at each cut, where it has exits.
+        exit_confidence: from which they do; None where none has exits, 1 where none leaves.
     """
 
     threshold: float
@@ -82,6 +83,7 @@ class ValidatedPoint:
     kept: tuple[float, ...]
     flops_speedup: float
     left: tuple[float, ...] = ()
+    exit_confidence: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "kept": list(self.kept), "left": list(self.left)}
@@ -101,7 +103,7 @@ class Evaluation:
         measure: what they are judged by: the task's first measure, or ``agreement`` with the
             teacher.
         dense_score: of the dense model.
-        score, divergence, kept, flops_speedup: of the chain, as in ``ValidatedPoint``.
+        score, divergence, kept, flops_speedup, left: of the chain, as in ``ValidatedPoint``.
     """
 
     rows: int
@@ -111,13 +113,15 @@ class Evaluation:
     divergence: float | None
     kept: tuple[float, ...]
     flops_speedup: float
+    left: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Evaluation:
-        return cls(**{**data, "kept": tuple(data["kept"])})
+        shares = {name: tuple(data.get(name, ())) for name in ("kept", "left")}
+        return cls(**{**data, **shares})
 
 
 @dataclass(frozen=True)
@@ -190,9 +194,13 @@ class Validator:
         """Whether there is anything to judge by yet."""
         return self.labelled or self.teacher is not None
 
-    def evaluate(self, model: ReducedModel) -> Evaluation:
-        """The dense model and the chain at its own rules."""
-        point = self.chain(model)
+    def evaluate(self, model: ReducedModel, found: ValidatedPoint | None = None) -> Evaluation:
+        """The dense model and the chain at its own rules.
+
+        Args:
+            found: the chain there, where it was judged just before.
+        """
+        point = found or self.chain(model)
         return Evaluation(
             len(self.rows),
             self.measure,
@@ -201,6 +209,7 @@ class Validator:
             point.divergence,
             point.kept,
             point.flops_speedup,
+            point.left,
         )
 
     def rank(self, point: Quality | ValidatedPoint) -> float:
@@ -269,7 +278,19 @@ class Validator:
     ) -> ValidatedPoint:
         """The chain where rows leave by a rule."""
         outputs, lengths = passed.left_by(rule, self.task)
-        return _point(model, self._judged(outputs), lengths)
+        return _point(model, self._judged(outputs), lengths, rule)
+
+    def points(self, model: ReducedModel, passed: PassedRows) -> list[ValidatedPoint]:
+        """The chain at its own rules; before it, where it has exits, as it is when no row leaves.
+
+        Args:
+            passed: the rows, through the model as it is.
+        """
+        rule = model.reduction.exits
+        own = self.left_by(model, passed, rule)
+        if rule is None or rule.confidence == 1.0:
+            return [own]
+        return [self.left_by(model, passed, ExitRule(1.0)), own]
 
     def _judged(self, outputs: RowOutputs) -> Quality:
         teacher = self.teacher or ()
@@ -303,7 +324,7 @@ class Validator:
         self, model: ReducedModel, speedups: Sequence[float]
     ) -> list[ValidatedPoint]:
         """The chain at the thresholds that save about each of ``speedups``, as far as they can
-        be reached; the model's rules stay.
+        be reached, as ``points`` gives it at each; the model's rules stay.
         """
         rules = model.reduction
         points = []
@@ -313,7 +334,7 @@ class Validator:
                 reached = _search(model, starts, wanted, TABLE_TOLERANCE, self.progress)
                 if reached < wanted * REACHED:
                     break
-                points.append(self.chain(model))
+                points += self.points(model, self.passed(model))
         model.set_reduction(rules)
         return points
 
@@ -402,7 +423,9 @@ def set_threshold(model: ReducedModel, threshold: float) -> None:
     model.set_reduction(model.reduction.at_threshold(threshold))
 
 
-def _point(model: ReducedModel, quality: Quality, lengths: list[list[int]]) -> ValidatedPoint:
+def _point(
+    model: ReducedModel, quality: Quality, lengths: list[list[int]], rule: ExitRule | None
+) -> ValidatedPoint:
     totals = [sum(column) for column in zip(*lengths, strict=True)]
     rules = [cut.rule for cut in model.reduction.cuts]
     return ValidatedPoint(
@@ -411,11 +434,6 @@ def _point(model: ReducedModel, quality: Quality, lengths: list[list[int]]) -> V
         divergence=quality.divergence,
         kept=tuple(left / totals[0] for left in totals[1:]),
         flops_speedup=speedup(model.spec, model.reduction, lengths),
-        left=_left(lengths) if model.exits else (),
+        left=left_shares(lengths) if model.exits else (),
+        exit_confidence=None if rule is None else rule.confidence,
     )
-
-
-def _left(lengths: list[list[int]]) -> tuple[float, ...]:
-    """Share of the rows that leave at each cut, given their tokens in every segment."""
-    there = (np.array(lengths) > 0).mean(axis=0)
-    return tuple(float(share) for share in there[:-1] - there[1:])

@@ -64,17 +64,24 @@ def require_exits(spec: EncoderSpec) -> None:
     Raises:
         ConfigError: they do not, or do.
     """
+    if (reason := reason_against_exits(spec)) is not None:
+        raise ConfigError(reason)
+
+
+def reason_against_exits(spec: EncoderSpec) -> str | None:
+    """Why ``require_exits`` refuses a model of this shape; None where it does not."""
     task = task_of(spec)
     if task.lexicon_tags:
-        raise ConfigError(
+        return (
             "the model takes a lexicon, which exits would not hear: train it without exits, or "
             "without --lexicon"
         )
     if not task.can_exit:
-        raise ConfigError(
+        return (
             f"the model answers {_told(spec)}, and such answers do not tell how sure they are, so "
             "no row can leave early: train it without exits"
         )
+    return None
 
 
 def _head_of(spec: EncoderSpec) -> type[Head]:

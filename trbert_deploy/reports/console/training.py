@@ -38,8 +38,10 @@ def print_training(report: TrainReport, console: Console) -> None:
 def _operating_points(report: TrainReport) -> Table:
     """Quality against FLOPs over the threshold."""
     table = Table(title="the newest checkpoint at other thresholds (--threshold of evaluate)")
+    has_exits = any(point.left for point in report.points)
     for heading in (
         "threshold",
+        *(("texts that leave",) if has_exits else ()),
         "FLOPs speed-up",
         "kept per cut",
         report.measure,
@@ -50,6 +52,7 @@ def _operating_points(report: TrainReport) -> Table:
         drop = 100.0 * ((report.teacher_score or 0.0) - point.score)
         table.add_row(
             f"{point.threshold:.3f}",
+            *((" / ".join(f"{share:.0%}" for share in point.left),) if has_exits else ()),
             f"{point.flops_speedup:.2f}x",
             " / ".join(f"{share:.1%}" for share in point.kept),
             f"{point.score:.2%}",
