@@ -293,14 +293,17 @@ class Chain:
         self, cut: int, batch: Sequence[TokenState], outputs: Tensors
     ) -> dict[int, RowResult]:
         """What is said of those rows of a batch that leave with the answer of a cut's exit."""
-        rule = self.reduction.exits
-        if rule is None or not rule.is_active:
+        own = self.reduction.exits
+        if own is None:
+            return {}
+        rules = [row.tokens.exit_rule or own for row in batch]
+        if not any(rule.is_active for rule in rules):
             return {}
         assert self.task is not None  # whose answers tell how sure they are
         (output,) = self.outputs
         nothing = np.zeros(0, np.int64)
         left = {}
-        for row, logits in zip(batch, outputs[EXIT_LOGITS], strict=True):
+        for row, rule, logits in zip(batch, rules, outputs[EXIT_LOGITS], strict=True):
             answer = {output.name: logits[: len(row)] if output.per == "token" else logits}
             if row.said:
                 answer = gathered(self.outputs, [*row.said, Said(row.positions, answer)])

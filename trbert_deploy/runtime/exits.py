@@ -26,6 +26,8 @@ class PassedExits:
 
         What is no number is never sure of itself, and agrees with nothing.
         """
+        if not rule.is_active:
+            return False
         if rule.confidence is not None and task.confidence(answer) > rule.confidence:
             return True
         if rule.patience is None:  # nobody asks whether exits agree
@@ -37,7 +39,7 @@ class PassedExits:
 
 def exit_of(answers: Sequence[Outputs], rule: ExitRule | None, task: Task) -> int | None:
     """The cut at which a row leaves, given what every exit would say of it; None for the end."""
-    if rule is None or not rule.is_active:
+    if rule is None:
         return None
     passed = PassedExits()
     for cut, answer in enumerate(answers):

@@ -27,6 +27,7 @@ from trbert_deploy.runtime.chain import Chain, Timing
 from trbert_deploy.runtime.matching import with_matches
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_parts
 from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Example, KeptTokens, Prediction, Text, TextList
@@ -61,6 +62,7 @@ class Pipeline:
         chain: for callers that have tokens already.
         bundle: that it runs, if it is one.
         lexicons: what finds phrases in texts, where the model takes a lexicon.
+        exit_rule: when texts leave at exits; as the chain says where None.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Pipeline:
         self.chain = chain
         self.bundle = bundle
         self.lexicons: tuple[Lexicon, ...] = ()
+        self.exit_rule: ExitRule | None = None
 
     def require_bundle(self) -> Bundle:
         """The bundle that it runs.
@@ -131,6 +134,26 @@ class Pipeline:
         """The same model, where no row leaves at an exit."""
         other = copy(self)
         other.chain = self.chain.to_the_end()
+        return other
+
+    def leaving_from(self, exit_confidence: float | None) -> Pipeline:
+        """The same model, whose texts leave with the answer of the first exit that is surer.
+
+        Their rows say so themselves, so that they share batches with those that leave by another
+        rule, which those of ``at`` do not.
+
+        Args:
+            exit_confidence: from 0 to 1, which none is; None changes nothing.
+
+        Raises:
+            ConfigError: out of range, or the model has no exits, or a backend that does without.
+        """
+        if exit_confidence is None:
+            return self
+        other = copy(self)
+        other.exit_rule = self.chain.at(
+            OperatingPoint(exit_confidence=exit_confidence)
+        ).reduction.exits
         return other
 
     def set_up(self, **options: Any) -> Pipeline:
@@ -195,6 +218,7 @@ class Pipeline:
         dense: bool = False,
         names: Sequence[str] | None = None,
         lexicon: Iterable[Entry | tuple[str, str]] = (),
+        exit_confidence: float | None = None,
     ) -> list[Prediction]:
         """Answer texts.
 
@@ -204,17 +228,19 @@ class Pipeline:
             dense: remove no token.
             names: what errors call each text; ``text 1`` and so on by default.
             lexicon: phrases with tags, for these texts, besides the model's (``with_lexicon``).
+            exit_confidence: how sure an exit must be for these texts to leave (``leaving_from``).
 
         Returns:
             One prediction per text, in order; none depends on the others.
 
         Raises:
-            ConfigError: a lexicon that the model does not take.
+            ConfigError: a lexicon that the model does not take, or a confidence of exits that it
+                does not have.
             DataError: an empty text, or what is no text and no pair of two.
             LengthError: a text over the maximum length, with truncation off.
             OutputError: the model's output is no number.
         """
-        asked = self.with_lexicon(lexicon).ask(texts, names)
+        asked = self.with_lexicon(lexicon).leaving_from(exit_confidence).ask(texts, names)
         return self.told(asked, self.run(asked.rows, dense=dense), return_kept)
 
     def ask(self, texts: Sequence[Text | TextList], names: Sequence[str] | None = None) -> Asked:
@@ -390,8 +416,8 @@ class Pipeline:
         texts: Sequence[Text],
         names: Sequence[str] | None = None,
     ) -> list[TokenRow]:
-        """Encodings as rows of tokens, with those marked that the task protects, and what the
-        lexicon says of them.
+        """Encodings as rows of tokens, with those marked that the task protects, what the lexicon
+        says of them, and when they leave.
 
         Args:
             texts: that were encoded.
@@ -411,6 +437,8 @@ class Pipeline:
                     f"the tokenizer of {self.path} gives tokens that the model does not have: it "
                     f"has {tokens}, of {types} types; export the checkpoint again"
                 )
+        if self.exit_rule is not None:
+            rows = [replace(row, exit_rule=self.exit_rule) for row in rows]
         if not self.lexicons:
             return rows
         searched, tags = Matchers(self.lexicons), self.task.lexicon_tags

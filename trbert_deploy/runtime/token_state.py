@@ -22,6 +22,7 @@ from trbert_deploy.runtime.arrays import States
 from trbert_deploy.runtime.exits import PassedExits
 from trbert_deploy.runtime.gathering import Said
 from trbert_deploy.runtime.windows import merged
+from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.select import first_token
 
 
@@ -35,6 +36,7 @@ class TokenRow:
         windows: places of the tokens that are read together, [W] int64 each, where the row is too
             long for the model.
         matches: what a lexicon says of the tokens (``lexicon.columns``); None for nothing.
+        exit_rule: when it leaves at an exit; as the chain says where None.
     """
 
     input_ids: NDArray[np.int64]
@@ -42,6 +44,7 @@ class TokenRow:
     protected: NDArray[np.bool_] = None  # type: ignore[assignment]
     windows: tuple[NDArray[np.int64], ...] = ()
     matches: Columns | None = None
+    exit_rule: ExitRule | None = None
 
     def __post_init__(self) -> None:
         if self.protected is None:
@@ -59,7 +62,7 @@ class TokenRow:
         """The tokens at ``places``."""
         own = self.input_ids[places], self.token_type_ids[places], self.protected[places]
         matches = None if self.matches is None else part_of(self.matches, np.asarray(places))
-        return TokenRow(*own, matches=matches)
+        return TokenRow(*own, matches=matches, exit_rule=self.exit_rule)
 
 
 def packed_matches(rows: Sequence[TokenRow]) -> Columns | None:

@@ -215,7 +215,8 @@ class ServedModel:
         if self._metrics is not None:
             self._metrics.ran(rows, results, timing)
         if self._drift is not None and point is None:
-            self._drift.see(list(map(kept_share, rows, results)))
+            pairs = zip(rows, results, strict=True)
+            self._drift.see([kept_share(*pair) for pair in pairs if pair[0].exit_rule is None])
         return results
 
 

@@ -52,18 +52,26 @@ class Body(BaseModel):
         description="Instead of a threshold: milliseconds that a text of the longest length may "
         "take in the model.",
     )
+    exit_confidence: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="How sure an exit must be for a text to leave with its answer; 1 for never. "
+        "Of a model that has exits.",
+    )
 
     def pipeline_of(self, model: ServedModel, **options: Any) -> Pipeline:
-        """The model, cutting texts or not, and answering as the request wants it.
+        """The model, cutting texts or not, whose texts leave and are answered as the request wants.
 
         Args:
             options: as ``Task.set_up`` takes them.
 
         Raises:
-            ConfigError: nothing that the model's task has, or out of range.
+            ConfigError: nothing that the model's task has, or out of range; or a model without
+                exits is to leave early.
         """
         pipeline = model.strict if self.truncate is False else model.pipeline
-        return pipeline.set_up(**options)
+        return pipeline.leaving_from(self.exit_confidence).set_up(**options)
 
     async def ask(
         self,
