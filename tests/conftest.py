@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from trbert_deploy.cli import main
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -197,3 +199,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
     monkeypatch.setattr(cached, "user_cache_path", lambda name: directory / name)
     return directory
+
+
+#: Arguments -> exit code.
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command as a shell would, but in this process: ``command("predict", bundle, ...)``."""
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["trbert-deploy", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run

@@ -6,12 +6,12 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.optimize
+from conftest import Command
 from PIL import Image
 
 from trbert_deploy import plain_progress
@@ -29,8 +29,6 @@ PAIRS = [
     ("war", "the war that finds him"),
 ]
 
-Align = Callable[..., int]
-
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,19 +38,9 @@ def bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture
-def align(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Align:
+def align(bundle: Path, command: Command) -> Command:
     """Runs the command in this process; returns its exit code."""
-
-    def run(*arguments: str | Path, path: Path = bundle) -> int:
-        shown = ["trbert-deploy", "align", str(path), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", shown)
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return run
+    return lambda *arguments, path=bundle: command("align", path, *arguments)
 
 
 @pytest.fixture
@@ -80,7 +68,7 @@ def test_states_on_a_device_are_looked_at(bundle: Path, monkeypatch: pytest.Monk
 
 
 def test_a_file_of_pairs_becomes_lines_of_links(
-    align: Align, pairs: Path, bundle: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert align("--input", pairs, "--batch-size", "2", "--layer", "0") == 0
     rows = parsed(capfd.readouterr().out)
@@ -103,7 +91,7 @@ def test_a_file_of_pairs_becomes_lines_of_links(
 
 
 def test_methods_and_levels_are_those_of_the_library(
-    align: Align, pairs: Path, bundle: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for method in METHODS:
         for level in ("words", "characters"):
@@ -124,7 +112,7 @@ def test_methods_and_levels_are_those_of_the_library(
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 def test_backends_align_alike(
-    align: Align, pairs: Path, bundle: Path, backend: str, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, bundle: Path, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # OpenVINO may compute in bfloat16.
     tolerance = 0.02 if backend == "openvino" else 1e-5
@@ -150,7 +138,7 @@ def test_a_text_and_itself_are_aligned_place_by_place(bundle: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::trbert_deploy.runtime.tokenizing.TruncationWarning")
 def test_every_pair_is_drawn_in_any_script(
-    align: Align, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     texts = ["$a_1$ b^2 \x07", "שלום العالم 中文 😀", "x " * 200, "the " + "longest" * 20]
     source, folder = tmp_path / "pairs.jsonl", tmp_path / "new" / "plots"
@@ -171,7 +159,7 @@ def test_every_pair_is_drawn_in_any_script(
 
 @pytest.mark.filterwarnings("ignore::trbert_deploy.runtime.tokenizing.TruncationWarning")
 def test_columns_standard_input_and_texts_that_are_cut(
-    align: Align, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    align: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = json.dumps({"en": "the film " * 60, "de": "a house"}).encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(line)))
@@ -182,7 +170,7 @@ def test_columns_standard_input_and_texts_that_are_cut(
 
 
 def test_progress_is_told(
-    align: Align,
+    align: Command,
     pairs: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -205,7 +193,7 @@ def test_progress_is_told(
     ],
 )
 def test_what_is_no_pair_is_refused_by_its_line(
-    align: Align, pairs: Path, line: str, message: str, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, line: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     first = pairs.read_text().splitlines()[0]
     pairs.write_text(f"{first}\n{line}\n")
@@ -217,7 +205,7 @@ def test_what_is_no_pair_is_refused_by_its_line(
 
 
 def test_named_columns_that_are_missing_are_named(
-    align: Align, pairs: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert align("--input", pairs, "--pair-column", "german") == 1
     assert 'line 1 has no column "german": it has "text", "text_pair"' in capfd.readouterr().err
@@ -227,7 +215,7 @@ def test_named_columns_that_are_missing_are_named(
 
 
 def test_a_bundle_without_states_says_how_they_come(
-    align: Align, pairs: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, path, message in (
         ((), tiny_bundle, "has no graph of states (there are none): export the checkpoint with "
@@ -242,7 +230,7 @@ def test_a_bundle_without_states_says_how_they_come(
 
 
 def test_wrong_options_are_named(
-    align: Align, pairs: Path, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    align: Command, pairs: Path, bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (("--level", "lines"), ("--method", "best"), ("--backend", "tensorrt")):
         assert align("--input", pairs, *arguments) == 2
@@ -267,7 +255,7 @@ def test_wrong_options_are_named(
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(
-    align: Align,
+    align: Command,
     pairs: Path,
     module: str,
     arguments: tuple[str, str],
@@ -293,7 +281,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 
 def test_a_bundle_made_by_the_command_line(
-    align: Align,
+    align: Command,
     tiny_checkpoint: Path,
     pairs: Path,
     tmp_path: Path,

@@ -7,35 +7,22 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import make_texts
+from conftest import Command, make_texts
 
 from trbert_deploy import plain_progress
-from trbert_deploy.cli import main
 from trbert_deploy.runtime.loading import load
 
 TEXTS = [row["text"] for row in make_texts(7, seed=3)]
 
-Predict = Callable[..., int]
-
 
 @pytest.fixture
-def predict(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
+def predict(tiny_bundle: Path, command: Command) -> Command:
     """Runs the command in this process; returns its exit code."""
-
-    def run(*arguments: str | Path) -> int:
-        shown = ["trbert-deploy", "predict", str(tiny_bundle), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", shown)
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return run
+    return partial(command, "predict", tiny_bundle)
 
 
 @pytest.fixture
@@ -49,7 +36,7 @@ def parsed(output: str) -> list[dict]:
     return [json.loads(line) for line in output.splitlines()]
 
 
-def test_texts_become_json_lines(predict: Predict, capfd: pytest.CaptureFixture[str]) -> None:
+def test_texts_become_json_lines(predict: Command, capfd: pytest.CaptureFixture[str]) -> None:
     assert predict("--text", TEXTS[0], "--text", TEXTS[1]) == 0
     output = capfd.readouterr()
     rows = parsed(output.out)
@@ -58,7 +45,7 @@ def test_texts_become_json_lines(predict: Predict, capfd: pytest.CaptureFixture[
 
 
 def test_a_file_gives_what_the_library_gives(
-    predict: Predict, reviews: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
+    predict: Command, reviews: Path, tiny_bundle: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert predict("--input", reviews, "--batch-size", "2", "--kept") == 0
     rows = parsed(capfd.readouterr().out)
@@ -72,7 +59,7 @@ def test_a_file_gives_what_the_library_gives(
 
 
 def test_short_texts_keep_all_of_their_tokens(
-    predict: Predict, capfd: pytest.CaptureFixture[str]
+    predict: Command, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert predict("--text", "the", "--text", "the " * 40, "--kept", "--dense-below", "20") == 0
     short, long = map(json.loads, capfd.readouterr().out.splitlines())
@@ -81,7 +68,7 @@ def test_short_texts_keep_all_of_their_tokens(
 
 
 def test_gzip_output_file_and_pairs(
-    predict: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    predict: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"text": "a film", "text_pair": "a house"}, {"text": "a film", "text_pair": None}]
     source, target = tmp_path / "pairs.jsonl.gz", tmp_path / "out" / "answers.jsonl"
@@ -94,7 +81,7 @@ def test_gzip_output_file_and_pairs(
 
 
 def test_standard_input(
-    predict: Predict, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    predict: Command, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = b'{"text": "a film"}\n\n{"text": "a house"}\n'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
@@ -103,7 +90,7 @@ def test_standard_input(
 
 
 def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
-    predict: Predict,
+    predict: Command,
     reviews: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,7 +110,7 @@ def test_progress_is_told_of_files_and_not_of_a_filter_that_waits(
 
 @pytest.mark.filterwarnings("always")
 def test_truncation_is_told_at_the_first_and_counted_at_the_end(
-    predict: Predict, reviews: Path, capfd: pytest.CaptureFixture[str]
+    predict: Command, reviews: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert predict("--input", reviews, "--max-length", "8") == 0
     lines = capfd.readouterr().err.splitlines()
@@ -134,7 +121,7 @@ def test_truncation_is_told_at_the_first_and_counted_at_the_end(
 
 
 def test_a_long_text_is_named_by_its_line(
-    predict: Predict, reviews: Path, capfd: pytest.CaptureFixture[str]
+    predict: Command, reviews: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with reviews.open("a") as file:
         file.write(json.dumps({"text": "the film " * 90}) + "\n")
@@ -159,7 +146,7 @@ BAD_LINES = [
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=range(len(BAD_LINES)))
 def test_a_bad_line_is_named_and_nothing_is_written(
-    predict: Predict,
+    predict: Command,
     reviews: Path,
     capfd: pytest.CaptureFixture[str],
     line: str | bytes,
@@ -185,7 +172,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
     ],
 )
 def test_wrong_use_ends_with_2(
-    predict: Predict, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+    predict: Command, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     assert predict(*arguments) == 2
     assert "Usage: " in capfd.readouterr().err
@@ -206,7 +193,7 @@ def test_wrong_use_ends_with_2(
     ],
 )
 def test_user_errors_are_one_line(
-    predict: Predict,
+    predict: Command,
     capfd: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     message: str,

@@ -12,31 +12,19 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from conftest import LABELS, make_texts
+from conftest import LABELS, Command, make_texts
 
-from trbert_deploy.cli import main
 from trbert_deploy.runtime.loading import load
 
 ROWS = make_texts(12)
 
-Run = Callable[..., int]
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> Command:
     """Runs a command in this process, in a directory of its own; returns its exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["trbert-deploy", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    return run
+    return command
 
 
 @pytest.fixture
@@ -64,7 +52,7 @@ def pipe(tmp_path: Path) -> Callable[[bytes], Path]:
 
 
 def test_predict_reads_a_table_and_says_which_column(
-    run: Run, tiny_bundle: Path, numbered: Path, capfd: pytest.CaptureFixture[str]
+    run: Command, tiny_bundle: Path, numbered: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run("predict", tiny_bundle, "--input", numbered) == 0
     output = capfd.readouterr()
@@ -74,7 +62,7 @@ def test_predict_reads_a_table_and_says_which_column(
 
 
 def test_predict_takes_the_columns_that_are_named(
-    run: Run, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Command, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a.csv").write_text("text,remark,answer\na film,the sailor,the house\n")
     command = ("predict", tiny_bundle, "--input", "a.csv")
@@ -90,7 +78,7 @@ def test_predict_takes_the_columns_that_are_named(
 
 
 def test_brackets_in_names_are_told_as_they_are(
-    run: Run, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Command, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a[b].csv").write_text("[/red]\na film\n")
     assert run("predict", tiny_bundle, "--input", "a[b].csv", "--text-column", "[/red]") == 0
@@ -118,7 +106,7 @@ def test_predict_answers_before_its_input_ends(tiny_bundle: Path) -> None:
 
 
 def test_an_output_file_is_written_from_a_pipe(
-    run: Run, tiny_bundle: Path, pipe: Callable[[bytes], Path], tmp_path: Path
+    run: Command, tiny_bundle: Path, pipe: Callable[[bytes], Path], tmp_path: Path
 ) -> None:
     source = pipe(b"a film\n\na house\n")
     assert run("predict", tiny_bundle, "--input", source, "--output", "answers.jsonl") == 0
@@ -127,7 +115,7 @@ def test_an_output_file_is_written_from_a_pipe(
 
 @pytest.mark.filterwarnings("always")
 def test_evaluate_takes_numbers_from_a_pipe(
-    run: Run, tiny_bundle: Path, numbered: Path, pipe: Callable[[bytes], Path], tmp_path: Path
+    run: Command, tiny_bundle: Path, numbered: Path, pipe: Callable[[bytes], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     figures = []
@@ -139,7 +127,7 @@ def test_evaluate_takes_numbers_from_a_pipe(
 
 
 def test_evaluate_tells_of_real_values(
-    run: Run, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Command, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["text,mark", *(f"a film,{place}.5" for place in range(50))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
@@ -152,7 +140,7 @@ def test_evaluate_tells_of_real_values(
 
 
 def test_bench_reads_a_pipe_once(
-    run: Run,
+    run: Command,
     tiny_bundle: Path,
     numbered: Path,
     pipe: Callable[[bytes], Path],

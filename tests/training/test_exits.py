@@ -161,7 +161,12 @@ def test_exits_are_refused_where_no_row_could_leave(workplace: Path, tmp_path: P
     assert not (tmp_path / "none").exists() and not (tmp_path / "numbers").exists()
 
 
-def test_a_model_without_exits_refuses_to_leave(tiny_bundle: Path) -> None:
+def test_a_model_without_exits_refuses_to_leave(
+    tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="the model has no exits"):
+        export_bundle(tiny_checkpoint, tmp_path / "bundle", exit_confidence=0.9)
+    assert not (tmp_path / "bundle").exists()
     for point in ({"exit_confidence": 0.9}, {"exit_patience": 1}):
         with pytest.raises(ConfigError, match="the model has no exits"):
             load(tiny_bundle, **point)
@@ -247,3 +252,5 @@ def test_a_model_has_as_many_exits_as_cuts_or_none() -> None:
     assert len(model.exits) == 2
     model.set_reduction(model.reduction.with_exits(None))
     assert len(model.exits) == 0
+    model.to("meta").set_reduction(model.reduction.with_exits(ExitRule()))
+    assert {each.device.type for each in model.exits.parameters()} == {"meta"}  # as all others are

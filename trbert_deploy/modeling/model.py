@@ -63,6 +63,7 @@ class ReducedModel(nn.Module):
         if len(self.exits) != exits:
             self.exits = nn.ModuleList(build_exit(self.spec) for _ in range(exits))
             self.exits.apply(_initialize)
+            self.exits.to(next(self.encoder.parameters()).device)
 
     def take_over(self, other: ReducedModel) -> None:
         """Take the cuts, rules and weights of another model of the same spec."""

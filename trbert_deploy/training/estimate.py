@@ -77,7 +77,6 @@ def estimate_seconds(
                 validator.calibrate(model, options.wanted_speedup)
             if name == EXITS:
                 model.set_reduction(model.reduction.with_exits(ExitRule()))
-                model.to(device)
             made = make_stage(name, model, options, None if name == "teacher" else guide)
             freeze_all_but(model, made.groups)
             model.train(made.dropout)

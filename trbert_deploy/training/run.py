@@ -207,7 +207,6 @@ def _do_stage(
             with torch.random.fork_rng():
                 torch.manual_seed(options.recipe.seed)
                 model.set_reduction(model.reduction.with_exits(ExitRule()))
-            model.to(run.device)
         _run_stage(stage, run, options, directory, guide, aim, progress)
     found = None
     if stage == [name for name in options.recipe.stages if name != "guide"][-1] != "teacher":
