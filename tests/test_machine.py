@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trbert_deploy import machine
-from trbert_deploy.machine import describe_machine, gpus
+from trbert_deploy.machine import describe_machine, gpus, has_vnni, processor
 
 RELEASE = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
@@ -47,3 +47,24 @@ def test_a_machine_without_a_gpu_names_none(driver: Path) -> None:
     assert "gpus" not in describe_machine()
     tell(driver)  # the driver without a GPU
     assert gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_vnni amx_int8", True),
+        ("flags\t\t: fpu avx2 avx_vnni", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("Features\t: fp asimd asimddp i8mm", False),  # ARM, where nothing was measured
+        (None, False),  # another system
+    ],
+)
+def test_vnni_is_what_the_system_says(
+    told: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "cpuinfo"
+    if told is not None:
+        place.write_text(f"processor\t: 0\nmodel name\t: A Processor: fast\n{told}\n")
+    monkeypatch.setattr(machine, "_PROCESSORS", place)
+    assert has_vnni() is expected
+    assert told is None or processor() == "A Processor: fast"

@@ -10,19 +10,23 @@ from pathlib import Path
 
 from trbert_deploy.version import __version__
 
+#: Where Linux tells of processors.
+_PROCESSORS = Path("/proc/cpuinfo")
 #: Where the driver of NVIDIA's GPUs tells of them, on Linux.
 _NVIDIA = Path("/proc/driver/nvidia")
 
 
 def processor() -> str:
     """The processor's name, as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds up products of 8 bits without a sum that overflows (VNNI).
+
+    No, where the system does not tell.
+    """
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_told("flags").split())
 
 
 def cores() -> int:
@@ -30,6 +34,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not everywhere; knows about pinned processes
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _told(key: str) -> str:
+    """What the system says of the first processor, on Linux; nothing elsewhere."""
+    if _PROCESSORS.is_file():
+        for line in _PROCESSORS.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
 
 
 def gpus() -> list[str]:

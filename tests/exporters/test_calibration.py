@@ -68,7 +68,7 @@ def states_of(model: onnx.ModelProto, row: TokenRow) -> dict[str, np.ndarray]:
 
 
 def test_sizes_are_those_of_the_rows(bundle: Bundle, models: dict[str, onnx.ModelProto]) -> None:
-    rows = calibration_rows(bundle)[:3]
+    rows = calibration_rows(bundle, bundle.samples())[:3]
     sizes = activation_sizes(bundle, models, rows)
     for name in (segment_name(0), DENSE):
         states = [states_of(models[name], row) for row in rows]
@@ -90,7 +90,7 @@ def test_a_segment_behind_cuts_is_measured_on_survivors(
         return call(graph, inputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibration._ObservedGraph, "__call__", counted)
-    rows = calibration_rows(bundle)
+    rows = calibration_rows(bundle, bundle.samples())
     activation_sizes(bundle, models, rows)
     kept = load(bundle.path, threads=1).run(rows)
     survivors = sum(len(places) for result in kept for places in result.kept)
@@ -106,11 +106,20 @@ def test_texts_that_judge_are_others(bundle: Bundle) -> None:
     def starts(texts: list[str]) -> set[tuple[int, ...]]:
         return {tuple(row.input_ids[:6].tolist()) for row in tokenizer.tokenize(texts)}
 
-    found = {tuple(row.input_ids[:6].tolist()) for row in calibration_rows(bundle) if len(row) > 8}
-    judged = {tuple(row.input_ids[:6].tolist()) for row in judging_rows(bundle)(16, 3)}
+    found = {
+        tuple(row.input_ids[:6].tolist())
+        for row in calibration_rows(bundle, bundle.samples())
+        if len(row) > 8
+    }
+    judged = {
+        tuple(row.input_ids[:6].tolist()) for row in judging_rows(bundle, bundle.samples())(16, 3)
+    }
     assert found == starts(samples[::2])
     assert judged == starts(samples[1::2])
-    assert {len(row) for row in calibration_rows(bundle)} == {16, 64}  # the longest it takes
+    assert {len(row) for row in calibration_rows(bundle, bundle.samples())} == {
+        16,
+        64,
+    }  # the longest it takes
 
 
 def with_samples(own_bundle: Path, texts: list[str]) -> Bundle:
@@ -126,7 +135,10 @@ def with_samples(own_bundle: Path, texts: list[str]) -> Bundle:
 
 def test_one_text_finds_ranges_and_judges(own_bundle: Path) -> None:
     bundle = with_samples(own_bundle, ["the film tells of a sailor who returns to his village"])
-    rows, judged = calibration_rows(bundle), judging_rows(bundle)(16, 1)
+    rows, judged = (
+        calibration_rows(bundle, bundle.samples()),
+        judging_rows(bundle, bundle.samples())(16, 1),
+    )
     assert np.array_equal(rows[0].input_ids, judged[0].input_ids)
 
 

@@ -95,9 +95,13 @@ class Bundle:
         Raises:
             BundleError: as ``open``.
         """
-        required = {WEIGHTS, TOKENIZER} | {
-            graph.file_of(variant) for graph in manifest.all_graphs for variant in graph.variants
-        }
+        required = {WEIGHTS, TOKENIZER}.union(
+            *(
+                graph.files_of(variant)
+                for graph in manifest.all_graphs
+                for variant in graph.variants
+            )
+        )
         undeclared = sorted(required - set(manifest.files))
         if undeclared:
             raise BundleError(f"{path / MANIFEST} lists no digest of {', '.join(undeclared)}")
@@ -133,7 +137,7 @@ class Bundle:
         Raises:
             BundleError: as ``reading``.
         """
-        with self.reading(self.manifest.graph(name).file_of(variant), WEIGHTS) as path:
+        with self.reading(*self.manifest.graph(name).files_of(variant)) as path:
             yield path
 
     def _require_unchanged(self, name: str) -> None:

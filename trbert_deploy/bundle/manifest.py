@@ -27,6 +27,7 @@ DEFAULT_DIRECTORY = "bundle"
 MANIFEST = "manifest.json"
 DIGEST = "sha256"  # of the manifest's other entries
 WEIGHTS = "weights.safetensors"
+CALIBRATED_WEIGHTS = "calibrated.safetensors"  # what graphs with ranges have of their own
 TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.jsonl"
 LEXICON = "lexicon.tsv"  # phrases with tags, where the model takes such
@@ -42,6 +43,10 @@ MASKED, UNMASKED, FUSED = VARIANTS = ("masked", "unmasked", "fused")
 #: Variants with 8-bit weights that a bundle may have: ``fused``, and ``unmasked`` in standard ONNX,
 #: where a runtime sees for itself that it can compute in 8 bits.
 INT8, DEQUANTIZED = "int8", "dequantized"
+
+#: Variants with 8-bit weights whose activations have ranges that were found on sample texts:
+#: ``unmasked`` and ``masked``, in standard ONNX.
+CALIBRATED, CALIBRATED_MASKED = WITH_RANGES = ("calibrated", "calibrated_masked")
 
 #: Variants in half precision that a bundle may have: ``fused`` and ``masked``.
 HALF, HALF_MASKED = HALVES = ("fp16", "fp16_masked")
@@ -73,7 +78,7 @@ EXIT_LOGITS = "exit_logits"  # out of a segment before a cut with an exit
 #: What a segment before a cut with an exit gives, besides states.
 AT_EXIT = (KEEP_LOGIT, EXIT_LOGITS)
 
-_KNOWN = {*VARIANTS, INT8, DEQUANTIZED, *HALVES}
+_KNOWN = {*VARIANTS, INT8, DEQUANTIZED, *WITH_RANGES, *HALVES}
 _FIRST_INPUTS = {INPUT_IDS, TOKEN_TYPE_IDS, POSITIONS, MATCHES, ATTENTION_MASK}
 _LATER_INPUTS = {HIDDEN, *_FIRST_INPUTS}
 _LONGEST_NAME = 200  # letters: file systems take 255 bytes
@@ -246,6 +251,11 @@ class GraphDescription:
 
     def file_of(self, variant: str) -> str:
         return f"{self.name}.onnx" if variant == MASKED else f"{self.name}.{variant}.onnx"
+
+    def files_of(self, variant: str) -> tuple[str, ...]:
+        """The file of a variant, and those that it has its weights in."""
+        own = (CALIBRATED_WEIGHTS,) if variant in WITH_RANGES else ()
+        return (self.file_of(variant), WEIGHTS, *own)
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,13 @@ def eight_bit_models(
             "become: training keeps some with a checkpoint, which export --no-samples leaves out; "
             "build with --fp16"
         )
-    largest = activation_sizes(bundle, models, calibration_rows(bundle))
+    largest = activation_sizes(bundle, models, calibration_rows(bundle, bundle.samples()))
     return {name: static_graph(model, precision, largest[name]) for name, model in models.items()}
 
 
-def calibration_rows(bundle: Bundle) -> list[TokenRow]:
-    """Rows of every other sample text of a bundle, from short ones to its longest."""
-    rows_of = _row_maker(bundle, bundle.samples()[::2])
+def calibration_rows(bundle: Bundle, texts: Sequence[Sample]) -> list[TokenRow]:
+    """Rows of every other one of a model's sample texts, from short ones to its longest."""
+    rows_of = _row_maker(bundle, texts[::2])
     lengths = sorted({min(length, bundle.manifest.max_length) for length in _LENGTHS})
     return [
         row
@@ -76,10 +76,9 @@ def calibration_rows(bundle: Bundle) -> list[TokenRow]:
     ]
 
 
-def judging_rows(bundle: Bundle) -> RowMaker:
+def judging_rows(bundle: Bundle, texts: Sequence[Sample]) -> RowMaker:
     """Makes rows of the sample texts that ``calibration_rows`` leaves out; of all if it is one."""
-    samples = bundle.samples()
-    return _row_maker(bundle, samples[1::2] or samples)
+    return _row_maker(bundle, texts[1::2] or texts)
 
 
 def _row_maker(bundle: Bundle, texts: Sequence[Sample]) -> RowMaker:
@@ -104,7 +103,7 @@ def activation_sizes(
         manifest.reduction,
         manifest.encoder.num_layers,
         task=task_of(manifest.encoder),
-    )
+    ).to_the_end()  # where all rows left at an exit, the segments behind it would see none
     chain.run(rows)
     if manifest.reduction.cuts:
         chain.run_dense(rows)

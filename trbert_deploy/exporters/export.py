@@ -13,6 +13,7 @@ from typing import Any
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
+    CALIBRATED,
     DEFAULT_DIRECTORY,
     DEQUANTIZED,
     INT8,
@@ -26,7 +27,9 @@ from trbert_deploy.bundle.manifest import (
     write_manifest,
 )
 from trbert_deploy.bundle.samples import write_samples
-from trbert_deploy.errors import BundleError
+from trbert_deploy.errors import BundleError, ParityError
+from trbert_deploy.exporters.calibrated_graphs import add_calibrated, remove_calibrated
+from trbert_deploy.exporters.calibration import judging_rows
 from trbert_deploy.exporters.checks.half_precision import PrecisionParity, compare_halves
 from trbert_deploy.exporters.checks.limits import LIMITS, Limits
 from trbert_deploy.exporters.checks.parity import (
@@ -53,7 +56,8 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.backend import BackendOptions
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.chain import Chain
-from trbert_deploy.runtime.samples import row_maker
+from trbert_deploy.runtime.samples import RowMaker, row_maker
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import tokenizer_of
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.pairs import TRUNCATION
@@ -75,6 +79,8 @@ class ExportReport:
         one_graph: the whole chain in one graph, if it was asked for.
         int8: how far the chains with 8-bit weights, if there are any, are from float32: variant ->
             parity.
+        not_calibrated: why none of them has calibrated ranges; None where one has, or
+            where there are none.
         fp16: how far half precision, if there is any, is from float32, as ``compare_halves`` says.
         source: the checkpoint.
         is_dense: whether it had no cuts, so that the bundle is the dense model alone.
@@ -87,6 +93,7 @@ class ExportReport:
     chain: ChainParity
     one_graph: OneGraph | None = None
     int8: Mapping[str, ChainParity] = field(default_factory=dict)
+    not_calibrated: str | None = None
     fp16: Mapping[str, PrecisionParity] = field(default_factory=dict)
     source: Path = Path()
     is_dense: bool = False
@@ -160,7 +167,9 @@ def export_bundle(
             where None.
         task: that the checkpoint is asked for, as ``load_checkpoint`` takes it.
         int8: add graphs with 8-bit weights, for ONNX Runtime and OpenVINO on CPUs. ONNX Runtime
-            checks both kinds; it does not round activations in the one that is for OpenVINO.
+            checks all of them; it does not round activations in the one for OpenVINO that has no
+            ranges of them. Those with ranges are added where sample texts are there to find them
+            on, and where what comes of it is as near to float32 as the others have to be.
         int8_limits: how far from float32 they may be.
         fp16: add graphs in half precision, for ONNX Runtime on GPUs. ONNX Runtime checks them as
             they are, and with every rounding of a GPU (``compare_halves``).
@@ -272,23 +281,42 @@ def export_bundle(
                 files={**manifest.files, **{name: sha256(staging / name) for name in written}},
             )
         rounded: dict[str, ChainParity] = {}
+        not_calibrated: str | None = None
         if int8:
             progress("check 8-bit weights", steps - 1, steps)
             lengths = sorted({min(length, checkpoint.max_length) for length in _INT8_LENGTHS})
-            rows = [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
+            compare = partial(
+                compare_chains, asked, ours, limits=int8_limits, reference_name="float32"
+            )
+
+            def in_8_bits(made: Bundle, variant: str) -> Chain:
+                return chain_on(OnnxRuntimeBackend(made, BackendOptions(), without_mask=variant))
+
+            def rows_made(rows_of: RowMaker) -> list[TokenRow]:
+                return [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
+
+            rows = rows_made(rows_of)
             for variant in (INT8, DEQUANTIZED):
-                eight = OnnxRuntimeBackend(bundle, BackendOptions(), without_mask=variant)
-                rounded[variant] = compare_chains(
-                    asked,
-                    ours,
-                    chain_on(eight),
+                rounded[variant] = compare(
+                    in_8_bits(bundle, variant),
                     rows,
-                    int8_limits,
                     name="chain with 8-bit weights",
-                    reference_name="float32",
                     advice="export without --int8, or with --force-int8 if evaluate finds the "
                     "quality good enough",
                 )
+            not_calibrated = "there are no sample texts to find them on"
+            if texts:
+                progress("calibrate 8-bit activations", steps - 1, steps)
+                calibrated = add_calibrated(replace(bundle, manifest=manifest), texts)
+                rows = rows_made(judging_rows(bundle, texts))
+                try:
+                    rounded[CALIBRATED] = compare(
+                        in_8_bits(calibrated, CALIBRATED), rows, name="chain with calibrated ranges"
+                    )
+                    manifest, not_calibrated = calibrated.manifest, None
+                except ParityError as problem:
+                    remove_calibrated(calibrated)
+                    not_calibrated = str(problem)
         progress("write manifest", steps, steps)
         report = ExportReport(
             output,
@@ -296,6 +324,7 @@ def export_bundle(
             chain,
             one_graph,
             rounded,
+            not_calibrated,
             halved,
             source=checkpoint_path,
             is_dense=not model.reduction.cuts,

@@ -102,7 +102,7 @@ def compare_precision(
         bundle,
         RoundedBackend(bundle, models, precision, every_product),
         precision,
-        judging_rows(bundle) if precision in EIGHT_BITS else bundle_rows(bundle),
+        judging_rows(bundle, bundle.samples()) if precision in EIGHT_BITS else bundle_rows(bundle),
         are_random(bundle),
         _ADVICE[precision],
     )

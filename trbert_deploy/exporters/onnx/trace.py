@@ -92,7 +92,7 @@ def export_graphs(
             another way than expected.
         EngineError: a weight does not fit into half precision.
     """
-    weights = SharedWeights(model)
+    weights = SharedWeights(model.state_dict())
     protos = {}
     descriptions = {}
     rounded = {}

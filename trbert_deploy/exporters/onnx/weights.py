@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from torch import nn
+from torch import Tensor
 
 from trbert_deploy.bundle.manifest import TRANSPOSED
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
@@ -26,11 +27,14 @@ class SharedWeights:
     The graphs refer to it as ONNX external data, by offset. Exporters transpose the weights
     of linear layers; such a tensor is stored as the graphs want it, so that a runtime can map
     it from the disk as it is, under its name with ``TRANSPOSED`` behind it.
+
+    Args:
+        parameters: by name; all of them are stored, whether a graph has them or not.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         self._parameters = {
-            name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()
+            name: tensor.detach().contiguous() for name, tensor in parameters.items()
         }
         self._known: dict[str, str] = {}
         for name, tensor in self._parameters.items():
@@ -42,11 +46,15 @@ class SharedWeights:
     def take(self, proto: onnx.ModelProto, adopt: str = "") -> None:
         """Empty the graph's large initializers and note which weights they are.
 
+        Those that lie in a file already are left there.
+
         Args:
             adopt: store those that are no parameters too, under a name with this before it; where
                 it is empty they stay in the graph.
         """
         for initializer in proto.graph.initializer:
+            if initializer.data_location == TensorProto.EXTERNAL:
+                continue
             array = numpy_helper.to_array(initializer)
             if array.nbytes < _INLINE_BYTES:
                 continue
@@ -88,7 +96,10 @@ class SharedWeights:
         for initializer in proto.graph.initializer:
             if initializer.data_location != TensorProto.EXTERNAL:
                 continue
-            start, stop = self._places[initializer.external_data[0].value]
+            place = initializer.external_data[0].value
+            if place not in self._places:  # a file, which it was in before
+                continue
+            start, stop = self._places[place]
             del initializer.external_data[:]
             for key, value in {
                 "location": self._file,

@@ -17,13 +17,15 @@ from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     ATTENTION_MASK,
+    CALIBRATED,
     DEQUANTIZED,
     MASKED,
     UNMASKED,
+    WITH_RANGES,
     GraphDescription,
 )
 from trbert_deploy.errors import BundleError, ConfigError, printable
-from trbert_deploy.machine import cores
+from trbert_deploy.machine import cores, has_vnni
 from trbert_deploy.runtime.arrays import HOST, Arrays
 from trbert_deploy.runtime.backends.backend import (
     BackendOptions,
@@ -34,8 +36,8 @@ from trbert_deploy.runtime.backends.backend import (
 from trbert_deploy.runtime.once import OncePerKey
 
 _DEVICE = "CPU"
-#: Precision -> the library's name of what products are computed in, where it has no 8 bits.
-_COMPUTES_IN = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+#: Precision -> the library's name of what is computed in it.
+_COMPUTES_IN = {"fp32": "f32", "bf16": "bf16"}
 #: Kernels that a graph keeps for shapes that it met, and that the matrix library below keeps for
 #: all graphs of the process, which share them: without a bound every new length takes up to two
 #: megabytes for good. A shape that was forgotten costs what a new one does. Of few lengths the
@@ -63,7 +65,7 @@ class OpenVinoGraph:
     Args:
         graph: what the manifest says of it.
         compile_variant: variant -> the graph, compiled.
-        without_mask: the variant for batches without padding.
+        variants: those for batches without padding and with it.
         padded_length: length of rows -> the one that they are padded to; None pads none.
     """
 
@@ -71,7 +73,7 @@ class OpenVinoGraph:
         self,
         graph: GraphDescription,
         compile_variant: Callable[[str], openvino.CompiledModel],
-        without_mask: str,
+        variants: tuple[str, str],
         padded_length: Callable[[int], int] | None,
     ) -> None:
         self._name = graph.name
@@ -80,11 +82,11 @@ class OpenVinoGraph:
         self.inputs = graph.token_inputs
         self._takes_mask = graph.takes_mask
         self._answers = graph.answers
-        self._without_mask = without_mask
+        self._without_mask, self._masked = variants
         self._compiled = OncePerKey(compile_variant)
-        self._compiled(without_mask)
+        self._compiled(self._without_mask)
         if padded_length is not None and graph.takes_mask:
-            self._compiled(MASKED)
+            self._compiled(self._masked)
         self._own = threading.local()
 
     def __call__(self, inputs: Tensors) -> Tensors:
@@ -96,7 +98,7 @@ class OpenVinoGraph:
             # Attention without a mask that meets rows of one token first is wrong about rows of
             # eight and more ever after (OpenVINO 2026.4).
             inputs = with_mask(inputs)
-        call = self._call(MASKED if ATTENTION_MASK in inputs else self._without_mask)
+        call = self._call(self._masked if ATTENTION_MASK in inputs else self._without_mask)
         try:
             for name, array in inputs.items():
                 tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
@@ -140,8 +142,10 @@ class _Call:
 class OpenVinoBackend:
     """OpenVINO on the CPU: bfloat16 where the processor computes in it, float32 elsewhere.
 
-    In int8 the weights are the bundle's 8-bit ones, and activations are rounded as they come;
-    padded batches run in float32, so none is padded.
+    In int8 products with weights are of 8 bits and the rest is as by default. Activations have the
+    ranges that the export found, if it did and the processor adds up such products in one
+    instruction (``has_vnni``). Otherwise they are rounded as they come, and the rest is float32;
+    padded batches run in float32 then, so none is padded.
 
     Raises:
         ConfigError: the processor, or the bundle, lacks the wanted precision.
@@ -149,26 +153,32 @@ class OpenVinoBackend:
 
     def __init__(self, bundle: Bundle, options: BackendOptions) -> None:
         self._bundle = bundle
-        is_padded = options.precision != "int8"
+        in_8_bits = options.precision == "int8"
+        finds_ranges = in_8_bits and not (bundle.has_variant(CALIBRATED) and has_vnni())
+        is_padded = not finds_ranges
         kept, kept_by_library = _KEPT_OF_FEW_LENGTHS if is_padded else _KEPT_OF_ANY_LENGTH
         os.environ.setdefault(_LIBRARY_KEEPS, str(kept_by_library))
         self._core = openvino.Core()
-        precision = options.precision or ("bf16" if self._has_bf16() else "fp32")
+        usual = "bf16" if self._has_bf16() else "fp32"
+        precision = options.precision or usual
         if precision == "bf16" and not self._has_bf16():
             raise ConfigError(
                 "this processor does not compute in bfloat16: run with --precision fp32"
             )
-        variant = DEQUANTIZED if precision == "int8" else UNMASKED
-        bundle.require_variant(variant)
+        variants = WITH_RANGES if in_8_bits else (UNMASKED, MASKED)
+        computes_in = usual if in_8_bits else precision
+        if finds_ranges:
+            variants, computes_in = (DEQUANTIZED, MASKED), "fp32"
+        bundle.require_variant(variants[0])
         # A request gets all threads, or those asked for; as many requests as then fit on the
         # cores run at a time.
         streams = max(1, cores() // options.threads) if options.threads else 1
         self._settings: dict[str, str | int] = {
-            "INFERENCE_PRECISION_HINT": _COMPUTES_IN[precision],
+            "INFERENCE_PRECISION_HINT": _COMPUTES_IN[computes_in],
             "NUM_STREAMS": streams,
             "CPU_RUNTIME_CACHE_CAPACITY": kept,
         }
-        if precision == "int8":
+        if finds_ranges:
             self._settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _RANGE_SIZE
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads * streams
@@ -179,7 +189,7 @@ class OpenVinoBackend:
         padded = (lambda n: min(one_of_few_lengths(n), longest)) if is_padded else None
         self.graph: OncePerKey[str, OpenVinoGraph] = OncePerKey(
             lambda name: OpenVinoGraph(
-                bundle.manifest.graph(name), partial(self._open, name), variant, padded
+                bundle.manifest.graph(name), partial(self._open, name), variants, padded
             )
         )
         self.description: Mapping[str, str] = {
