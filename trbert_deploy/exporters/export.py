@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
     CALIBRATED,
@@ -290,7 +291,8 @@ def export_bundle(
             )
 
             def in_8_bits(made: Bundle, variant: str) -> Chain:
-                return chain_on(OnnxRuntimeBackend(made, BackendOptions(), without_mask=variant))
+                eight = OnnxRuntimeBackend(made, BackendOptions(), without_mask=variant)
+                return chain_on(eight, padding=NO_PADDING)  # padded rows would run in float32
 
             def rows_made(rows_of: RowMaker) -> list[TokenRow]:
                 return [row for length in lengths for row in rows_of(length, NUM_INT8_ROWS)]
