@@ -20,7 +20,7 @@ from trbert_deploy.exporters.checks.limits import LIMITS
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.backends import onnxruntime_package
 from trbert_deploy.runtime.backends.backend import PADDING_ON_GPUS, BackendOptions
-from trbert_deploy.runtime.backends.onnxruntime import PADDING_ON_CPUS, OnnxRuntimeBackend
+from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.backends.onnxruntime_package import CPU, CUDA
 from trbert_deploy.runtime.backends.registry import open_backend
 from trbert_deploy.runtime.chain import Chain
@@ -177,7 +177,7 @@ def test_the_package_for_cpus_asks_for_the_cpu(
     backend = run_one(bundle)
     assert planted.asked["providers"] == [CPU]
     assert planted.asked["disabled_optimizers"] == ["SkipLayerNormFusion"]
-    assert backend.description["provider"] == CPU and backend.padding == PADDING_ON_CPUS
+    assert backend.description["provider"] == CPU and backend.padding == NO_PADDING
 
 
 def needs_cuda() -> None:

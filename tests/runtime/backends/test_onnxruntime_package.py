@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 
 from trbert_deploy import load
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.errors import ConfigError, MissingDependencyError
 from trbert_deploy.runtime.backends import onnxruntime_package as package
 from trbert_deploy.runtime.backends.onnxruntime_package import (
@@ -175,7 +176,7 @@ def test_without_cuda_it_runs_on_the_cpu_and_says_why(
     description = loaded.chain.backend.description
     assert description["provider"] == CPU
     assert f": {description['no CUDA']}; it needs NVIDIA's driver" in str(said[0].message)
-    assert loaded.chain.padding.share == 0.0  # as a CPU likes it
+    assert loaded.chain.padding == NO_PADDING  # as a CPU likes it
     assert loaded.chain.backend.call_tokens == 1024
     assert loaded(["a film"])[0].label
     assert load(tiny_bundle, threads=1).chain.backend.description == description  # told once

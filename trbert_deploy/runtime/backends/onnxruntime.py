@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from trbert_deploy.batching import NO_PADDING, Padding
+from trbert_deploy.batching import NO_PADDING
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import (
@@ -47,9 +47,6 @@ from trbert_deploy.runtime.backends.onnxruntime_memory import OnnxRuntimeMemory 
 #: Tokens of a call for each thread of a CPU. What larger calls compute leaves the caches, and lies
 #: in memory that the system gives and takes back every time (docs/performance.md).
 CALL_TOKENS = 1024
-#: A call of a segment costs about as much as so many of its tokens, for whose products weights are
-#: read, too (docs/performance.md). On GPUs what is worth it is told by shares.
-PADDING_ON_CPUS = Padding(slots=16)
 #: Precision -> the variants for batches without padding and with it.
 _VARIANTS = {"fp32": (FUSED, MASKED), "int8": (INT8, MASKED), "fp16": (HALF, HALF_MASKED)}
 #: float32 is float32: TF32 leaves products 10 bits of their mantissa.
@@ -134,9 +131,8 @@ class OnnxRuntimeBackend:
         self._providers = [(CUDA, _CUDA_OPTIONS), CPU] if self._on_cuda else [CPU]
         # Its fused kernel takes eight times as long on CPUs as addition and normalization do.
         self._disabled = [] if self._on_cuda else ["SkipLayerNormFusion"]
-        self.padding = PADDING_ON_GPUS if self._on_cuda else PADDING_ON_CPUS
-        if precision == "int8":
-            self.padding = NO_PADDING  # it would be computed in float32
+        # Sessions on CPUs for batches with padding would keep all weights once more.
+        self.padding = PADDING_ON_GPUS if self._on_cuda else NO_PADDING
         threads = options.threads or cores()
         self.call_tokens = MOST_TOKENS if self._on_cuda else threads * CALL_TOKENS
         device = states_on or ("cuda" if self._on_cuda else None)
