@@ -45,18 +45,21 @@ BATCH_TOKENS = 4096
 LEARNING_RATE = 3e-5
 
 
-def seen_in_windows(positions: Tensor, width: int, first: int) -> Tensor:
+def seen_in_windows(positions: Tensor, width: int, first: int, last: bool = False) -> Tensor:
     """Who sees whom: positions [B, S] of whole rows -> [B, S, S] bool.
 
     Args:
         width: tokens of a block. It sees three blocks, its own among them: those beside it, at the
             ends of the row the outermost three.
         first: tokens at the beginning that see all, and that all see.
+        last: whether the last one does so, too.
     """
     block = positions // width
     middle = block.clamp(min=1).minimum(block.amax(1, keepdim=True) - 1)
     near = (middle[:, :, None] - block[:, None, :]).abs() <= 1
     leads = positions < first
+    if last:
+        leads = leads | (positions == positions.amax(1, keepdim=True))
     return near | leads[:, :, None] | leads[:, None, :]
 
 
@@ -65,9 +68,12 @@ class WindowedAttention(Attention):
 
     width: int
     first: int
+    last: bool
 
     @classmethod
-    def of(cls, attention: nn.Module, width: int, first: int) -> WindowedAttention:
+    def of(
+        cls, attention: nn.Module, width: int, first: int, last: bool = False
+    ) -> WindowedAttention:
         """The same attention, with windows.
 
         Raises:
@@ -80,21 +86,21 @@ class WindowedAttention(Attention):
         windowed = deepcopy(attention)
         windowed.__class__ = cls
         assert isinstance(windowed, cls)
-        windowed.width, windowed.first = width, first
+        windowed.width, windowed.first, windowed.last = width, first, last
         return windowed
 
     def score_bias(self, query: Tensor, key: Tensor, relative: nn.Module | None) -> ScoreBias:
         return ScoreBias(self._seen)
 
     def _seen(self, group: RowGroup) -> Tensor:
-        return seen_in_windows(group.positions, self.width, self.first)[:, None]
+        return seen_in_windows(group.positions, self.width, self.first, self.last)[:, None]
 
 
-def with_windows(model: ReducedModel, width: int, first: int) -> ReducedModel:
+def with_windows(model: ReducedModel, width: int, first: int, last: bool) -> ReducedModel:
     """A copy of a model whose layer 0 attends within windows."""
     changed = deepcopy(model)
     layer = changed.encoder.layers[0]
-    layer.attention = WindowedAttention.of(layer.attention, width, first)
+    layer.attention = WindowedAttention.of(layer.attention, width, first, last)
     return changed
 
 
@@ -161,6 +167,7 @@ def learn(
 @click.option("--most", default=400, show_default=True, help="So many of them at most.")
 @click.option("--windows", type=Wholes(MOST_TOKENS), default="64,128,256", show_default=True)
 @click.option("--first", default=4, show_default=True, help="First tokens that see all.")
+@click.option("--last", is_flag=True, help="So does the last token.")
 @click.option("--train", metavar="FILE", help="Texts to learn from.")
 @click.option("--learn", "learned", default=0, help="How many of them; those long enough.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of PyTorch.")
@@ -174,6 +181,7 @@ def main(
     most: int,
     windows: tuple[int, ...],
     first: int,
+    last: bool,
     train: str | None,
     learned: int,
     threads: int | None,
@@ -185,7 +193,7 @@ def main(
         rows = long_rows(setting.validation_rows, longer_than, most)
         lessons = long_rows(setting.training_rows, longer_than, learned) if learned else []
         judged = setting.load_teacher("") if dense else load_checkpoint(model).model
-        table = compare(judged, rows, setting, windows, first, lessons)
+        table = compare(judged, rows, setting, windows, first, last, lessons)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     tokens = sum(map(len, rows)) / len(rows)
@@ -219,6 +227,7 @@ def compare(
     setting: Setting,
     windows: Sequence[int],
     first: int,
+    last: bool,
     lessons: Sequence[TrainingRow],
 ) -> list[Row]:
     """The lines of the table: without windows, and with each, before it learns and behind."""
@@ -236,7 +245,7 @@ def compare(
 
     table = [row(expected, None, False, kept)]
     for width in windows:
-        changed = with_windows(model, width, first)
+        changed = with_windows(model, width, first, last)
         found, kept = answers_of(changed, rows, setting)
         table.append(row(found, width, False, kept))
         if lessons:

@@ -25,6 +25,12 @@ def test_a_token_sees_three_blocks_and_the_first_tokens() -> None:
     assert seen[12].nonzero().flatten().tolist() == [0, 8, 9, 10, 11, 12]
 
 
+def test_the_last_token_may_see_all_too() -> None:
+    (seen,) = seen_in_windows(torch.arange(13)[None], 2, first=0, last=True)
+    assert seen[12].all() and seen[:, 12].all()
+    assert seen[6].nonzero().flatten().tolist() == [4, 5, 6, 7, 8, 9, 12]
+
+
 def test_short_rows_see_all() -> None:
     assert seen_in_windows(torch.arange(6)[None], 2, first=0).all()
 
