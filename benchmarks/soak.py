@@ -40,7 +40,7 @@ from trbert_deploy.reports.plots.figure import write_figure
 from trbert_deploy.runtime.backends.registry import BACKENDS
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.predictions import Prediction
 
 WARM_UP = 50  # texts
 LIMIT = 1.15  # times the memory after the warm-up

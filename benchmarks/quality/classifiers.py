@@ -31,8 +31,8 @@ import torch
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json, write_json_lines
 from trbert_deploy.runtime.reading.examples import read_examples
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.fill_mask import FillMask
-from trbert_deploy.tasks.task import Example
 
 MASK = "[MASK]"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK)

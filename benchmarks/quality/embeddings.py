@@ -43,7 +43,8 @@ from trbert_deploy.modeling.torch_backend import load_model
 from trbert_deploy.runtime.embedding import embedding_task
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.tasks.task import Example, mean_score
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import mean_score
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import click
 
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.files import write_json_lines
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.data import read_data, require_targets
 

@@ -47,7 +47,7 @@ from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.tasks.chunks import chunks, parsed
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.token_classification import TokenClassification
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import Recipe

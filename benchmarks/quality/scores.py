@@ -17,8 +17,10 @@ from setting import Setting
 from students import Answers, Student, answer
 
 from trbert_deploy.progress import Progress
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction, of_length_one
-from trbert_deploy.tasks.task import Example, Outputs, mean_score
+from trbert_deploy.tasks.outputs import Outputs
+from trbert_deploy.tasks.task import mean_score
 from trbert_deploy.tasks.text_ranking import DEPTH
 from trbert_deploy.training.data import TrainingRow, targets_of
 from trbert_deploy.training.stages.guide import answers

@@ -29,8 +29,9 @@ from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training.data import TrainingRow, read_data, require_targets, tokenize
 from trbert_deploy.training.recombining import recombine, require_recombinable
 from trbert_deploy.training.row_outputs import RowOutputs

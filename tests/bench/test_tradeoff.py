@@ -41,7 +41,7 @@ from trbert_deploy.reports.plots.sweeps import draw_tradeoff
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.rules import SelectionRule
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow
 

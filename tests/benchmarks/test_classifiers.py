@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 TAGGED = (
     """

@@ -6,7 +6,7 @@ import lexicons
 import pytest
 
 from trbert_deploy.lexicon.entries import Entry
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 
 def example(*words: tuple[str, str]) -> Example:

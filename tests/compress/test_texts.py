@@ -21,7 +21,7 @@ from trbert_deploy.compress.texts import (
 )
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.reading.examples import read_examples
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 
 

@@ -32,7 +32,7 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 TEXTS = [
     Example(row["text"], row["label"], f"line {place}")

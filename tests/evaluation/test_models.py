@@ -15,7 +15,7 @@ from trbert_deploy.errors import BundleError, CheckpointError, ConfigError, Data
 from trbert_deploy.evaluation.models import open_models
 from trbert_deploy.evaluation.quality import evaluate_quality
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 ROWS = make_texts(21)
 TEXTS = [Example(row["text"], row["label"], f"text {place}") for place, row in enumerate(ROWS)]

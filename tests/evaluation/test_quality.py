@@ -27,7 +27,8 @@ from trbert_deploy.evaluation.quality import (
     warn_of_few_rows,
 )
 from trbert_deploy.runtime.reading.examples import read_examples
-from trbert_deploy.tasks.task import Example, mean_score
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import mean_score
 from trbert_deploy.tasks.text_classification import TextClassification
 
 

@@ -19,7 +19,7 @@ from trbert_deploy.evaluation.quality import QualityReport, evaluate_quality
 from trbert_deploy.evaluation.sweep import POINTS, SweepReport, spread_thresholds, sweep_thresholds
 from trbert_deploy.reports.plots.sweeps import draw_sweep
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 TEXTS = [Example(row["text"], row["label"], f"text {i}") for i, row in enumerate(make_texts(40))]
 

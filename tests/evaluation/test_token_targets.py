@@ -13,7 +13,7 @@ from trbert_deploy.evaluation import quality
 from trbert_deploy.evaluation.quality import evaluate_quality, true_targets
 from trbert_deploy.modeling.checkpoints.pipeline import load_checkpoint_pipeline
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 TEXTS = [
     Example("The city.", ((0, 3, "O"), (4, 9, "B-PLACE")), "line 1"),

@@ -36,8 +36,8 @@ from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import TokenRow, TokenState, fates_apart, survivor_agreement
 from trbert_deploy.selection import capacity
 from trbert_deploy.selection.capacity import PARTS, Capacity
+from trbert_deploy.tasks.outputs import Output
 from trbert_deploy.tasks.registry import TASKS, task_of
-from trbert_deploy.tasks.task import Output
 
 TEXTS = [row["text"] for row in make_texts(12, seed=1)]
 PAIRS = [("who found the house?", text) for text in TEXTS]

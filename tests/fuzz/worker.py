@@ -31,7 +31,7 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.selection.rules import SelectionRule
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.predictions import Prediction
 
 MEMORY = 2 << 30  # bytes that a case may map beyond what the process has
 TEXTS = (

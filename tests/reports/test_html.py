@@ -21,7 +21,7 @@ from trbert_deploy.files import write_json_lines
 from trbert_deploy.reports.html import draw_kept, draw_latency, draw_time, fragments, render
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 QUICK = BenchOptions(lengths=(16, 48), batches=(1, 2), rounds=Rounds.exactly(2), threads=1)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

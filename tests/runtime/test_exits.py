@@ -41,7 +41,7 @@ from trbert_deploy.runtime.exits import exit_of
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.token_classification import TAKES_LEXICON
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow

@@ -28,7 +28,8 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import predict_lines
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.tasks.task import Example, Prediction
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.text_classification import TextClassification
 
 TEXTS = [row["text"] for row in make_texts(9, seed=5)]

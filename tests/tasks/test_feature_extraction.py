@@ -12,9 +12,9 @@ from conftest import tiny_spec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.modeling.heads.registry import build_head
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.feature_extraction import EMBEDDING, FeatureExtraction
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 
 ENCODING = SimpleNamespace(ids=[2, 7, 3])

@@ -17,9 +17,9 @@ from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.modeling.checkpoints.tokenizer import spelling_of_source
 from trbert_deploy.runtime.tokenizing import TextTokenizer, TruncationWarning
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.fill_mask import FillMask, FillPrediction
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 
 MASK = 4

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.labels import label_name, place_of, require_classes
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 
 UNNAMED = ("LABEL_0", "LABEL_1", "LABEL_2")

@@ -6,8 +6,8 @@ import pytest
 from conftest import tiny_spec
 
 from trbert_deploy.errors import ConfigError
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.registry import answering, task_of
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.token_classification import TokenClassification
 
 LABELS = ("O", "I-LOC", "B-PER", "B-LOC", "I-PER")

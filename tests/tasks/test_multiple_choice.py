@@ -21,8 +21,8 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.runtime.reading.examples import examples_of
 from trbert_deploy.runtime.reading.records import Record
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.multiple_choice import MultipleChoice
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_ranking import TextRanking
 
 PROMPT, CHOICES = "the sailor returns", ["to his village", "and the film is a masterpiece", "never"]

@@ -28,16 +28,11 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.torch_backend import TorchBackend
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.tasks.columns import Columns, text_of
+from trbert_deploy.tasks.examples import Example, Text
+from trbert_deploy.tasks.outputs import Output, require_numbers
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.registry import TASKS, register_task, task_of
-from trbert_deploy.tasks.task import (
-    Example,
-    NewHead,
-    Output,
-    Prediction,
-    Task,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.task import NewHead, Task
 
 
 @dataclass(frozen=True, kw_only=True)

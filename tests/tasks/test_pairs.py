@@ -22,9 +22,9 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.pairs import PairRules
 from trbert_deploy.tasks.registry import answering, task_of
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.training.prepare import prepare
 
 TEXTS = [row["text"] for row in make_texts(24, seed=5)]

@@ -23,10 +23,10 @@ from trbert_deploy.modeling.heads.multi_label import MultiLabelHead
 from trbert_deploy.modeling.heads.registry import build_head
 from trbert_deploy.modeling.heads.regression import RegressionHead
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.regression import Regression
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     MULTI_LABEL,

@@ -25,13 +25,14 @@ from trbert_deploy.runtime.reading.examples import examples_of
 from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.tasks import squad
 from trbert_deploy.tasks.answer_spans import Candidates, best_span
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.question_answering import (
     IMPOSSIBLE,
     LONGEST,
     TOP,
     QuestionAnswering,
 )
-from trbert_deploy.tasks.task import NO_TOKEN, Example
+from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.tokens import UNKNOWN
 

@@ -35,8 +35,8 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_
 from trbert_deploy.modeling.heads.registry import build_head
 from trbert_deploy.runtime.samples import are_random, sample_rows
 from trbert_deploy.tasks.activations import IDENTITY, SIGMOID
+from trbert_deploy.tasks.examples import Example, shuffled_units
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, shuffled_units
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.training.data import split_validation

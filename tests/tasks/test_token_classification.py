@@ -34,7 +34,8 @@ from trbert_deploy.runtime.reading.examples import examples_of, read_examples
 from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.runtime.tokenizing import TextTokenizer
 from trbert_deploy.tasks.entities import AGGREGATIONS
-from trbert_deploy.tasks.task import NO_TOKEN, Example
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.token_classification import AGGREGATION, TokenClassification
 from trbert_deploy.tasks.tokens import UNKNOWN

@@ -14,7 +14,7 @@ from conftest import LABELS, make_texts
 
 from trbert_deploy.errors import ConfigError, DataError, StorageError
 from trbert_deploy.runtime.tokenizing import TextTokenizer
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.tasks.token_classification import TokenClassification

@@ -16,7 +16,7 @@ from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.progress import no_progress
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import LOGITS, NO_TARGET, TextClassification
 from trbert_deploy.tasks.token_classification import TokenClassification
 from trbert_deploy.training.batches import load_batches

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from trbert_deploy.modeling.checkpoints.weight_files import write_safetensors
 from trbert_deploy.modeling.layouts.packed import PackedLayout
-from trbert_deploy.tasks.task import Output, rows_of_outputs
+from trbert_deploy.tasks.outputs import Output, rows_of_outputs
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.stages.regression import Regression

@@ -27,7 +27,7 @@ from trbert_deploy.runtime.backends.registry import (
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import TokenRow, TokenState
 from trbert_deploy.runtime.tokenizing import TextTokenizer
-from trbert_deploy.tasks.task import require_numbers
+from trbert_deploy.tasks.outputs import require_numbers
 
 #: The places of a text, and their states [M, H].
 _Side = tuple[list[Place], NDArray[np.float32]]

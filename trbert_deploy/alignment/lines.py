@@ -9,7 +9,7 @@ from itertools import islice
 from trbert_deploy.alignment.aligner import Aligner, Alignment
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import DataError
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 
 def align_examples(

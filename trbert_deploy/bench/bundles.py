@@ -31,8 +31,8 @@ from trbert_deploy.runtime.reading.examples import Note, read_examples
 from trbert_deploy.runtime.samples import row_maker
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.columns import ColumnNames
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, Text
 
 DEFAULT_LENGTHS = (512, 2048)
 _MAX_TEXTS = 256

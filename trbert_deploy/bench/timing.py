@@ -23,7 +23,7 @@ from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.samples import asking
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.exits import left_shares
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.examples import Text
 
 #: Different rows that the rounds of a point take turns with, at most.
 MAX_ROWS = 64

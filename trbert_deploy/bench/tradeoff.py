@@ -33,7 +33,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.scorers import Survival
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 DENSE, REDUCED, EXITS = "dense", "reduced", "exits"
 ALL, TOKENS = "all", "tokens"

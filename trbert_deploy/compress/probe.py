@@ -24,8 +24,8 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.tokenizing import tokenizer_for
 from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.registry import answering, task_of
-from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.prepare import fit_positions
 
 #: Measured speed-up from which training is worth its time.

@@ -52,8 +52,9 @@ from trbert_deploy.runtime.backends.registry import DEFAULT_BACKEND
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training import processes
 from trbert_deploy.training.estimate import estimate_seconds
 from trbert_deploy.training.options import TrainOptions

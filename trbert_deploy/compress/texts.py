@@ -12,7 +12,7 @@ from typing import Any
 from trbert_deploy.errors import DataError
 from trbert_deploy.files import write_json_lines
 from trbert_deploy.tasks.columns import LABEL, TEXT, TEXT_PAIR
-from trbert_deploy.tasks.task import Example, shuffled_units
+from trbert_deploy.tasks.examples import Example, shuffled_units
 
 #: Share of the texts that are held out for each of the two, and the most that this comes to.
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 2000

@@ -36,7 +36,7 @@ from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import HardRecipe, Recipe, TeacherRecipe

@@ -20,7 +20,7 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import RowResult
-from trbert_deploy.tasks.task import Example, Text
+from trbert_deploy.tasks.examples import Example, Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,11 @@ from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
 from trbert_deploy.selection.exits import left_shares
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.task import (
     AGREEMENT,
     DIVERGENCE,
-    Example,
-    Outputs,
     Targets,
     Task,
     mean_agreement,

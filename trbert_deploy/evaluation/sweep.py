@@ -30,7 +30,7 @@ from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.backends.backend import RowsBackend
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.selection.operating_point import OperatingPoint
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 POINTS = 9
 SAMPLE_ROWS = 64

@@ -38,8 +38,9 @@ from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.runtime.tokenizing import TruncationWarning, tokenizer_of
 from trbert_deploy.selection.capacity import Capacity
+from trbert_deploy.tasks.examples import Text
+from trbert_deploy.tasks.outputs import Output
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Output, Text
 
 #: Rows of a batch that padded graphs are checked with, of different lengths.
 _BATCH = 3

@@ -27,8 +27,8 @@ from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import begin, choose_by_rule, first_segment, walk_on
 from trbert_deploy.runtime.chain import MAX_BATCH_TOKENS
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, packed_matches
+from trbert_deploy.tasks.outputs import asked_counts, rows_of_outputs
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import asked_counts, rows_of_outputs
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

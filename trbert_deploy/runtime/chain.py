@@ -38,7 +38,8 @@ from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.selection.select import select
-from trbert_deploy.tasks.task import Task, asked_token, hear_dropped, rows_of_outputs
+from trbert_deploy.tasks.outputs import asked_token, hear_dropped, rows_of_outputs
+from trbert_deploy.tasks.task import Task
 
 
 @dataclass

@@ -12,7 +12,7 @@ from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError, DataError, few
 from trbert_deploy.runtime.tokenizing import require_texts
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SOFTMAX
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.tasks.text_classification import logits_of
 
 if TYPE_CHECKING:

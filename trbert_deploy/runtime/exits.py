@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trbert_deploy.selection.exits import ExitRule
-from trbert_deploy.tasks.task import Outputs, Task
+from trbert_deploy.tasks.outputs import Outputs
+from trbert_deploy.tasks.task import Task
 
 
 @dataclass

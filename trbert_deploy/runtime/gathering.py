@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trbert_deploy.tasks.task import Output
+from trbert_deploy.tasks.outputs import Output
 
 Values = Mapping[str, NDArray[np.float32]]
 

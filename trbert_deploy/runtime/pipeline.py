@@ -29,8 +29,9 @@ from trbert_deploy.runtime.token_state import RowResult, TokenRow, results_of_pa
 from trbert_deploy.runtime.tokenizing import TextTokenizer, require_texts
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
+from trbert_deploy.tasks.examples import Example, Text, TextList
+from trbert_deploy.tasks.predictions import KeptTokens, Prediction
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, KeptTokens, Prediction, Text, TextList
 
 
 @dataclass(frozen=True)

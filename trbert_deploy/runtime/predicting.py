@@ -8,7 +8,8 @@ from itertools import islice
 
 from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.runtime.pipeline import Pipeline
-from trbert_deploy.tasks.task import Example, Prediction, Text
+from trbert_deploy.tasks.examples import Example, Text
+from trbert_deploy.tasks.predictions import Prediction
 
 
 def predict_lines(

@@ -12,8 +12,8 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.runtime.matching import with_random_matches
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TextTokenizer, tokenizer_of
+from trbert_deploy.tasks.outputs import Output, asked_token
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Output, asked_token
 
 #: (length, count) -> that many rows of exactly that length.
 RowMaker = Callable[[int, int], Sequence[TokenRow]]

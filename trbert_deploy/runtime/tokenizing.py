@@ -28,10 +28,11 @@ from trbert_deploy.runtime.joined_rows import joined_rows
 from trbert_deploy.runtime.pair_truncation import PairTruncation
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.windows import Window, windows_of
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.tasks.pairs import LONGEST_FIRST
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import Task, Text, first_of
+from trbert_deploy.tasks.task import Task, first_of
 
 #: Of any number of texts, so many at a time: encodings are large.
 TOKENIZED_AT_A_TIME = 2000

@@ -23,7 +23,8 @@ from trbert_deploy.serving.metrics import Metrics, ModelMetrics
 from trbert_deploy.serving.queue import RowQueue
 from trbert_deploy.serving.refusals import UnknownModel
 from trbert_deploy.serving.shedding import Shedding, shedding_of
-from trbert_deploy.tasks.task import Task, Text, TextList
+from trbert_deploy.tasks.examples import Text, TextList
+from trbert_deploy.tasks.task import Task
 
 #: Calls of a graph as large as its backend likes that a batch has tokens for.
 BATCH_CALLS = 4

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.predicting import to_json_line
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.task import Prediction, Task, Text
+from trbert_deploy.tasks.predictions import Prediction
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 

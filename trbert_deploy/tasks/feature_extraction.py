@@ -14,18 +14,10 @@ from trbert_deploy.bounds import require_whole
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError
 from trbert_deploy.tasks.columns import Columns, text_of
-from trbert_deploy.tasks.task import (
-    AGREEMENT,
-    Example,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Targets,
-    Task,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.examples import Example, Text
+from trbert_deploy.tasks.outputs import Output, Outputs, require_numbers
+from trbert_deploy.tasks.predictions import Prediction
+from trbert_deploy.tasks.task import AGREEMENT, NewHead, Targets, Task
 
 EMBEDDING = "sentence_embedding"
 Pooling = Literal["first", "mean", "max"]

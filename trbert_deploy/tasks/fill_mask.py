@@ -15,19 +15,13 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError, OutputError, few
 from trbert_deploy.tasks.activations import kl_divergence, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labels import label_target, names_in
+from trbert_deploy.tasks.outputs import Output, Outputs, require_numbers
 from trbert_deploy.tasks.pairs import PAIR_ENTRIES
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import (
-    Example,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Task,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.task import NewHead, Task
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.tokens import UNKNOWN
 

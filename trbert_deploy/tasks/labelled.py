@@ -8,7 +8,8 @@ from typing import Self
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError, few
 from trbert_deploy.tasks.labels import place_of, require_classes
-from trbert_deploy.tasks.task import Outputs, Task
+from trbert_deploy.tasks.outputs import Outputs
+from trbert_deploy.tasks.task import Task
 
 
 class LabelledTask(Task):

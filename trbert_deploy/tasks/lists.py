@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.columns import Columns, listed
-from trbert_deploy.tasks.task import Example, Text, TextList
+from trbert_deploy.tasks.examples import Example, Text, TextList
 
 _TEXTS = "expected texts"
 

@@ -13,9 +13,11 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import require_kind
 from trbert_deploy.tasks.activations import SIGMOID, sigmoid
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labels import names_in, place_of
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.pairs import PAIR_ENTRIES
-from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     MULTI_LABEL,

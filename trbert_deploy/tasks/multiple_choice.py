@@ -14,6 +14,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SOFTMAX
 from trbert_deploy.tasks.columns import LABELS, Columns, plain, text_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.lists import (
     is_list,
     json_list,
@@ -23,7 +24,9 @@ from trbert_deploy.tasks.lists import (
     pairs_of,
     value_of,
 )
-from trbert_deploy.tasks.task import Example, NewHead, Outputs, Prediction, Text
+from trbert_deploy.tasks.outputs import Outputs
+from trbert_deploy.tasks.predictions import Prediction
+from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER
 from trbert_deploy.tasks.text_ranking import TextRanking, answered_groups, kept_by_row, scores_of
 

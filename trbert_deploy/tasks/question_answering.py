@@ -17,19 +17,12 @@ from trbert_deploy.tasks import squad
 from trbert_deploy.tasks.activations import kl_divergence
 from trbert_deploy.tasks.answer_spans import Answer, Candidates, best_answers, best_span
 from trbert_deploy.tasks.columns import LABEL, Columns, text_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.gold_answers import START as ANSWER_START
 from trbert_deploy.tasks.gold_answers import TEXT, GoldAnswers, read_answers
-from trbert_deploy.tasks.task import (
-    NO_TOKEN,
-    Example,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Task,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.outputs import Output, Outputs, require_numbers
+from trbert_deploy.tasks.predictions import Prediction
+from trbert_deploy.tasks.task import NO_TOKEN, NewHead, Task
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.tokens import UNKNOWN
 

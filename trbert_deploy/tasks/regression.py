@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.activations import IDENTITY
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labels import number_of
-from trbert_deploy.tasks.task import Example, Outputs, Prediction, Text
+from trbert_deploy.tasks.outputs import Outputs
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.text_classification import (
     LOGITS,
     REGRESSION,

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trbert_deploy.config import EncoderSpec
-from trbert_deploy.errors import ConfigError, DataError, OutputError
+from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.selection.select import first_token
 from trbert_deploy.tasks.columns import Columns
+from trbert_deploy.tasks.examples import Example, Text
+from trbert_deploy.tasks.outputs import Output, Outputs, hear_dropped
 from trbert_deploy.tasks.pairs import PairRules
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.spelling import Spelling
-
-#: Output name -> values of one row: [...] float32, or [S, ...] where it is per token, of all tokens
-#: in the order of the text.
-Outputs = Mapping[str, NDArray[np.float32]]
 
 #: What a model is judged by that has no labels to be judged by: how far its answers are the
 #: teacher's, by ``Task.agreement``.
@@ -33,106 +31,6 @@ Targets = Any
 
 #: Target of a token that nothing is asked of, such as a special one, or padding.
 NO_TOKEN = -100
-
-#: A text, or a pair of them.
-Text = str | tuple[str, str] | list[str]
-#: A text with a list of others, such as a query with its passages (see ``Task.divided``).
-TextList = tuple[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Output:
-    """An output of the head.
-
-    Attributes:
-        name: of the graph's tensor.
-        per: what it is of. ``row`` [B, ...], of what survives of it; ``token`` [B, S, ...], of each
-            of its tokens; ``mean`` and ``max`` [B, X], over values of all of its tokens. Tokens
-            that are dropped take part in the last three, by what they were when they left.
-            ``asked`` [B, A, ...], of those of its tokens alone that are ``token``, in their order,
-            which the task protects.
-        token: id of the tokens that are asked for.
-    """
-
-    name: str
-    per: Literal["row", "token", "mean", "max", "asked"]
-    token: int | None = None
-
-    @property
-    def of_all_tokens(self) -> bool:
-        """Whether dropped tokens take part."""
-        return self.per in ("token", "mean", "max")
-
-
-def asked_token(outputs: Sequence[Output]) -> int | None:
-    """The token that all of some outputs are of; None where they are of something else."""
-    tokens = {output.token for output in outputs}
-    return tokens.pop() if len(tokens) == 1 else None
-
-
-def asked_counts(outputs: Sequence[Output], rows: Iterable[NDArray[np.int64]]) -> list[int]:
-    """How many tokens of each row some outputs are of, where they are of some alone.
-
-    Args:
-        rows: ids [S] of each.
-    """
-    token = asked_token(outputs)
-    return [] if token is None else [int((ids == token).sum()) for ids in rows]
-
-
-def hear_dropped(outputs: Sequence[Output]) -> bool:
-    """Whether dropped tokens take part in any of some outputs."""
-    return any(output.of_all_tokens for output in outputs)
-
-
-@dataclass(frozen=True)
-class Example:
-    """A record as a model takes it.
-
-    Attributes:
-        target: as the record has it, None where it has none.
-        name: what errors call it.
-    """
-
-    text: Text
-    target: Any = None
-    name: str = field(default="", compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptTokens:
-    """The survivors of one cut.
-
-    Attributes:
-        cut: position of the cut in encoder layers.
-        positions: their places in the row of tokens, ascending.
-        tokens: the tokens themselves.
-    """
-
-    cut: float
-    positions: tuple[int, ...]
-    tokens: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer for one text; every task adds what it answers.
-
-    Attributes:
-        num_tokens: tokens of the text, special tokens included.
-        kept: survivors of every cut, or None unless asked for; those of each row, where the text
-            is read in several ones.
-    """
-
-    num_tokens: int
-    kept: tuple[KeptTokens, ...] | tuple[tuple[KeptTokens, ...], ...] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The answer first; survivors only where they were asked for."""
-        values = asdict(self)
-        num_tokens, kept = values.pop("num_tokens"), values.pop("kept")
-        values["num_tokens"] = num_tokens
-        return values if kept is None else {**values, "kept": kept}
 
 
 @dataclass(frozen=True)
@@ -468,52 +366,6 @@ class Task(ABC):
         return mean_score(statistics)
 
 
-#: Fewer units than these cannot be divided into parts.
-FEWEST_UNITS = 10
-
-
-def shuffled_units(examples: Sequence[Example], seed: int) -> list[list[int]]:
-    """Indices of examples in random order, those together that must not be divided.
-
-    These are the pairs of one first text: the passages of a query are ranked together, and of a
-    premise that was learned from, another hypothesis is no new text. Of fewer than ``FEWEST_UNITS``
-    such units none could be held out, and examples stand for themselves.
-    """
-    units: dict[Any, list[int]] = {}
-    for place, example in enumerate(examples):
-        key = place if isinstance(example.text, str) else example.text[0]
-        units.setdefault(key, []).append(place)
-    enough = len(units) >= FEWEST_UNITS
-    shuffled = list(units.values()) if enough else [[place] for place in range(len(examples))]
-    random.Random(seed).shuffle(shuffled)
-    return shuffled
-
-
-def rows_of_outputs(
-    outputs: Sequence[Output],
-    values: Mapping[str, NDArray[np.float32]],
-    lengths: Sequence[int],
-    asked: Sequence[int] = (),
-) -> list[dict[str, NDArray[np.float32]]]:
-    """The outputs of a batch row by row, without what lies behind a row's tokens.
-
-    Args:
-        outputs: what they are of.
-        values: [B, ...] each.
-        lengths: tokens of each row: [B].
-        asked: those of them that are asked for: [B], where outputs are of these.
-    """
-    counts = {"token": lengths, "asked": asked}
-    behind = {output.name: counts[output.per] for output in outputs if output.per in counts}
-    return [
-        {
-            name: each[row, : behind[name][row]] if name in behind else each[row]
-            for name, each in values.items()
-        }
-        for row in range(len(lengths))
-    ]
-
-
 def mean_score(statistics: NDArray[np.float64]) -> float:
     """The mean of scores: [M, 1]."""
     return float(statistics[:, 0].mean())
@@ -523,17 +375,3 @@ def mean_agreement(task: Task, ones: Sequence[Outputs], others: Sequence[Outputs
     """Mean agreement of two models' answers to the same rows."""
     pairs = zip(ones, others, strict=True)
     return float(np.mean([task.agreement(one, other) for one, other in pairs]))
-
-
-def require_numbers(outputs: Outputs) -> None:
-    """Refuse to answer from what is no number.
-
-    Raises:
-        OutputError: a value is NaN or infinite.
-    """
-    for name, values in outputs.items():
-        if not np.isfinite(values).all():
-            raise OutputError(
-                f"the model's {name} hold {values[~np.isfinite(values)].flat[0]}: expected finite "
-                "numbers; its weights are damaged, or half precision overflows (try fp32)"
-            )

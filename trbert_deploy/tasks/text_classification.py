@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trbert_deploy.errors import DataError, OutputError, few
 from trbert_deploy.tasks.activations import SOFTMAX, kl_divergence, softmax
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import (
     are_numbers,
@@ -21,16 +22,10 @@ from trbert_deploy.tasks.labels import (
     place_of,
     require_classes,
 )
+from trbert_deploy.tasks.outputs import Output, Outputs, require_numbers
 from trbert_deploy.tasks.pairs import PAIR_ENTRIES
-from trbert_deploy.tasks.task import (
-    Example,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.predictions import Prediction
+from trbert_deploy.tasks.task import NewHead
 
 LOGITS = "logits"
 #: Target of a text without one.

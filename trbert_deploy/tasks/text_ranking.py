@@ -13,6 +13,7 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SIGMOID
 from trbert_deploy.tasks.columns import LABELS, Columns, text_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labels import label_name, number_of
 from trbert_deploy.tasks.lists import (
     is_list,
@@ -23,17 +24,10 @@ from trbert_deploy.tasks.lists import (
     pairs_of,
     value_of,
 )
+from trbert_deploy.tasks.outputs import Output, Outputs
 from trbert_deploy.tasks.pairs import PAIR_ENTRIES
-from trbert_deploy.tasks.task import (
-    Example,
-    KeptTokens,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Task,
-    Text,
-)
+from trbert_deploy.tasks.predictions import KeptTokens, Prediction
+from trbert_deploy.tasks.task import NewHead, Task
 from trbert_deploy.tasks.text_classification import LOGITS, ONE_NUMBER, logits_of
 
 #: Entry of ``EncoderSpec.answers``: what is put on the logit, as PyTorch calls it.

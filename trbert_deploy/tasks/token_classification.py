@@ -16,19 +16,13 @@ from trbert_deploy.tasks.activations import kl_divergence, softmax
 from trbert_deploy.tasks.chunks import OUTSIDE, Chunk, chunks, f1, parsed, shared
 from trbert_deploy.tasks.columns import LABEL, WORDS, Columns
 from trbert_deploy.tasks.entities import AGGREGATIONS, SIMPLE, Entity, TaggedToken, entities_of
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.labelled import LabelledTask
 from trbert_deploy.tasks.labels import are_numbers, place_of
+from trbert_deploy.tasks.outputs import Output, Outputs, require_numbers
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.spelling import Spelling
-from trbert_deploy.tasks.task import (
-    NO_TOKEN,
-    Example,
-    NewHead,
-    Output,
-    Outputs,
-    Prediction,
-    Text,
-    require_numbers,
-)
+from trbert_deploy.tasks.task import NO_TOKEN, NewHead
 from trbert_deploy.tasks.text_classification import LOGITS
 from trbert_deploy.tasks.tokens import UNKNOWN, first_tokens, special_tokens
 from trbert_deploy.tasks.words import TaggedWord, read_tagged

@@ -11,7 +11,7 @@ from typing import Any
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.tasks.columns import WORDS, Columns, listed, plain, require_unicode, text_of
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 #: First letter of a word, the one behind it, and its tag.
 TaggedWord = tuple[int, int, str]

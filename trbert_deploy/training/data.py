@@ -22,7 +22,8 @@ from trbert_deploy.runtime.reading.sources import STDIN, is_regular
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.runtime.tokenizing import TOKENIZED_AT_A_TIME, TextTokenizer
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.tasks.task import Example, Targets, Task, shuffled_units
+from trbert_deploy.tasks.examples import Example, shuffled_units
+from trbert_deploy.tasks.task import Targets, Task
 from trbert_deploy.training import processes
 
 VALIDATION_SHARE = 0.1

@@ -20,8 +20,8 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime.tokenizing import tokenizer_for
+from trbert_deploy.tasks.examples import Example, Text
 from trbert_deploy.tasks.registry import answering, task_of
-from trbert_deploy.tasks.task import Example, Text
 from trbert_deploy.training.aim import rows_needed
 from trbert_deploy.training.batches import stacked_targets
 from trbert_deploy.training.data import (

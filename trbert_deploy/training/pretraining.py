@@ -25,9 +25,10 @@ from trbert_deploy.modeling.checkpoints.tokenizer_files import TOKENIZER_FILE
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.progress import Progress
 from trbert_deploy.runtime.tokenizing import TextTokenizer
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.fill_mask import MASK_ID, TARGET_IDS, FillMask
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Example, NewHead, Task
+from trbert_deploy.tasks.task import NewHead, Task
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating

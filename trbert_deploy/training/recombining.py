@@ -14,7 +14,8 @@ import numpy as np
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.token_state import TokenRow
-from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training.data import TrainingRow
 
 #: Largest and smallest share of its text that a part may be.

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.layouts.packed import PackedLayout
-from trbert_deploy.tasks.task import Task, asked_counts, rows_of_outputs
+from trbert_deploy.tasks.outputs import asked_counts, rows_of_outputs
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.training import processes
 from trbert_deploy.training.batches import PackedBatch
 

@@ -26,7 +26,8 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_
 from trbert_deploy.modeling.checkpoints.pretrained import load_pretrained
 from trbert_deploy.modeling.layouts.packed import PackedLayout
 from trbert_deploy.modeling.segments import dense_module
-from trbert_deploy.tasks.task import Example, NewHead
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import NewHead
 from trbert_deploy.tasks.text_classification import TextClassification
 
 IDS = torch.randint(1, 256, (3, 17), generator=torch.Generator().manual_seed(1))

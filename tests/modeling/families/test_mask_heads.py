@@ -30,8 +30,8 @@ from trbert_deploy.modeling.checkpoints.tokenizer import tokenizer_directory
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import dense_outputs
 from trbert_deploy.runtime.token_state import TokenRow
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.fill_mask import MASK_ID, TARGET_IDS, FillMask
-from trbert_deploy.tasks.task import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training.batches import load_batches
 from trbert_deploy.training.data import TrainingRow

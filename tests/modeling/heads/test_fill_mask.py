@@ -24,8 +24,9 @@ from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.samples import asking
 from trbert_deploy.runtime.token_state import RowResult, TokenRow
 from trbert_deploy.tasks.fill_mask import MASK_ID, TARGET_IDS, TARGETS
+from trbert_deploy.tasks.outputs import asked_token
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import NO_TOKEN, asked_token
+from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.training.batches import PackedBatch, load_batches
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.estimators.gates import run_gated

@@ -25,8 +25,8 @@ from trbert_deploy.modeling.walk import choose_by_rule, dense_outputs, first_seg
 from trbert_deploy.runtime.chain import Chain
 from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.tasks.feature_extraction import EMBEDDING
+from trbert_deploy.tasks.outputs import Output
 from trbert_deploy.tasks.registry import TASKS, register_task, task_of
-from trbert_deploy.tasks.task import Output
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.training.batches import PackedBatch, load_batches
 from trbert_deploy.training.data import TrainingRow

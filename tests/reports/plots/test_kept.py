@@ -31,7 +31,7 @@ from trbert_deploy.reports.plots.kept import (
     draw_words,
 )
 from trbert_deploy.runtime.loading import load
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 
 ROOT = Path(__file__).parents[3]
 CUTS = (0.5, 3.0)

@@ -14,7 +14,7 @@ from trbert_deploy.runtime.reading.examples import _Finder, count_examples, no_n
 from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.runtime.reading.sources import STDIN
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.tasks.task import Example
+from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.text_classification import TextClassification
 
 

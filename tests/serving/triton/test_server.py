@@ -22,7 +22,7 @@ from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.predicting import to_json_line
 from trbert_deploy.serving.triton.repository import write_repository
 from trbert_deploy.serving.triton.settings import Loading, Settings
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.examples import Text
 
 TEXTS = [row["text"] for row in make_texts(24, seed=5)]
 PAIRS = [("the film", text) for text in TEXTS[:6]]

@@ -49,8 +49,9 @@ from trbert_deploy.runtime.token_state import (
 )
 from trbert_deploy.selection.rules import SelectionRule
 from trbert_deploy.selection.select import first_token, select
+from trbert_deploy.tasks.outputs import asked_token
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Task, asked_token, mean_agreement
+from trbert_deploy.tasks.task import Task, mean_agreement
 
 LONGEST_CHECKED = 2048
 #: Tokens of a row that the head is compared on, where it is of some alone.

@@ -32,7 +32,7 @@ from trbert_deploy.exporters.onnx.joined_answers import JOINED, PassedCut
 from trbert_deploy.plugins import DOMAIN, OPERATOR, PLUGIN_VERSION
 from trbert_deploy.plugins.onnx_compaction import compact_tokens, wanted_tokens
 from trbert_deploy.selection.capacity import MOST_SLOTS, PARTS, Capacity
-from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
+from trbert_deploy.tasks.outputs import Output, asked_token, hear_dropped
 
 _INT, _BOOL = TensorProto.INT64, TensorProto.BOOL
 

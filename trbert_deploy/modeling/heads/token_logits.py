@@ -12,7 +12,8 @@ from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.blocks.activations import ACTIVATIONS
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.heads.tokens import TokensHead
-from trbert_deploy.tasks.task import NO_TOKEN, Output
+from trbert_deploy.tasks.outputs import Output
+from trbert_deploy.tasks.task import NO_TOKEN
 from trbert_deploy.tasks.text_classification import LOGITS
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from trbert_deploy.config import EncoderSpec
 from trbert_deploy.modeling.heads.head import Head
 from trbert_deploy.modeling.layouts.layout import Layout, RowsLayout, largest_of_rows
-from trbert_deploy.tasks.task import Output, asked_token, hear_dropped
+from trbert_deploy.tasks.outputs import Output, asked_token, hear_dropped
 
 
 @dataclass(frozen=True)

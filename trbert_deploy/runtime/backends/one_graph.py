@@ -13,8 +13,8 @@ from trbert_deploy.runtime.backends.backend import Backend, BackendOptions, Tens
 from trbert_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from trbert_deploy.runtime.batch_inputs import batch_inputs
 from trbert_deploy.runtime.token_state import RowResult, TokenRow, TokenState
+from trbert_deploy.tasks.outputs import Output, rows_of_outputs
 from trbert_deploy.tasks.registry import task_of
-from trbert_deploy.tasks.task import Output, rows_of_outputs
 
 
 class OneGraphBackend:

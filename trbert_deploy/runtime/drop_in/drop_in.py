@@ -16,8 +16,9 @@ from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.pipeline import Pipeline
 from trbert_deploy.runtime.tokenizing import tokenizer_of
+from trbert_deploy.tasks.examples import Text
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.pairs import TRUNCATIONS
-from trbert_deploy.tasks.task import Outputs, Text
 
 #: Texts of a list that are on their way at a time, where nothing is said. Of others it is one, as
 #: in transformers: a generator may be waiting for somebody.

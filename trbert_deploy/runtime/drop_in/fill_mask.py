@@ -12,8 +12,9 @@ from trbert_deploy.bounds import require_whole
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn, Options
 from trbert_deploy.runtime.pipeline import Pipeline
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.tasks.fill_mask import MOST_WORDS, TOP, FillMask
-from trbert_deploy.tasks.task import Outputs, Text
+from trbert_deploy.tasks.outputs import Outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from tokenizers import Encoding
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn, Options
+from trbert_deploy.tasks.examples import Text
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.question_answering import QuestionAnswering
-from trbert_deploy.tasks.task import Outputs, Text
 
 _KEYS = {"question", "context"}
 

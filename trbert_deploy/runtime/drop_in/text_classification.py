@@ -13,7 +13,8 @@ from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn, Options
 from trbert_deploy.tasks.activations import ACTIVATIONS, IDENTITY, SIGMOID, SOFTMAX
-from trbert_deploy.tasks.task import Outputs, Text
+from trbert_deploy.tasks.examples import Text
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.text_classification import TextClassification, logits_of
 from trbert_deploy.tasks.text_ranking import TextRanking
 

@@ -12,7 +12,8 @@ from trbert_deploy.errors import ConfigError, DataError
 from trbert_deploy.runtime.drop_in.drop_in import DropIn, Options
 from trbert_deploy.tasks.chunks import OUTSIDE
 from trbert_deploy.tasks.entities import NONE
-from trbert_deploy.tasks.task import Outputs, Text
+from trbert_deploy.tasks.examples import Text
+from trbert_deploy.tasks.outputs import Outputs
 from trbert_deploy.tasks.token_classification import TokenClassification, require_aggregation
 
 

@@ -10,7 +10,8 @@ from trbert_deploy.runtime.reading.formats import read_records
 from trbert_deploy.runtime.reading.records import Record
 from trbert_deploy.runtime.reading.sources import is_regular, name_of
 from trbert_deploy.tasks.columns import LABEL, TEXT, TEXT_PAIR, ColumnNames, Columns, missing
-from trbert_deploy.tasks.task import Example, Task
+from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.task import Task
 
 #: Called with what a person should know.
 Note = Callable[[str], None]

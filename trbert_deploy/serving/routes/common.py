@@ -14,7 +14,7 @@ from trbert_deploy.runtime.pipeline import Asked, Pipeline
 from trbert_deploy.runtime.token_state import RowResult
 from trbert_deploy.serving.refusals import NothingAsked
 from trbert_deploy.serving.served import ServedModel, ServedModels
-from trbert_deploy.tasks.task import Text, TextList
+from trbert_deploy.tasks.examples import Text, TextList
 
 
 def _served(request: Request) -> ServedModels:

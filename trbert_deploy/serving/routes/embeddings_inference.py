@@ -25,8 +25,8 @@ from trbert_deploy.serving.routes.common import (
     require_few,
     texts_of,
 )
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.tasks.feature_extraction import FeatureExtraction
-from trbert_deploy.tasks.task import Text
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification
 from trbert_deploy.tasks.text_ranking import TextRanking
 from trbert_deploy.version import __version__

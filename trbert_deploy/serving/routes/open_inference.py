@@ -38,7 +38,7 @@ from trbert_deploy.serving.tensors import (
     texts_of,
     values_of,
 )
-from trbert_deploy.tasks.task import Text
+from trbert_deploy.tasks.examples import Text
 from trbert_deploy.version import __version__
 
 

@@ -23,8 +23,10 @@ from trbert_deploy.serving.routes.common import (
     require_known,
 )
 from trbert_deploy.serving.served import ServedModel
+from trbert_deploy.tasks.examples import Text, TextList
+from trbert_deploy.tasks.predictions import Prediction
 from trbert_deploy.tasks.question_answering import QuestionAnswering
-from trbert_deploy.tasks.task import Prediction, Task, Text, TextList
+from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.token_classification import TokenClassification
 
 router = APIRouter(tags=["trbert-deploy"], responses=documented())

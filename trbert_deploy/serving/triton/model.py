@@ -28,7 +28,7 @@ from trbert_deploy.serving.tensors import (
 from trbert_deploy.serving.triton.repository import BUNDLE
 from trbert_deploy.serving.triton.settings import Loading
 from trbert_deploy.serving.triton.together import Columns, answer_together
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.predictions import Prediction
 
 DEVICES = "CUDA_VISIBLE_DEVICES"
 

@@ -8,7 +8,7 @@ from itertools import islice
 from trbert_deploy.errors import DataError, TrbertError
 from trbert_deploy.runtime.pipeline import Asked, Pipeline
 from trbert_deploy.serving.tensors import texts_of
-from trbert_deploy.tasks.task import Prediction
+from trbert_deploy.tasks.predictions import Prediction
 
 #: Name of a tensor -> its strings, in UTF-8.
 Columns = Mapping[str, Sequence[bytes]]
