@@ -87,7 +87,7 @@ def test_user_errors_are_one_line(tiny_checkpoint: Path, tmp_path: Path) -> None
         ('cuts = "3,1"', "mine.toml: cuts 3,1: 1 is out of order"),
         ('cuts = "9"', "cut 9 is out of range: the encoder has 4 layers"),
         ('stages = ["joint"]', "stage joint needs the stages guide, policy"),
-        ("epochs = 1", r"mine.toml: epochs is unknown: did you mean \[pretrain\] epochs or"),
+        ("epochs = 1", r"mine.toml: epochs is unknown: did you mean \[teacher\] epochs or"),
         (["--recipe", "bread"], "bread is neither a file nor one of gates, exits, tr-bert: give"),
         (["--recipe", "empty"], "recipe empty is a directory: expected a TOML file"),
         (["--validation", "none.jsonl"], "none.jsonl is not a file"),

@@ -109,7 +109,7 @@ def test_what_is_missing_has_the_default_of_the_base(file: Path, text: str, reci
         ("[joint]\nx.y = 1", r"\[joint\] x is unknown: expected epochs, learning_rate"),
         (
             "[bread]\nx = 1",
-            r"\[bread\] is unknown: expected \[pretrain\], \[teacher\], ",
+            r"\[bread\] is unknown: expected \[teacher\], ",
         ),
         ("hard_epochs = 1", r"hard_epochs is unknown: did you mean \[hard\] epochs\?"),
         ("rollouts = 8", r"did you mean \[policy\] rollouts or \[joint\] rollouts\?"),

@@ -132,7 +132,7 @@ def tokenize(
     of_texts = (
         None if task.answers_tokens else iter(_targets(examples, [None] * len(examples), task))
     )
-    for part, names, encodings in encoded(examples, tokenizer, task, progress):
+    for part, names, encodings in _encoded(examples, tokenizer, task, progress):
         for encoding, name in zip(encodings, names, strict=True):
             task.require_question(encoding, name)
         if of_texts is None:
@@ -162,7 +162,7 @@ def _searched(
     return with_matches(row, encoding, example.text, matches, task.lexicon_tags, right, VALUES + 1)
 
 
-def encoded(
+def _encoded(
     examples: Sequence[Example],
     tokenizer: TextTokenizer,
     task: Task,

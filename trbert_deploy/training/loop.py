@@ -29,7 +29,7 @@ from trbert_deploy.training.constraint import FlopsConstraint
 from trbert_deploy.training.contexts import autocast
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.gradients import set_gradients
-from trbert_deploy.training.recipe import EXITS, PRETRAIN, USUAL_STAGES, Recipe
+from trbert_deploy.training.recipe import STAGES, USUAL_STAGES, Recipe
 from trbert_deploy.training.stages.stage import Stage, freeze_all_but
 
 WEIGHT_DECAY = 0.01
@@ -37,8 +37,7 @@ LARGEST_GRADIENT = 1.0
 RESUME_FILE = "resume.safetensors"
 BEST_FILE = "best.safetensors"
 FIGURES_FILE = "figures.jsonl"
-#: Stages as seeds number them; runs with seeds of their own stand so far apart.
-_NUMBERED = (*USUAL_STAGES, PRETRAIN, EXITS)
+#: Runs with seeds of their own stand so far apart.
 _SEEDS_APART = len(USUAL_STAGES)
 
 
@@ -47,7 +46,7 @@ class StageSettings:
     """How a stage is trained.
 
     Attributes:
-        name: one of ``recipe.STAGES``, or ``PRETRAIN``.
+        name: one of ``recipe.STAGES``.
         directory: receives figures, TensorBoard events and the state for resuming.
         plan: row indices of every batch, in order.
         warmup_share: share of the steps over which the learning rate rises.
@@ -83,7 +82,7 @@ class StageSettings:
                 [len(row) for row in rows],
                 recipe.batch_tokens,
                 getattr(recipe, name).epochs,
-                seed=recipe.seed * _SEEDS_APART + _NUMBERED.index(name),
+                seed=recipe.seed * _SEEDS_APART + STAGES.index(name),
             ),
             warmup_share=recipe.warmup_share,
             seed=recipe.seed,
@@ -146,7 +145,7 @@ def train_stage(
     figures = _Figures(settings, first) if processes.is_main() else None
     with figures or nullcontext():
         for number, batch in enumerate(batches, start=first):
-            seed = hash((settings.seed, _NUMBERED.index(settings.name), number))
+            seed = hash((settings.seed, STAGES.index(settings.name), number))
             torch.manual_seed((seed + processes.index()) % 2**63)
             with autocast(settings.device):
                 step = stage.compute(batch, number / total)

@@ -65,7 +65,6 @@ class TrainOptions:
     max_length: int | None = _option(None, "Most tokens of a text [default: as the encoder].", "N")
     warm_start: str | None = _option(None, "Checkpoint with cuts to go on from.", "DIR")
     lexicon: str | None = _option(None, "Phrases with tags, for tagging.", "FILE")
-    pretrain: str | None = _option(None, "Texts whose masked words are learned first.", "TEXTS")
     recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:

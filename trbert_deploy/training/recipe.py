@@ -28,8 +28,6 @@ EXITS = "exits"
 STAGES = ("teacher", "guide", "policy", "joint", "hard", EXITS)
 #: Those that are run if nobody says otherwise.
 USUAL_STAGES = STAGES[:-1]
-#: What comes before them where texts are given for it.
-PRETRAIN = "pretrain"
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
 DISTILLING = ("joint", "hard", EXITS)
 ESTIMATORS = ("gates", "reinforce")
@@ -71,15 +69,6 @@ _ESTIMATOR = Rule(f"one of {', '.join(ESTIMATORS)}", lambda value: value in ESTI
 def _key(default: Any, help: str, rule: Rule | None = None, example: object = None) -> Any:
     """A key of the file. ``example`` is for one that has no default."""
     return field(default=default, metadata={"help": help, "rule": rule, "example": example})
-
-
-@dataclass(frozen=True)
-class PretrainRecipe:
-    """The encoder learns masked words, where --pretrain gives texts for it."""
-
-    epochs: float = _key(3.0, "Passes over the texts of --pretrain.", _EPOCHS)
-    learning_rate: float = _key(1e-4, "Peak learning rate.", _POSITIVE)
-    masked_share: float = _key(0.15, "Share of the words that are masked.", _SHARE)
 
 
 @dataclass(frozen=True)
@@ -238,7 +227,6 @@ class Recipe:
     save_seconds: float = _key(
         60.0, "Seconds between two saves of a stage's progress.", _NOT_NEGATIVE
     )
-    pretrain: PretrainRecipe = PretrainRecipe()
     teacher: TeacherRecipe = TeacherRecipe()
     policy: PolicyRecipe = PolicyRecipe()
     joint: JointRecipe = JointRecipe()

@@ -4,7 +4,6 @@ ckpt/
   config.json, model.safetensors, reduction.json, tokenizer ...   the newest checkpoint
   recipe.toml            how it was trained
   training.json          options, and what every finished stage came to
-  stages/pretrain/       checkpoint for masked words, where the encoder learned those first
   stages/<stage>/        the stage's own checkpoint (or the guide), figures.jsonl
   stages/<stage>/run-1/  figures.jsonl of each run, where several are averaged
   stages/events...       TensorBoard
@@ -37,14 +36,13 @@ from trbert_deploy.training.aim import Aim
 from trbert_deploy.training.averaging import clear_progress, planned_runs, train_averaged
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
-from trbert_deploy.training.pretraining import pretrain, take_over_pretrained
-from trbert_deploy.training.recipe import EXITS, PRETRAIN, STAGES
+from trbert_deploy.training.recipe import EXITS, STAGES
 from trbert_deploy.training.stages.guide import GUIDE_FILE, Guide, answers, make_guide
 from trbert_deploy.training.stages.stage import Stage, make_stage
 from trbert_deploy.training.validation import Evaluation, ValidatedPoint
 
 RUN_FILE = "training.json"
-RUN_VERSION = 4
+RUN_VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,6 @@ def train(
         run = prepare(options, Path(scratch), device, note, progress)
         finished = {*record["stages"], *(["teacher"] if run.fine_tuned else [])}
         _check_stages(options, finished)
-        _check_pretraining(options, run)
         _check_exits(options, run)
         processes.wait()  # until all have seen the directory as it was
         if not locked:
@@ -121,7 +118,6 @@ def train(
             _clear(record, output)  # for a run that was killed before it did
         processes.wait()
         run.checkpoint.model.to(run.device)
-        _pretrain(run, options, output, record, progress, note)
         for stage in STAGES:
             _do_stage(stage, run, options, output, record, progress, note)
     stages = {name: figures for name, figures in record["stages"].items() if figures}
@@ -132,29 +128,6 @@ def train(
         stages={name: Evaluation.from_json(figures) for name, figures in stages.items()},
         points=tuple(ValidatedPoint.from_json(point) for point in record["points"]),
     )
-
-
-def _pretrain(
-    run: Prepared,
-    options: TrainOptions,
-    output: Path,
-    record: dict[str, Any],
-    progress: Progress,
-    note: Callable[[str], None],
-) -> None:
-    """Let the encoder learn masked words where that is asked for, before the teacher's stage."""
-    if options.pretrain is None or "teacher" in record["stages"]:
-        return
-    directory = output / "stages" / PRETRAIN
-    if PRETRAIN in record["stages"]:
-        take_over_pretrained(run, directory)
-        return
-    pretrain(options, run, directory, progress, note)
-    record["stages"][PRETRAIN] = {}
-    if processes.is_main():
-        write_json(output / RUN_FILE, record)
-        _clear(record, output)
-    processes.wait()
 
 
 def _do_stage(
@@ -300,19 +273,6 @@ def _check_stages(options: TrainOptions, done: set[str]) -> None:
                 f"stage {stage} needs the stages {', '.join(missing)}, which are not done: "
                 "add them to the recipe's stages"
             )
-
-
-def _check_pretraining(options: TrainOptions, run: Prepared) -> None:
-    """Refuse masked words for a model whose encoder answers already.
-
-    Raises:
-        ConfigError: it does.
-    """
-    if options.pretrain is not None and run.fine_tuned:
-        raise ConfigError(
-            f"{options.model} answers already, and learns masked words no more: leave --pretrain "
-            "out, or give the encoder that it was fine-tuned from"
-        )
 
 
 def _check_exits(options: TrainOptions, run: Prepared) -> None:
