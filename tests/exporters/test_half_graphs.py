@@ -121,7 +121,7 @@ def test_every_task_answers_as_in_float32(
     assert report.fp16_agreement is not None and report.fp16_agreement >= 0.9
     bundle = Bundle.open(tmp_path / "bundle")
     rows = rows_of(bundle)
-    whole = chain_in(bundle, "fp32", 0.0)
+    whole = chain_in(bundle, "fp32", NO_PADDING)
     expected = whole.run(rows)
     assert any(len(one.kept[0]) < len(row) for one, row in zip(expected, rows, strict=True))
     for padding in (NO_PADDING, Padding(share=0.5)):
