@@ -43,7 +43,7 @@ from trbert_deploy.training.recipe import (
     TeacherRecipe,
 )
 from trbert_deploy.training.row_outputs import RowOutputs
-from trbert_deploy.training.run import train
+from trbert_deploy.training.run import RUN_VERSION, train
 from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
 from trbert_deploy.training.validation import Quality, Validator
@@ -653,7 +653,7 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, "has version 2: this release goes on with runs of version 4; train into"),
+        ({"version": 2}, "has version 2: this release goes on with runs of version 5; train into"),
         ({"options": {"model": "m"}}, "is damaged: the options of a run has the fields"),
         ({"options": {"model": "m", "train": "t", "recipe": {"seed": "x"}}}, "is damaged: seed is"),
         ({"options": 3}, "is damaged: the options of a run has the fields int"),
@@ -663,7 +663,7 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 def test_a_record_that_cannot_be_gone_on_with_is_refused(
     options: TrainOptions, tmp_path: Path, damage: dict[str, Any], message: str
 ) -> None:
-    record = {"version": 4, "options": options.to_json(), "stages": {}, "points": [], **damage}
+    record = {"version": RUN_VERSION, "options": options.to_json(), "stages": {}, "points": [], **damage}
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=message):
         train(options, tmp_path, resume=True)
