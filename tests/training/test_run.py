@@ -663,7 +663,8 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 def test_a_record_that_cannot_be_gone_on_with_is_refused(
     options: TrainOptions, tmp_path: Path, damage: dict[str, Any], message: str
 ) -> None:
-    record = {"version": RUN_VERSION, "options": options.to_json(), "stages": {}, "points": [], **damage}
+    whole = {"options": options.to_json(), "stages": {}, "points": []}
+    record = {"version": RUN_VERSION, **whole, **damage}
     (tmp_path / "training.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=message):
         train(options, tmp_path, resume=True)
