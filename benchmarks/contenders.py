@@ -243,8 +243,7 @@ def _ours(
         )
     except TrbertError as problem:
         raise Unavailable(str(problem)) from None
-    rule = pipeline.reduction.exits
-    if exits and (rule is None or not rule.is_active):
+    if exits and not pipeline.reduction.rows_leave:
         raise Unavailable("the checkpoint has no exits at which a row may leave")
     if not exits:
         pipeline = pipeline.to_the_end()

@@ -249,6 +249,11 @@ class ReductionConfig:
         """The same cuts, with exits where rows leave by this rule."""
         return replace(self, exits=rule)
 
+    @property
+    def rows_leave(self) -> bool:
+        """Whether rows leave at exits by its own rule."""
+        return self.exits is not None and self.exits.is_active
+
     def at(self, point: OperatingPoint) -> ReductionConfig:
         """The same places at another operating point.
 

@@ -263,7 +263,6 @@ def measure_point(
         share = rounds.share_done(done + 1, time.perf_counter() - start)
         tell(min(share, 1.0))
     length = len(rows[0])
-    rule = pipeline.reduction.exits
     return BenchPoint(
         length=length,
         batch=batch,
@@ -273,7 +272,7 @@ def measure_point(
         reduced=_summary(timings[False], batch, length),
         kept=tuple(float(mean) for mean in np.mean(tokens, axis=0)[1:]),
         flops_speedup=speedup(pipeline.encoder, pipeline.reduction, tokens),
-        left=left_shares(tokens) if rule is not None and rule.is_active else (),
+        left=left_shares(tokens) if pipeline.reduction.rows_leave else (),
     )
 
 

@@ -332,9 +332,8 @@ class _Run:
         with self.bars("5/6 evaluate") as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             teacher, pipeline = load(self.work / PROBE / BUNDLE), load(bundle)
-            rule = pipeline.reduction.exits
             points = [pipeline]
-            if rule is not None and rule.is_active:
+            if pipeline.reduction.rows_leave:
                 points.append(pipeline.to_the_end())
             found = evaluate_points(points, test, teacher=teacher, progress=progress)
             quality, to_the_end = found[0], found[1] if len(found) > 1 else None

@@ -153,8 +153,7 @@ class ModelRun:
     @property
     def left_share(self) -> tuple[float, ...]:
         """Share of the rows that left at each cut; none where no row can."""
-        rule = self.pipeline.reduction.exits
-        if self.dense or rule is None or not rule.is_active:
+        if self.dense or not self.pipeline.reduction.rows_leave:
             return ()
         return left_shares(self.tokens)
 
