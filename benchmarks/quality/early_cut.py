@@ -19,7 +19,6 @@ it would have without the cut.
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from distilling import BATCH_TOKENS, distill_once
 from numpy.typing import NDArray
 from setting import Setting, set_up_torch, teacher_in
 from torch import Tensor, nn
@@ -52,14 +52,12 @@ from trbert_deploy.modeling.walk import (
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow
-from trbert_deploy.training.loop import StageSettings, train_stage
 from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
 from trbert_deploy.training.stages.guide import Guide, answers
-from trbert_deploy.training.stages.stage import Stage, Step, rank_shares
+from trbert_deploy.training.stages.stage import rank_shares
 from trbert_deploy.training.validation import PassedRows, Validator, set_threshold
 
 CPU = torch.device("cpu")
-BATCH_TOKENS = 4096
 #: Training texts behind those that scorers learn from: they judge scorers and set their thresholds.
 HELD_OUT = 400
 #: Texts by which the rules of later cuts are set.
@@ -346,18 +344,13 @@ def learn(
     Embeddings stay, so that the early cut keeps what it kept.
     """
 
-    def compute(batch: PackedBatch, _: float) -> Step:
+    def losses_of(batch: PackedBatch) -> Tensor:
         begun = start(model, batch, early)
         outputs, _kept = later_segments(model, begun, choose_by_rule(model))
-        losses = model.head.loss(outputs, batch.targets, guide.outputs_of(batch))
-        return Step(batch.share.mean(losses), {})
+        return model.head.loss(outputs, batch.targets, guide.outputs_of(batch))
 
     body = [*model.encoder.layers.parameters(), *model.head.parameters()]
-    plan = plan_batches([len(row) for row in rows], BATCH_TOKENS, seed=seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = StageSettings("hard", Path(scratch), plan, 0.1, seed, 3600.0, 1, CPU)
-        stage = Stage(compute, [{"params": body, "lr": HARD_RATE}])
-        train_stage(settings, model, stage, rows, lambda _: 0.0, lambda *_: None)
+    distill_once(model, body, losses_of, rows, learning_rate=HARD_RATE, device=CPU, seed=seed)
 
 
 # The command

@@ -14,13 +14,13 @@ windows on the same texts. How fast such attention is, benchmarks/windowed_atten
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from distilling import BATCH_TOKENS, distill_once
 from setting import Setting, set_up_torch, teacher_in
 from torch import Tensor, nn
 
@@ -37,11 +37,8 @@ from trbert_deploy.tasks.task import mean_agreement
 from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batches
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow, targets_of
-from trbert_deploy.training.loop import StageSettings, train_stage
 from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
-from trbert_deploy.training.stages.stage import Stage, Step
 
-BATCH_TOKENS = 4096
 LEARNING_RATE = 3e-5
 
 
@@ -145,17 +142,13 @@ def learn(
 ) -> None:
     """Distill answers into a model, once over the rows."""
 
-    def compute(batch: PackedBatch, _: float) -> Step:
+    def losses_of(batch: PackedBatch) -> Tensor:
         outputs, _kept = later_segments(model, first_segment(model, batch), choose_by_rule(model))
         teacher = told.of_batch(setting.task, batch.rows, batch.layout)
-        return Step(batch.share.mean(model.head.loss(outputs, batch.targets, teacher)), {})
+        return model.head.loss(outputs, batch.targets, teacher)
 
     body = [*model.encoder.parameters(), *model.head.parameters()]
-    plan = plan_batches([len(row) for row in rows], BATCH_TOKENS, seed=0)
-    with tempfile.TemporaryDirectory() as scratch:
-        settings = StageSettings("hard", Path(scratch), plan, 0.1, 0, 3600.0, 1, setting.device)
-        stage = Stage(compute, [{"params": body, "lr": LEARNING_RATE}])
-        train_stage(settings, model, stage, rows, lambda _: 0.0, lambda *_: None)
+    distill_once(model, body, losses_of, rows, learning_rate=LEARNING_RATE, device=setting.device)
 
 
 @click.command(help=__doc__)
