@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import CheckpointMaker
+from conftest import CheckpointMaker, Command
 from lexicons_in_tests import lexicon_bundle
 
 from trbert_deploy import load
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.bundle.manifest import LEXICON, WEIGHTS
 from trbert_deploy.errors import BundleError, ConfigError, StorageError
-from trbert_deploy.lexicon.entries import Entry
+from trbert_deploy.lexicon.entries import Entry, write_entries
 from trbert_deploy.runtime import bundled_lexicon
 from trbert_deploy.runtime.bundled_lexicon import set_lexicon
 
@@ -97,3 +98,43 @@ def test_a_damaged_one_is_told(bundle: Path) -> None:
         load(bundle, threads=1)
     with pytest.raises(BundleError, match="line 1 has no tag"):
         Bundle.open(bundle, verify=False).lexicon()
+
+
+def test_commands_take_another_one_for_once(
+    bundle: Path, tmp_path: Path, command: Command, capfd: pytest.CaptureFixture[str]
+) -> None:
+    set_lexicon(bundle, ENTRIES)
+    write_entries(tmp_path / "other.tsv", [Entry("of", "X")])
+    text = "the film of a sailor"
+    given = ["predict", bundle, "--text", text, "--kept", "--threads", "1"]
+    assert command(*given) == 0
+    own = json.loads(capfd.readouterr().out)
+    assert command(*given, "--lexicon", tmp_path / "other.tsv") == 0
+    other = json.loads(capfd.readouterr().out)
+    asked = load(bundle, threads=1).with_lexicon_file(tmp_path / "other.tsv")
+    (expected,) = asked([text], return_kept=True)
+    kept = [[*cut.positions] for cut in expected.kept]
+    assert [cut["positions"] for cut in other["kept"]] == kept
+    assert [cut["positions"] for cut in own["kept"]] != kept
+    assert Bundle.open(bundle).lexicon() == ENTRIES
+
+
+def test_a_lexicon_for_once_is_refused_in_one_line(
+    bundle: Path,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    command: Command,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_entries(tmp_path / "other.tsv", [Entry("of", "Z")])
+    path = tmp_path / "other.tsv"
+    predict = ["predict", bundle, "--text", "of", "--lexicon"]
+    for given, message in (
+        ([*predict, path], "other.tsv has tags that the model does not know: Z (it knows X, Y)"),
+        (["predict", tiny_bundle, "--text", "of", "--lexicon", path], "takes no lexicon, and"),
+        (["evaluate", tiny_bundle, "--data", "-", "--lexicon", path], "takes no lexicon, and"),
+        ([*predict, tmp_path / "none.tsv"], "none.tsv"),
+        ([*predict, path, "--engine", "ray"], "--lexicon is for --engine local"),
+    ):
+        assert command(*given) != 0
+        assert message in capfd.readouterr().err

@@ -14,6 +14,7 @@ from trbert_deploy.commands.options import (
     column_options,
     engines_option,
     json_option,
+    lexicon_option,
     needs,
     operating_point_options,
     png_file,
@@ -57,6 +58,7 @@ from trbert_deploy.tasks.columns import ColumnNames
 @engines_option
 @threads_option
 @operating_point_options
+@lexicon_option
 @click.option("--sweep", is_flag=True, help="Evaluate along the thresholds too, with a plot.")
 @click.option(
     "--plot",
@@ -83,6 +85,7 @@ def evaluate(
     engines: bool,
     threads: int,
     point: OperatingPoint,
+    lexicon: Path | None,
     sweep: bool,
     plot: Path | None,
     max_drop: float | None,
@@ -117,6 +120,8 @@ def evaluate(
             note=console.notes.print,
             progress=progress,
         )
+        if lexicon is not None:
+            pipeline = pipeline.with_lexicon_file(lexicon)
         examples = read_examples(data, pipeline.task, columns, console.notes.print)
         texts = list(told(f"read {data.name}", examples, progress))
     with console.progress() as progress:

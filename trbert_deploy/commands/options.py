@@ -101,6 +101,12 @@ threads_option = click.option(
     default=0,
     help="Threads of a graph; 0: the backend chooses.",
 )
+lexicon_option = click.option(
+    "--lexicon",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Phrases for a tagger, instead of its own.",
+)
 #: What can be read as texts.
 backend_choice = click.Choice([*BACKENDS, AUTO])
 BACKEND_HELP = f"One of {', '.join(BACKENDS)}; or {AUTO}, what is fastest here."

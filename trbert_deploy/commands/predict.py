@@ -19,6 +19,7 @@ from trbert_deploy.commands.options import (
     bundle_argument,
     column_options,
     engines_option,
+    lexicon_option,
     max_batch_tokens_option,
     needs,
     operating_point_options,
@@ -71,6 +72,7 @@ MOST_WORKERS = 65536
 @engines_option
 @threads_option
 @operating_point_options
+@lexicon_option
 @click.option("--dense", is_flag=True, help="Remove no token.")
 @click.option("--kept", is_flag=True, help="Tell which tokens each cut kept.")
 @click.option(
@@ -126,6 +128,7 @@ def predict(
     engines: bool,
     threads: int,
     point: OperatingPoint,
+    lexicon: Path | None,
     dense: bool,
     kept: bool,
     batch_size: int,
@@ -155,6 +158,10 @@ def predict(
         **asdict(point),
     }
     if engine == "ray":
+        if lexicon is not None:
+            raise click.UsageError(
+                "--lexicon is for --engine local: put it into the bundle, with lexicon set"
+            )
         predict_on_ray(
             bundle,
             source,
@@ -179,6 +186,7 @@ def predict(
         _file("source", source),
         columns,
         _file("output", output),
+        lexicon,
         options,
         threads=threads,
         kept=kept,
@@ -202,6 +210,7 @@ def _predict(
     source: Path | None,
     columns: ColumnNames,
     output: Path | None,
+    lexicon: Path | None,
     options: Mapping[str, Any],
     *,
     threads: int,
@@ -227,6 +236,8 @@ def _predict(
             progress=progress,
             **options,
         )
+    if lexicon is not None:
+        pipeline = pipeline.with_lexicon_file(lexicon)
     if source is None:
         examples = name_texts(texts)
     else:

@@ -17,7 +17,7 @@ from trbert_deploy.bounds import MOST_TEXTS, require_whole
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.config import EncoderSpec, ReductionConfig
 from trbert_deploy.errors import BundleError, ConfigError, FileFormatError
-from trbert_deploy.lexicon.entries import Entry, entry_of, require_tags
+from trbert_deploy.lexicon.entries import Entry, entry_of, read_entries, require_tags
 from trbert_deploy.lexicon.matcher import Lexicon, Matchers
 from trbert_deploy.progress import Progress, no_progress
 from trbert_deploy.runtime import cross_encoder, embedding
@@ -196,6 +196,15 @@ class Pipeline:
         other = copy(self)
         other.lexicons = (*self.lexicons, Lexicon(given))
         return other
+
+    def with_lexicon_file(self, path: Path) -> Pipeline:
+        """The same model with the phrases of a file, in place of those it has.
+
+        Raises:
+            StorageError, DataError: as ``read_entries``.
+            ConfigError, MissingDependencyError: as ``with_lexicon``.
+        """
+        return self.without_lexicon().with_lexicon(read_entries(path), f"the lexicon {path}")
 
     def without_lexicon(self) -> Pipeline:
         """The same model with no phrases."""
