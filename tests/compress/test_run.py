@@ -297,7 +297,7 @@ def test_a_gate_holds_for_tokens_and_exits_together(
     assert reduction.cuts[0].rule.value == chosen["threshold"]
 
 
-def test_texts_leave_early_by_default_where_they_can(workplace: Path, here: Path) -> None:
+def test_texts_leave_early_by_default_where_that_pays(workplace: Path, here: Path) -> None:
     spec = tiny_spec()
     assert run_module._recipe(None, spec) == Recipe.named("exits")
     assert run_module._recipe("gates", spec) == Recipe()
@@ -305,6 +305,9 @@ def test_texts_leave_early_by_default_where_they_can(workplace: Path, here: Path
     assert run_module._recipe(None, numbers) == Recipe()
     with pytest.raises(ConfigError, match="do not tell how sure they are"):
         run_module._recipe("exits", numbers)
+    tags = tiny_spec(task="token-classification")
+    assert run_module._recipe(None, tags) == Recipe()  # a whole text is hardly ever sure
+    assert run_module._recipe("exits", tags) == Recipe.named("exits")
 
 
 @pytest.mark.usefixtures("pays")

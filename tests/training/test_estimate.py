@@ -57,7 +57,7 @@ def test_exits_are_priced_with_both_of_their_gradients(
         set_gradients(optimizer, loss, yielding)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "set_gradients", seen)
-    options = with_recipe(options_for(workplace), stages=STAGES)
+    options = with_recipe(options_for(workplace), stages=STAGES, exits={"aligned": True})
     found = estimate_seconds(options, prepared(options, tmp_path), 160, 32)
     assert list(found) == list(STAGES) and found["exits"] > 0
     assert second[-1] and not second[0]

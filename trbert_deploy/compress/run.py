@@ -145,13 +145,17 @@ def _spec(model: str, asked: str | None) -> EncoderSpec:
 
 
 def _recipe(asked: str | None, spec: EncoderSpec) -> Recipe:
-    """How to train a model of this shape: so that texts leave early where they can, by default.
+    """How to train a model of this shape: so that texts leave early where that pays, by default.
+
+    A text of tags leaves only when all of its tokens are sure, so that exits cost a tagger more
+    than they save (docs/results.md).
 
     Raises:
         ConfigError: there is no such recipe, or it asks for exits where no text could leave.
     """
     if asked is None:
-        return Recipe.named("exits") if reason_against_exits(spec) is None else Recipe()
+        pays = reason_against_exits(spec) is None and not task_of(spec).answers_tokens
+        return Recipe.named("exits") if pays else Recipe()
     recipe = Recipe.found(asked)
     if EXITS in recipe.stages:
         require_exits(spec)

@@ -131,7 +131,9 @@ class ExitsRecipe:
         1.0, "Weight of what exits learn from each other; 0 for none.", _NOT_NEGATIVE
     )
     aligned: bool = _key(
-        True, "What they learn from each other gives way where it opposes the task."
+        False,
+        "What they learn from each other gives way where it opposes the task, for a second "
+        "gradient of every step.",
     )
     max_drop: float = _key(
         0.3,
