@@ -305,9 +305,10 @@ def test_texts_leave_early_by_default_where_that_pays(workplace: Path, here: Pat
     assert run_module._recipe(None, numbers) == Recipe()
     with pytest.raises(ConfigError, match="do not tell how sure they are"):
         run_module._recipe("exits", numbers)
-    tags = tiny_spec(task="token-classification")
-    assert run_module._recipe(None, tags) == Recipe()  # a whole text is hardly ever sure
-    assert run_module._recipe("exits", tags) == Recipe.named("exits")
+    for task, labels in (("token-classification", ("O", "B-X")), ("text-ranking", ("LABEL_0",))):
+        other = tiny_spec(task=task, labels=labels)
+        assert run_module._recipe(None, other) == Recipe()
+        assert run_module._recipe("exits", other) == Recipe.named("exits")
 
 
 @pytest.mark.usefixtures("pays")

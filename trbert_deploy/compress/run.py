@@ -55,6 +55,7 @@ from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.examples import Example
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Task
+from trbert_deploy.tasks.text_classification import TextClassification
 from trbert_deploy.training import processes
 from trbert_deploy.training.estimate import estimate_seconds
 from trbert_deploy.training.options import TrainOptions
@@ -145,16 +146,15 @@ def _spec(model: str, asked: str | None) -> EncoderSpec:
 
 
 def _recipe(asked: str | None, spec: EncoderSpec) -> Recipe:
-    """How to train a model of this shape: so that texts leave early where that pays, by default.
-
-    A text of tags leaves only when all of its tokens are sure, so that exits cost a tagger more
-    than they save (docs/results.md).
+    """How to train a model of this shape: by default so that texts leave early where that was
+    measured to pay, which is with labels (docs/results.md: little with scores, nothing with tags).
 
     Raises:
         ConfigError: there is no such recipe, or it asks for exits where no text could leave.
     """
     if asked is None:
-        pays = reason_against_exits(spec) is None and not task_of(spec).answers_tokens
+        labels = isinstance(task_of(spec), TextClassification)
+        pays = labels and reason_against_exits(spec) is None
         return Recipe.named("exits") if pays else Recipe()
     recipe = Recipe.found(asked)
     if EXITS in recipe.stages:
