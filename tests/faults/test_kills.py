@@ -208,6 +208,7 @@ def test_a_training_run(tokenizer_dir: Path, scratch: Path, killed: Victim) -> N
         policy=short,
         joint=short,
         averaged_runs=2,
+        averaged_from="policy",
         save_seconds=0.0,
         validations=1,
     )

@@ -30,7 +30,9 @@ def test_stages_are_priced_by_token(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_seconds_per_token", lambda run, batches: 0.5)
-    options = with_recipe(options_for(workplace), validations=3, averaged_runs=2)
+    options = with_recipe(
+        options_for(workplace), validations=3, averaged_runs=2, averaged_from="joint"
+    )
     run = prepared(options, tmp_path)
     mean = sum(map(len, run.training)) / len(run.training)
     looked_at = 0.5 * 10 * sum(map(len, run.validator.rows)) / len(run.validator.rows)
@@ -40,7 +42,7 @@ def test_stages_are_priced_by_token(
         {
             "teacher": 6 * once + 3 * looked_at,
             "guide": once + looked_at,
-            "policy": 2 * (2 * once + looked_at),
+            "policy": 2 * once + looked_at,
             "joint": 2 * (once + 3 * looked_at),
             "hard": 2 * (once + 3 * looked_at),
         }

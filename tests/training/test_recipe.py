@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from trbert_deploy.commands.train import train
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.training.recipe import (
+    AVERAGED,
     RECIPES,
     STAGES,
     HardRecipe,
@@ -40,7 +41,8 @@ recipes = st.builds(
     seed=st.integers(0, 2**63 - 1),
     truncate=st.booleans(),
     batch_tokens=st.integers(1, 2**63 - 1),
-    averaged_runs=st.none() | st.integers(1, 100),
+    averaged_runs=st.integers(1, 100),
+    averaged_from=st.sampled_from(AVERAGED),
     validations=st.integers(1, 1000),
     warmup_share=shares,
     penalty_ramp=shares,

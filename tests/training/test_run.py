@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from trbert_deploy.errors import (
     LengthError,
     StorageError,
 )
+from trbert_deploy.files import read_json, write_json
 from trbert_deploy.modeling.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -36,6 +38,7 @@ from trbert_deploy.training.loop import RESUME_FILE
 from trbert_deploy.training.options import LARGEST_SPEEDUP, TrainOptions
 from trbert_deploy.training.prepare import Prepared
 from trbert_deploy.training.recipe import (
+    STAGES,
     HardRecipe,
     JointRecipe,
     PolicyRecipe,
@@ -43,7 +46,7 @@ from trbert_deploy.training.recipe import (
     TeacherRecipe,
 )
 from trbert_deploy.training.row_outputs import RowOutputs
-from trbert_deploy.training.run import RUN_VERSION, train
+from trbert_deploy.training.run import RUN_FILE, RUN_VERSION, train
 from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import Stage
 from trbert_deploy.training.validation import Quality, Validator
@@ -277,7 +280,9 @@ def test_averaged_runs_begin_alike_and_end_in_their_mean(
     monkeypatch.setattr(run_module, "clear_progress", lambda *_, **__: None)  # the runs stay
     options = with_recipe(options, teacher={"epochs": 1.0}, policy={"epochs": 1.0})
     train(options, tmp_path / "single")
-    report = train(with_recipe(options, averaged_runs=2), tmp_path / "averaged")
+    report = train(
+        with_recipe(options, averaged_runs=2, averaged_from="policy"), tmp_path / "averaged"
+    )
     for stage in ("policy", "joint", "hard"):
         directory = tmp_path / "averaged" / "stages" / stage
         first, second = (
@@ -306,7 +311,7 @@ def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
     options = with_recipe(options, policy={"epochs": 1.0})
     for seed in (0, 1):
         train(with_recipe(options, seed=seed), tmp_path / f"seed-{seed}")
-    train(with_recipe(options, averaged_runs=2), tmp_path / "averaged")
+    train(with_recipe(options, averaged_runs=2, averaged_from="policy"), tmp_path / "averaged")
     one, other, mean = (
         load_checkpoint(tmp_path / name).model.state_dict()
         for name in ("seed-0", "seed-1", "averaged")
@@ -316,12 +321,73 @@ def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
         assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
 
 
-@pytest.mark.parametrize("place", ["2/2 policy", "1/2 joint", "2/2 joint", "2/2 hard"])
+def test_hard_runs_begin_alike_and_end_in_their_mean(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "clear_progress", lambda *_, **__: None)  # the runs stay
+    options = with_recipe(options, teacher={"epochs": 1.0}, policy={"epochs": 1.0})
+    train(options, tmp_path / "single")
+    report = train(with_recipe(options, averaged_runs=2), tmp_path / "averaged")
+    for stage in ("policy", "joint"):
+        single, shared = (
+            load_checkpoint(tmp_path / name / "stages" / stage).model.state_dict()
+            for name in ("single", "averaged")
+        )
+        assert all(torch.equal(single[name], tensor) for name, tensor in shared.items())
+    directory = tmp_path / "averaged" / "stages" / "hard"
+    first, second = (load_file(directory / f"run-{run}" / "result.safetensors") for run in (1, 2))
+    single = load_checkpoint(tmp_path / "single" / "stages" / "hard").model.state_dict()
+    for name, tensor in load_checkpoint(directory).model.state_dict().items():
+        one, other = first[f"model.{name}"], second[f"model.{name}"]
+        assert torch.allclose(tensor, (one + other) / 2, atol=1e-7)
+        assert torch.equal(single[name], one)  # a run is a run as any other
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    wanted = pytest.approx(options.target_speedup, rel=0.15)  # the mean has a threshold of its own
+    assert report.stages["hard"].flops_speedup == wanted
+
+
+def test_a_hard_run_is_that_of_its_seed(options: TrainOptions, tmp_path: Path) -> None:
+    once = {"epochs": 1.0}
+    options = with_recipe(options, teacher=once, policy=once, joint=once)
+    train(with_recipe(options, stages=("teacher", "guide", "policy", "joint")), tmp_path / "seed-0")
+    copytree(tmp_path / "seed-0", tmp_path / "seed-1")
+    copytree(tmp_path / "seed-0", tmp_path / "averaged")
+    for name, recipe in (
+        ("seed-0", {"seed": 0}),
+        ("seed-1", {"seed": 1}),
+        ("averaged", {"averaged_runs": 2}),
+    ):
+        record = read_json(tmp_path / name / RUN_FILE)
+        record["options"]["recipe"] |= recipe
+        write_json(tmp_path / name / RUN_FILE, record)
+        train(with_recipe(options, stages=("hard",), **recipe), tmp_path / name, resume=True)
+    one, other, mean = (
+        load_checkpoint(tmp_path / name).model.state_dict()
+        for name in ("seed-0", "seed-1", "averaged")
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("place", "first", "max_drop"),
+    [
+        ("2/2 policy", "policy", None),
+        ("2/2 joint", "policy", None),
+        ("2/2 hard", "joint", None),
+        ("1/2 hard", "hard", None),
+        ("2/2 hard", "hard", 5.0),
+    ],
+)
 def test_interrupted_averaged_runs_end_where_uninterrupted_ones_do(
-    options: TrainOptions, tmp_path: Path, place: str
+    options: TrainOptions, tmp_path: Path, place: str, first: str, max_drop: float | None
 ) -> None:
     once = {"epochs": 1.0}
     options = with_recipe(options, averaged_runs=2, save_seconds=0.0, teacher=once, policy=once)
+    options = with_recipe(options, averaged_from=first)
+    if max_drop is not None:
+        options = replace(options, target_speedup=None, max_drop=max_drop)
     train(options, tmp_path / "whole")
 
     def interrupt(step: str, done: int, total: int | None) -> None:
@@ -544,7 +610,8 @@ def test_a_resumed_run_clears_what_a_killed_one_left(
     """Of a run that was killed between its record and its clearing."""
     short = {"epochs": 0.2}
     options = with_recipe(options, teacher=short, policy=short, joint=short)
-    options = with_recipe(options, averaged_runs=2, stages=("teacher", "guide", "policy"))
+    stages = ("teacher", "guide", "policy")
+    options = with_recipe(options, averaged_runs=2, averaged_from="policy", stages=stages)
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "clear_progress", lambda *_, **__: None)
         train(options, tmp_path / "killed")
@@ -573,7 +640,7 @@ def test_validation_labels_must_be_known(
         ({"max_length": 2**40}, "max_length is 1099511627776: expected a whole number from 2"),
         ({"target_speedup": 0.5}, "target_speedup is 0.5: expected 1 or more"),
         ({"max_drop": -1.0}, "max_drop is -1.0: expected 0 or more points"),
-        ({"recipe": Recipe(averaged_runs=2), "max_drop": 1.0}, "must aim at one computation"),
+        ({"recipe": Recipe(averaged_from="joint"), "max_drop": 1.0}, "must aim at one computation"),
     ],
 )
 def test_options_out_of_range_are_named(changes: dict[str, Any], message: str) -> None:
@@ -587,14 +654,14 @@ def test_named_columns_belong_to_a_run() -> None:
     assert options.changed(TrainOptions(model="m", train="t")) == ["text_column", "label_column"]
 
 
-def test_runs_are_averaged_where_all_aim_at_one_computation() -> None:
-    def runs(recipe: Recipe = Recipe(), **given: Any) -> list[int]:
-        options = TrainOptions(model="m", train="t", recipe=recipe, **given)
-        return [options.averaged_runs_of(stage) for stage in ("teacher", "policy", "joint", "hard")]
+def test_stages_are_averaged_from_one_on() -> None:
+    def runs(**recipe: Any) -> list[int]:
+        options = TrainOptions(model="m", train="t", recipe=Recipe(**recipe))
+        return [options.averaged_runs_of(stage) for stage in STAGES]
 
-    assert runs() == [1, 3, 3, 3]
-    assert runs(Recipe(averaged_runs=2)) == [1, 2, 2, 2]
-    assert runs(max_drop=0.5) == runs(Recipe.named("tr-bert")) == [1, 1, 1, 1]
+    assert dict(zip(STAGES, runs(), strict=True)) == dict.fromkeys(STAGES, 1) | {"hard": 3}
+    assert runs(averaged_runs=2, averaged_from="joint") == [1, 1, 1, 2, 2, 1]
+    assert runs(averaged_runs=2, averaged_from="policy") == [1, 1, 2, 2, 2, 1]
 
 
 def test_a_fixed_penalty_is_adjusted_where_a_computation_is_asked_for() -> None:

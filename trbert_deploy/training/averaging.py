@@ -4,9 +4,9 @@ Runs that begin at the same weights and see the texts in other orders end near e
 mean of their weights is better than they are: what each owes to its own order cancels out
 ("Model soups", Wortsman et al. 2022, the uniform soup). At inference it costs nothing.
 
-A run of a stage goes on from the same run of the stage before, so that whole runs are averaged: the
-mean of the last stage is that of as many trainings with seeds of their own. The mean of an earlier
-stage is what a training that ends there comes to.
+By default the hard stage alone is averaged: its runs begin at the one joint stage. Where earlier
+stages are, too (``averaged_from``), a run of a stage goes on from the same run of the stage before,
+so that from there on the mean is that of as many trainings with seeds of their own.
 """
 
 from __future__ import annotations

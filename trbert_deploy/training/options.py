@@ -10,12 +10,10 @@ from trbert_deploy.bounds import MOST_TOKENS, require_whole
 from trbert_deploy.errors import ConfigError
 from trbert_deploy.fields import known_fields
 from trbert_deploy.tasks.columns import ColumnNames
-from trbert_deploy.training.recipe import EXITS, Recipe
+from trbert_deploy.training.recipe import AVERAGED, Recipe
 
 #: Times fewer FLOPs, if nobody says otherwise.
 TARGET_SPEEDUP = 3.0
-#: Runs whose weights are averaged, if nobody says otherwise (docs/results.md).
-AVERAGED_RUNS = 3
 #: Where the computation would end that a wanted quality stops on its way.
 LARGEST_SPEEDUP = 10.0
 
@@ -68,10 +66,10 @@ class TrainOptions:
     recipe: Recipe = Recipe()
 
     def __post_init__(self) -> None:
-        if (self.recipe.averaged_runs or 1) > 1 and self.max_drop is not None:
+        if self.averaged_runs_of("joint") > 1 and self.max_drop is not None:
             raise ConfigError(
-                "averaged runs must aim at one computation, which max_drop leaves to each: give a "
-                "target_speedup, or leave averaged_runs at 1"
+                "averaged runs must aim at one computation, which max_drop leaves to each joint "
+                "stage: give a target_speedup, or leave averaged_from at hard"
             )
         if self.target_speedup is not None and not self.target_speedup >= 1:
             raise ConfigError(f"target_speedup is {self.target_speedup}: expected 1 or more")
@@ -99,11 +97,8 @@ class TrainOptions:
 
     def averaged_runs_of(self, stage: str) -> int:
         """How often a stage is trained."""
-        if stage in ("teacher", "guide", EXITS):
-            return 1
-        if self.recipe.averaged_runs is not None:
-            return self.recipe.averaged_runs
-        return AVERAGED_RUNS if self.recipe.estimator == "gates" and self.max_drop is None else 1
+        averaged = AVERAGED[AVERAGED.index(self.recipe.averaged_from) :]
+        return self.recipe.averaged_runs if stage in averaged else 1
 
     def to_json(self) -> dict[str, Any]:
         """The options as they are used: with the speed-up that is wanted."""

@@ -30,6 +30,8 @@ STAGES = ("teacher", "guide", "policy", "joint", "hard", EXITS)
 USUAL_STAGES = STAGES[:-1]
 #: Stages that match the teacher's answers on texts, whether these have labels or not.
 DISTILLING = ("joint", "hard", EXITS)
+#: Stages that can be trained several times and averaged.
+AVERAGED = ("policy", "joint", "hard")
 ESTIMATORS = ("gates", "reinforce")
 #: The key of a recipe's file that names the recipe whose values the other keys change.
 BASE = "base"
@@ -63,6 +65,7 @@ _STAGES = Rule(
 )
 _TRUNCATION = Rule(f"one of {', '.join(TRUNCATIONS)}", lambda value: value in TRUNCATIONS)
 _PROTECT = Rule(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED)
+_AVERAGED = Rule(f"one of {', '.join(AVERAGED)}", lambda value: value in AVERAGED)
 _ESTIMATOR = Rule(f"one of {', '.join(ESTIMATORS)}", lambda value: value in ESTIMATORS)
 
 
@@ -159,7 +162,7 @@ class Recipe:
     """How the stages of a run are trained; each key's help says what it is.
 
     ``None`` stands for a default that depends on more than the recipe: the places of the cuts on
-    the estimator and the model, the runs to average on what is aimed at.
+    the estimator and the model.
 
     Raises:
         ConfigError: a value out of range, or two that do not go together.
@@ -206,12 +209,16 @@ class Recipe:
         "them, and the joint and hard stage learn from them too.",
         _from(0, 100),
     )
-    averaged_runs: int | None = _key(
-        None,
-        "Times that the stages after the teacher's are trained, each with its own seed; the "
-        "weights are averaged [default: 3; for --max-drop and for reinforce 1].",
+    averaged_runs: int = _key(
+        3,
+        "Times that a stage is trained, each with its own seed; the weights are averaged.",
         _from(1, 100),
-        example=1,
+    )
+    averaged_from: str = _key(
+        "hard",
+        "The first stage that is trained so often: hard, or joint or policy, from which on runs "
+        "share nothing and cost more.",
+        _AVERAGED,
     )
     validations: int = _key(
         4,

@@ -42,7 +42,7 @@ from trbert_deploy.training.stages.stage import Stage, make_stage
 from trbert_deploy.training.validation import Evaluation, ValidatedPoint
 
 RUN_FILE = "training.json"
-RUN_VERSION = 5
+RUN_VERSION = 6
 
 
 @dataclass(frozen=True)
