@@ -720,7 +720,7 @@ def test_a_resumed_run_may_have_other_stages_and_saves() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ({"version": 2}, f"has version 2: this release goes on with runs of version {RUN_VERSION}; train into"),
+        ({"version": 2}, f"has version 2: this release goes on with runs of version {RUN_VERSION}"),
         ({"options": {"model": "m"}}, "is damaged: the options of a run has the fields"),
         ({"options": {"model": "m", "train": "t", "recipe": {"seed": "x"}}}, "is damaged: seed is"),
         ({"options": 3}, "is damaged: the options of a run has the fields int"),
