@@ -45,7 +45,9 @@ def texts_of(workplace: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(workplace: Path) -> Path:
-    train(with_exits(options_for(workplace)), workplace / "ckpt")
+    notes: list[str] = []
+    train(with_exits(options_for(workplace)), workplace / "ckpt", note=notes.append)
+    (workplace / "notes").write_text("\n".join(notes))
     return workplace / "ckpt"
 
 
@@ -81,6 +83,14 @@ def test_a_run_ends_with_exits_that_answer_and_a_confidence(trained: Path) -> No
     policies = [name for name in hard if name.startswith("policies.")]
     own = weights(trained)
     assert policies and all(torch.equal(own[name], hard[name]) for name in policies)
+
+
+def test_few_texts_do_not_tell_a_confidence(trained: Path, workplace: Path) -> None:
+    rule = load_checkpoint(trained).model.reduction.exits
+    assert rule is not None and rule.confidence is not None and rule.confidence < 1.0
+    told = (workplace / "notes").read_text()
+    assert f"leave at a confidence of {rule.confidence:.2f}, which 32 held-out texts alone" in told
+    assert "give 500 or more, or an --exit-confidence of your own" in told
 
 
 def _left(point: dict[str, Any]) -> float:

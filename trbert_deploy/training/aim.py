@@ -27,6 +27,8 @@ TABLE_SPEEDUPS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 REFERENCE_SPEEDUP = 2.0
 #: Gates start at the threshold that saves this little.
 OPENING_SPEEDUP = 1.1
+#: Held-out rows from which a confidence of exits is more than chance: one of 500 is 0.2 points.
+ENOUGH_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,15 @@ class Aim:
             to_the_end = self.validator.left_by(model, passed, None)
             most = max(0.0, self.max_drop - self.drop_of(to_the_end.score))
         self.validator.calibrate_exits(model, passed, most)
-        rule = model.reduction.exits
-        if rule is not None and rule.confidence == 1.0:
+        rule, rows = model.reduction.exits, len(self.validator.rows)
+        if rule is not None and rule.confidence is not None and rule.confidence < 1.0:
+            if rows < ENOUGH_ROWS:
+                self.note(
+                    f"rows leave at a confidence of {rule.confidence:.2f}, which {rows} held-out "
+                    f"texts alone say: give {ENOUGH_ROWS} or more, or an --exit-confidence of your "
+                    "own"
+                )
+        elif rule is not None:
             self.note(
                 f"no exit is as good as the end within {most:g} points: rows leave only where "
                 "--exit-confidence or --exit-patience says so"
