@@ -274,6 +274,17 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     assert figures[0] == figures[1]
 
 
+def require_mean(averaged: Path, alone: Path) -> None:
+    """Assert that a stage is the mean of two runs, of which the first is the one that ran alone."""
+    first, second = (load_file(averaged / f"run-{run}" / "result.safetensors") for run in (1, 2))
+    single = load_checkpoint(alone).model.state_dict()
+    for name, tensor in load_checkpoint(averaged).model.state_dict().items():
+        one, other = first[f"model.{name}"], second[f"model.{name}"]
+        assert torch.allclose(tensor, (one + other) / 2, atol=1e-7)
+        assert torch.equal(single[name], one)  # a run is a run as any other
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
 def test_averaged_runs_begin_alike_and_end_in_their_mean(
     options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,19 +295,21 @@ def test_averaged_runs_begin_alike_and_end_in_their_mean(
         with_recipe(options, averaged_runs=2, averaged_from="policy"), tmp_path / "averaged"
     )
     for stage in ("policy", "joint", "hard"):
-        directory = tmp_path / "averaged" / "stages" / stage
-        first, second = (
-            load_file(directory / f"run-{run}" / "result.safetensors") for run in (1, 2)
-        )
-        single = load_checkpoint(tmp_path / "single" / "stages" / stage).model.state_dict()
-        for name, tensor in load_checkpoint(directory).model.state_dict().items():
-            one, other = first[f"model.{name}"], second[f"model.{name}"]
-            assert torch.allclose(tensor, (one + other) / 2, atol=1e-7)
-            assert torch.equal(single[name], one)  # a run is a run as any other
-        assert any(not torch.equal(first[name], second[name]) for name in first)
+        require_mean(tmp_path / "averaged" / "stages" / stage, tmp_path / "single/stages" / stage)
     wanted = pytest.approx(options.target_speedup, rel=0.15)  # the mean has a threshold of its own
     assert report.stages["joint"].flops_speedup == wanted
     assert report.stages["hard"].flops_speedup == wanted
+
+
+def require_mean_of_seeds(place: Path) -> None:
+    """Assert that ``averaged`` is the mean of ``seed-0`` and ``seed-1``, which differ."""
+    one, other, mean = (
+        load_checkpoint(place / name).model.state_dict()
+        for name in ("seed-0", "seed-1", "averaged")
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    for name, tensor in mean.items():
+        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
 
 
 def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
@@ -312,13 +325,7 @@ def test_averaged_runs_are_whole_trainings_with_seeds_of_their_own(
     for seed in (0, 1):
         train(with_recipe(options, seed=seed), tmp_path / f"seed-{seed}")
     train(with_recipe(options, averaged_runs=2, averaged_from="policy"), tmp_path / "averaged")
-    one, other, mean = (
-        load_checkpoint(tmp_path / name).model.state_dict()
-        for name in ("seed-0", "seed-1", "averaged")
-    )
-    assert any(not torch.equal(one[name], other[name]) for name in one)
-    for name, tensor in mean.items():
-        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
+    require_mean_of_seeds(tmp_path)
 
 
 def test_hard_runs_begin_alike_and_end_in_their_mean(
@@ -334,14 +341,7 @@ def test_hard_runs_begin_alike_and_end_in_their_mean(
             for name in ("single", "averaged")
         )
         assert all(torch.equal(single[name], tensor) for name, tensor in shared.items())
-    directory = tmp_path / "averaged" / "stages" / "hard"
-    first, second = (load_file(directory / f"run-{run}" / "result.safetensors") for run in (1, 2))
-    single = load_checkpoint(tmp_path / "single" / "stages" / "hard").model.state_dict()
-    for name, tensor in load_checkpoint(directory).model.state_dict().items():
-        one, other = first[f"model.{name}"], second[f"model.{name}"]
-        assert torch.allclose(tensor, (one + other) / 2, atol=1e-7)
-        assert torch.equal(single[name], one)  # a run is a run as any other
-    assert any(not torch.equal(first[name], second[name]) for name in first)
+    require_mean(tmp_path / "averaged" / "stages" / "hard", tmp_path / "single/stages" / "hard")
     wanted = pytest.approx(options.target_speedup, rel=0.15)  # the mean has a threshold of its own
     assert report.stages["hard"].flops_speedup == wanted
 
@@ -361,13 +361,7 @@ def test_a_hard_run_is_that_of_its_seed(options: TrainOptions, tmp_path: Path) -
         record["options"]["recipe"] |= recipe
         write_json(tmp_path / name / RUN_FILE, record)
         train(with_recipe(options, stages=("hard",), **recipe), tmp_path / name, resume=True)
-    one, other, mean = (
-        load_checkpoint(tmp_path / name).model.state_dict()
-        for name in ("seed-0", "seed-1", "averaged")
-    )
-    assert any(not torch.equal(one[name], other[name]) for name in one)
-    for name, tensor in mean.items():
-        assert torch.allclose(tensor, (one[name] + other[name]) / 2, atol=1e-7)
+    require_mean_of_seeds(tmp_path)
 
 
 @pytest.mark.parametrize(
