@@ -170,7 +170,8 @@ def nested(levels: int) -> Change:
         (graph(0, name=["a"]), "name of graph is .* expected str"),
         (
             graph(0, variants=["masked", "quick"]),
-            "segment_0 has the variants masked, quick: expected masked and others of calibrated",
+            "segment_0 has the variants masked, quick: expected masked and others of "
+            "calibrated, calibrated_masked, dequant",
         ),
         (graph(0, variants=["fused"]), "segment_0 has the variants fused: expected masked"),
         (graph(0, variants=["masked"] * 2), "segment_0 has the variants masked, masked"),

@@ -162,17 +162,16 @@ class Aim:
             most = max(0.0, self.max_drop - self.drop_of(to_the_end.score))
         self.validator.calibrate_exits(model, passed, most)
         rule, rows = model.reduction.exits, len(self.validator.rows)
-        if rule is not None and rule.confidence is not None and rule.confidence < 1.0:
-            if rows < ENOUGH_ROWS:
-                self.note(
-                    f"rows leave at a confidence of {rule.confidence:.2f}, which {rows} held-out "
-                    f"texts alone say: give {ENOUGH_ROWS} or more, or an --exit-confidence of your "
-                    "own"
-                )
-        elif rule is not None:
+        if not model.reduction.rows_leave:
             self.note(
                 f"no exit is as good as the end within {most:g} points: rows leave only where "
                 "--exit-confidence or --exit-patience says so"
+            )
+        elif rows < ENOUGH_ROWS:
+            assert rule is not None  # it was just found
+            self.note(
+                f"rows leave at a confidence of {rule.confidence:.2f}, which {rows} held-out texts "
+                f"alone say: give {ENOUGH_ROWS} or more, or an --exit-confidence of your own"
             )
 
     def _choose(self, points: Sequence[ValidatedPoint]) -> ValidatedPoint:

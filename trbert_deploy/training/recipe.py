@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,10 @@ def _from(low: float, high: float) -> Rule:
     return Rule(f"{low} to {high}", lambda value: low <= value <= high)
 
 
+def _one_of(words: Sequence[str]) -> Rule:
+    return Rule(f"one of {', '.join(words)}", lambda value: value in words)
+
+
 _POSITIVE = Rule("more than 0", lambda value: value > 0)
 _NOT_NEGATIVE = Rule("0 or more", lambda value: value >= 0)
 _SHARE = Rule("a share from 0 to 1", lambda value: 0 <= value <= 1)
@@ -63,10 +67,10 @@ _STAGES = Rule(
     f"some of {', '.join(STAGES)}, each once and in this order",
     lambda value: value and list(value) == [stage for stage in STAGES if stage in value],
 )
-_TRUNCATION = Rule(f"one of {', '.join(TRUNCATIONS)}", lambda value: value in TRUNCATIONS)
-_PROTECT = Rule(f"one of {', '.join(PROTECTED)}", lambda value: value in PROTECTED)
-_AVERAGED = Rule(f"one of {', '.join(AVERAGED)}", lambda value: value in AVERAGED)
-_ESTIMATOR = Rule(f"one of {', '.join(ESTIMATORS)}", lambda value: value in ESTIMATORS)
+_TRUNCATION = _one_of(TRUNCATIONS)
+_PROTECT = _one_of(PROTECTED)
+_AVERAGED = _one_of(AVERAGED)
+_ESTIMATOR = _one_of(ESTIMATORS)
 
 
 def _key(default: Any, help: str, rule: Rule | None = None, example: object = None) -> Any:
