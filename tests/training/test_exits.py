@@ -102,7 +102,8 @@ def test_a_wanted_quality_holds_for_tokens_and_exits_together(
 ) -> None:
     """With it the fastest of the pairs is taken."""
     options = replace(with_exits(options_for(workplace)), max_drop=40.0)
-    report = train(options, tmp_path / "ckpt")
+    notes: list[str] = []
+    report = train(options, tmp_path / "ckpt", note=notes.append)
     teacher = report.teacher_score or 0.0
     within = [point for point in report.points if 100.0 * (teacher - point.score) <= 40.0]
     chosen = max(within, key=lambda point: point.flops_speedup)
@@ -110,6 +111,7 @@ def test_a_wanted_quality_holds_for_tokens_and_exits_together(
     assert own.exits == ExitRule(chosen.exit_confidence)
     assert own.cuts[0].rule.value == chosen.threshold
     assert report.stages[EXITS].left == chosen.left and sum(chosen.left) > 0.0
+    assert any(f"leave at a confidence of {chosen.exit_confidence:.2f}" in note for note in notes)
 
 
 def test_rows_leave_with_the_answer_of_their_exit(trained: Path, workplace: Path) -> None:

@@ -133,8 +133,7 @@ class Aim:
             What the chain comes to there; and that among others, by what they save.
         """
         passed = self.validator.passed(model)
-        if model.exits:
-            self._set_confidence(model, passed)
+        exits_drop = self._set_confidence(model, passed) if model.exits else 0.0
         here = self.validator.points(model, passed)
         own = here[-1]
         others = self.validator.operating_points(model, TABLE_SPEEDUPS)
@@ -152,15 +151,21 @@ class Aim:
                 f"{model.reduction.places}: kept {here[0].flops_speedup:.2f}, the most; "
                 "earlier cuts (cuts = '0,3' in the recipe) allow more"
             )
+        if model.exits:
+            self._note_exits(model, exits_drop)
         return own, points
 
-    def _set_confidence(self, model: ReducedModel, passed: PassedRows) -> None:
-        """Let rows leave where that costs no more than it may."""
+    def _set_confidence(self, model: ReducedModel, passed: PassedRows) -> float:
+        """Let rows leave where that costs no more than it may: so many points, returned."""
         most = self.options.recipe.exits.max_drop
         if self.options.max_drop is not None:
             to_the_end = self.validator.left_by(model, passed, None)
             most = max(0.0, self.max_drop - self.drop_of(to_the_end.score))
         self.validator.calibrate_exits(model, passed, most)
+        return most
+
+    def _note_exits(self, model: ReducedModel, most: float) -> None:
+        """Say where no row leaves, and where few rows alone say when."""
         rule, rows = model.reduction.exits, len(self.validator.rows)
         if not model.reduction.rows_leave:
             self.note(
@@ -168,7 +173,7 @@ class Aim:
                 "--exit-confidence or --exit-patience says so"
             )
         elif rows < ENOUGH_ROWS:
-            assert rule is not None  # it was just found
+            assert rule is not None  # rows leave by it
             self.note(
                 f"rows leave at a confidence of {rule.confidence:.2f}, which {rows} held-out texts "
                 f"alone say: give {ENOUGH_ROWS} or more, or an --exit-confidence of your own"
