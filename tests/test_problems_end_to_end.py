@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from commands_in_tests import write
 from conftest import BAD, GOOD, make_texts
 from hf_folders import SMALL_FAMILIES, write_scaled
-from training.test_run import options_for, with_recipe
+from training_in_tests import options_for, with_recipe
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,

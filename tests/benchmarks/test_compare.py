@@ -39,7 +39,7 @@ from students import (
 )
 from test_embeddings_end_to_end import write_folder
 from test_tokens_end_to_end import tagged
-from training.test_run import with_recipe
+from training_in_tests import with_recipe
 
 from trbert_deploy.bench.baselines import count_for, with_ratio
 from trbert_deploy.config import ReductionConfig

@@ -20,7 +20,7 @@ import pytest
 import torch
 from conftest import make_texts, tiny_spec
 from rich.console import Console
-from training.test_run import make_workplace, options_for, with_recipe
+from training_in_tests import make_workplace, options_for, with_recipe
 
 from trbert_deploy.bench.timing import BenchReport, Rounds
 from trbert_deploy.bundle.bundle import Bundle

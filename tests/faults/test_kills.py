@@ -16,7 +16,7 @@ import pytest
 import torch
 from faults.actions import CONDITIONS
 from faults.killing import Point, Victim, some, strace_works
-from training.test_run import make_workplace, options_for, with_recipe
+from training_in_tests import make_workplace, options_for, with_recipe
 
 from trbert_deploy.bundle.bundle import Bundle
 from trbert_deploy.exporters.export import export_bundle

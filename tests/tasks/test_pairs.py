@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_texts, tiny_spec
 from hf_folders import classifier_folder
-from training.test_run import options_for, with_recipe
+from training_in_tests import options_for, with_recipe
 from transformers import BertForTokenClassification
 
 from trbert_deploy import load

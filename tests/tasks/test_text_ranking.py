@@ -20,7 +20,7 @@ from hf_folders import SMALL_FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
-from training.test_run import options_for, with_recipe
+from training_in_tests import options_for, with_recipe
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel
 
 from trbert_deploy import load

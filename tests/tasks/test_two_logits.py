@@ -14,7 +14,7 @@ from commands_in_tests import run
 from conftest import make_texts
 from hf_folders import SMALL_FAMILIES, classifier_folder
 from tasks.test_text_ranking import write_pairs
-from training.test_run import options_for
+from training_in_tests import options_for
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trbert_deploy import load

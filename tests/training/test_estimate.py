@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.test_run import make_workplace, options_for, with_recipe
+from training_in_tests import options_for, with_recipe
 
 from trbert_deploy.training import estimate as module
 from trbert_deploy.training.estimate import estimate_seconds
@@ -15,11 +15,6 @@ from trbert_deploy.training.gradients import set_gradients
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.prepare import Prepared, prepare
 from trbert_deploy.training.recipe import STAGES
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return make_workplace(tmp_path_factory.mktemp("estimate"), tokenizer_dir)
 
 
 def prepared(options: TrainOptions, scratch: Path) -> Prepared:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from training.test_run import make_workplace, options_for, same, weights, with_recipe
+from training_in_tests import options_for, same, weights, with_recipe
 
 from trbert_deploy import load
 from trbert_deploy.errors import ConfigError
@@ -27,11 +27,6 @@ from trbert_deploy.training.recipe import EXITS, STAGES, ExitsRecipe, Recipe
 from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.run import train
 from trbert_deploy.training.validation import PassedRows
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return make_workplace(tmp_path_factory.mktemp("exits"), tokenizer_dir)
 
 
 def with_exits(options: TrainOptions) -> TrainOptions:

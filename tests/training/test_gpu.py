@@ -9,18 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_texts
-from training.test_run import by, make_workplace, options_for, weights
+from training_in_tests import by, options_for, weights
 
 from trbert_deploy.training.estimate import estimate_seconds
 from trbert_deploy.training.prepare import prepare
 from trbert_deploy.training.run import train
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    return make_workplace(tmp_path_factory.mktemp("gpu"), tokenizer_dir)
 
 
 @pytest.mark.parametrize("model", ["encoder", "fine-tuned"])

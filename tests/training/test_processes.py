@@ -18,7 +18,7 @@ from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from training.test_recombining import rows_of
-from training.test_run import make_workplace, options_for, weights, with_recipe
+from training_in_tests import make_workplace, options_for, weights, with_recipe
 
 from trbert_deploy.progress import no_progress
 from trbert_deploy.tasks.text_classification import LOGITS, TextClassification

@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands_in_tests import write
 from conftest import make_texts, tiny_model
-from training.test_run import make_workplace, options_for, with_recipe
+from training_in_tests import make_workplace, options_for, with_recipe
 
 from trbert_deploy.errors import DataError
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
