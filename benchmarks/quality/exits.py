@@ -6,7 +6,8 @@
 Of every checkpoint all pairs of threshold and confidence are looked at on the validation texts. For
 each of --drop points under the teacher the fastest pair is taken that loses no more there: of those
 where every text reaches the end (tokens), of those where no token is dropped (exits), and of all
-(both). What it comes to on the test texts, which nothing was chosen by, is the table.
+(both). With --changed, as in training, no more answers of a hundred may be others than those at the
+end. What it comes to on the test texts, which nothing was chosen by, is the table.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class Pair:
 
     Attributes:
         confidence: from which texts leave; None where all reach the end.
+        changed: answers, of a hundred, that are others than those at the end.
     """
 
     threshold: float
     confidence: float | None
     point: ValidatedPoint
+    changed: float
 
     def is_of(self, kind: str) -> bool:
         """Whether it saves by no more than ``kind``."""
@@ -100,13 +103,22 @@ def pairs_of(
         set_threshold(model, threshold)
         passed = validator.passed(model)
         for confidence in (None, *passed.confidences(CONFIDENCES, validator.task)):
-            point = validator.left_by(model, passed, ExitRule(confidence))
-            yield Pair(threshold, confidence, point)
+            rule = ExitRule(confidence)
+            point = validator.left_by(model, passed, rule)
+            answers, _ = passed.left_by(rule, validator.task)
+            changed = 100.0 * passed.changed(answers, validator.task)
+            yield Pair(threshold, confidence, point, changed)
 
 
-def fastest(pairs: Sequence[Pair], kind: str, least: float) -> Pair | None:
-    """The pair of a kind that saves most of those whose score is at least ``least``."""
-    within = [pair for pair in pairs if pair.is_of(kind) and pair.point.score >= least]
+def fastest(pairs: Sequence[Pair], kind: str, least: float, changed: float) -> Pair | None:
+    """The pair of a kind that saves most of those whose score is at least ``least``, and that
+    change no more answers of a hundred than ``changed``.
+    """
+    within = [
+        pair
+        for pair in pairs
+        if pair.is_of(kind) and pair.point.score >= least and pair.changed <= changed
+    ]
     return max(within, key=lambda pair: pair.point.flops_speedup, default=None)
 
 
@@ -116,6 +128,7 @@ def fastest(pairs: Sequence[Pair], kind: str, least: float) -> Pair | None:
 @click.option("--validation", required=True, metavar="FILE", help="Texts to choose by.")
 @click.option("--test", required=True, metavar="FILE", help="Texts to report.")
 @click.option("--drop", "drops", multiple=True, type=float, default=(0.5, 1.0), show_default=True)
+@click.option("--changed", default=100.0, help="Most answers to change, of a hundred.")
 @click.option(
     "--speedup",
     "speedups",
@@ -134,6 +147,7 @@ def main(
     validation: str,
     test: str,
     drops: tuple[float, ...],
+    changed: float,
     speedups: tuple[float, ...],
     max_length: int | None,
     threads: int | None,
@@ -141,7 +155,7 @@ def main(
 ) -> None:
     set_up_torch(threads)
     try:
-        rows = compare(checkpoints, teacher, validation, test, drops, speedups, max_length)
+        rows = compare(checkpoints, teacher, validation, test, drops, changed, speedups, max_length)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     print(
@@ -166,6 +180,7 @@ def compare(
     validation: str,
     test: str,
     drops: Sequence[float],
+    changed: float,
     speedups: Sequence[float],
     max_length: int | None,
 ) -> list[Row]:
@@ -193,7 +208,7 @@ def compare(
             passed: dict[float, PassedRows] = {}  # threshold -> the test texts
             for drop in drops:
                 for kind in KINDS if model.exits else (TOKENS,):
-                    pair = fastest(pairs, kind, (wanted - drop) / 100.0)
+                    pair = fastest(pairs, kind, (wanted - drop) / 100.0, changed)
                     if pair is None:
                         console.notes.print(f"{name}, {kind}: every pair loses more than {drop:g}")
                         continue

@@ -18,15 +18,17 @@ from trbert_deploy.errors import ConfigError
 from trbert_deploy.exporters.export import export_bundle
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.runtime.exits import exit_of
+from trbert_deploy.runtime.token_state import TokenRow
 from trbert_deploy.selection.exits import ExitRule
 from trbert_deploy.selection.operating_point import OperatingPoint
 from trbert_deploy.tasks.text_classification import TextClassification
+from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.gradients import set_gradients
 from trbert_deploy.training.options import TrainOptions
 from trbert_deploy.training.recipe import EXITS, STAGES, ExitsRecipe, Recipe
 from trbert_deploy.training.row_outputs import RowOutputs
 from trbert_deploy.training.run import train
-from trbert_deploy.training.validation import PassedRows
+from trbert_deploy.training.validation import PassedRows, Validator
 
 
 def with_exits(options: TrainOptions) -> TrainOptions:
@@ -228,6 +230,25 @@ def test_rows_that_leave_have_no_tokens_behind() -> None:
     answers, lengths = passed.left_by(ExitRule(0.9), LABELS)
     assert lengths == [[9, 0], [7, 7]]
     assert answers[0] is passed.answers[0][0] and answers[1] is passed.answers[1][1]
+
+
+@pytest.mark.parametrize(("most", "confidence"), [(0.0, 0.971), (21.0, 0.961), (41.0, 0.881)])
+def test_few_answers_may_change_where_rows_leave(most: float, confidence: float) -> None:
+    """The exit answers five rows, from the surest on: alike, other, other, alike, other."""
+    exit = outputs(4.0, 3.5, 3.2, 3.0, 2.0)
+    end = outputs(1.0, -1.0, -1.0, 1.0, -1.0)
+    passed = PassedRows((exit, end), [[9, 4]] * 5)
+    # By the labels the second row gets worse and the third gets better: nothing is lost by both.
+    rows = [
+        TrainingRow(TokenRow(np.arange(9), np.zeros(9, np.int64)), target)
+        for target in (1, 0, 1, 1, 0)
+    ]
+    model = tiny_model("1")
+    model.set_reduction(model.reduction.with_exits(ExitRule(1.0)))
+    validator = Validator(rows, LABELS, True, 64, torch.device("cpu"))
+    validator.calibrate_exits(model, passed, most)
+    rule = model.reduction.exits
+    assert rule is not None and rule.confidence == pytest.approx(confidence, abs=0.003)
 
 
 def test_a_gradient_gives_way_where_it_opposes() -> None:

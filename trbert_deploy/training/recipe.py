@@ -143,9 +143,9 @@ class ExitsRecipe:
         "gradient of every step.",
     )
     max_drop: float = _key(
-        0.3,
-        "Most points that leaving early may cost; --max-drop, where it is given, allows as many "
-        "as the policies have left of it.",
+        0.5,
+        "Most points that leaving early may cost, and most answers of a hundred that it may "
+        "change; --max-drop, where it is given, allows as many as the policies have left of it.",
         _NOT_NEGATIVE,
     )
 

@@ -148,6 +148,11 @@ class PassedRows:
             lengths.append([*own[:passed], *[0] * (len(own) - passed)])
         return RowOutputs(tuple(outputs)), lengths
 
+    def changed(self, answers: RowOutputs, task: Task) -> float:
+        """Share of some answers to all rows that are others than those at the end."""
+        pairs = zip(answers, self.answers[-1], strict=True)
+        return float(np.mean([not task.same_answer(*pair) for pair in pairs]))
+
     def confidences(self, count: int, task: Task) -> list[float]:
         """Confidences to try, ascending: so many at most, in equal steps of how many of the exits'
         answers are surer; none without exits.
@@ -238,18 +243,22 @@ class Validator:
         return float(np.mean([self.rank(self._judged(outputs)) for outputs in answers]))
 
     def calibrate_exits(self, model: ReducedModel, passed: PassedRows, most_drop: float) -> None:
-        """Set the confidence from which rows leave, the lowest that costs little.
+        """Set the confidence from which rows leave, the lowest that changes few answers.
+
+        A loss on some hundred rows is for the most part chance: right answers become wrong, about
+        as many wrong ones right. How many change at all is known better, and no more is lost.
 
         Args:
             passed: the rows, through the model as it is.
-            most_drop: what it may cost in points. From the highest confidence down the first one
-                that costs more ends the search, so that no lucky value far below is taken.
+            most_drop: points that may be lost, and of a hundred answers as many that may change.
+                From the highest confidence down the first one that costs more ends the search, so
+                that no lucky value far below is taken.
         """
-        last = self._judged(passed.answers[-1]).score
-        found = 1.0
+        last, found = self._judged(passed.answers[-1]).score, 1.0
         for confidence in reversed(passed.confidences(CALIBRATED_CONFIDENCES, self.task)):
             outputs, _ = passed.left_by(ExitRule(confidence), self.task)
-            if 100.0 * (last - self._judged(outputs).score) > most_drop:
+            lost = last - self._judged(outputs).score
+            if 100.0 * max(lost, passed.changed(outputs, self.task)) > most_drop:
                 break
             found = confidence
         model.set_reduction(model.reduction.with_exits(ExitRule(found)))
