@@ -53,7 +53,7 @@ from trbert_deploy.training.batches import PackedBatch, load_batches, plan_batch
 from trbert_deploy.training.contexts import autocast, evaluating
 from trbert_deploy.training.data import TrainingRow
 from trbert_deploy.training.row_outputs import RowAnswer, RowOutputs, row_answers
-from trbert_deploy.training.stages.guide import Guide, answers
+from trbert_deploy.training.stages.guide import Guide
 from trbert_deploy.training.stages.stage import rank_shares
 from trbert_deploy.training.validation import PassedRows, Validator, set_threshold
 
@@ -473,7 +473,7 @@ def main(
         trial = open_trial(run, setting, texts, epochs, seen)
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
-    validator = _validator(setting, setting.validation_rows[:judged])
+    validator = setting.answered_validator(setting.validation_rows[:judged], BATCH_TOKENS)
     dense = setting.load_teacher("")
     print(f"teacher: {validator.dense(dense).score:.2%} on {len(validator.rows)} texts\n")
     figures: dict[str, object] = {}
@@ -514,7 +514,9 @@ def main(
             show(table, name, share, judge(trial.model, validator, early))
     if learned:
         print(f"\nbehind {learned} texts, {wanted:g} times\n\n{heading}\n{line}")
-        others = None if test is None else _validator(setting, setting.read(test))
+        others = (
+            None if test is None else setting.answered_validator(setting.read(test), BATCH_TOKENS)
+        )
         for seed in range(seeds):
             for name in ("none", *by):
                 early = None if name == "none" else trial.cut(name, told[name], drop)
@@ -535,12 +537,6 @@ def main(
 
 def _starts(rows: Sequence[TrainingRow]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-
-
-def _validator(setting: Setting, rows: Sequence[TrainingRow]) -> Validator:
-    """Judges by labels, and by the teacher's answers."""
-    told = answers(setting.load_teacher(""), rows, BATCH_TOKENS, CPU, lambda *_: None)
-    return replace(setting.validator(rows, BATCH_TOKENS), teacher=told)
 
 
 if __name__ == "__main__":

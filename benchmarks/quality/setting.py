@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -112,6 +112,11 @@ class Setting:
         return Validator(
             rows, self.task, self.has_labels, batch_tokens, self.device, teacher, progress
         )
+
+    def answered_validator(self, rows: Sequence[TrainingRow], batch_tokens: int) -> Validator:
+        """Judges as ``validator`` does, and knows the teacher's answers to the rows."""
+        told = answers(self.load_teacher(""), rows, batch_tokens, self.device, no_progress)
+        return replace(self.validator(rows, batch_tokens), teacher=told)
 
     @property
     def has_labels(self) -> bool:

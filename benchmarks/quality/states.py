@@ -31,10 +31,8 @@ from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint, save_
 from trbert_deploy.modeling.heads.head import Outputs
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.modeling.walk import TokenState, begin, choose_by_rule, first_segment, walk_on
-from trbert_deploy.progress import no_progress
 from trbert_deploy.training.batches import PackedBatch
-from trbert_deploy.training.stages.guide import answers
-from trbert_deploy.training.validation import ValidatedPoint, Validator
+from trbert_deploy.training.validation import ValidatedPoint
 
 LEARNING_RATE = 5e-5
 
@@ -156,7 +154,10 @@ def main(
         if not start.model.reduction.cuts:
             raise ConfigError(f"{checkpoint} has no cuts: expected one that drops tokens")
         dense = setting.load_teacher("")
-        validators = [_validator(setting, dense, each) for each in (validation, test)]
+        validators = [
+            setting.answered_validator(setting.read(each), BATCH_TOKENS)
+            for each in (validation, test)
+        ]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     told = [f"{each.dense(dense).score:.2%} of {len(each.rows)}" for each in validators]
@@ -182,13 +183,6 @@ def main(
             save_checkpoint(replace(start, model=student), output / f"weight-{weight:g}")
     if json_path is not None:
         write_json(json_path, [asdict(row) for row in table])
-
-
-def _validator(setting: Setting, teacher: ReducedModel, source: str) -> Validator:
-    """Judges by labels, and by the teacher's answers."""
-    rows = setting.read(source)
-    told = answers(teacher, rows, BATCH_TOKENS, setting.device, no_progress)
-    return replace(setting.validator(rows, BATCH_TOKENS), teacher=told)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from trbert_deploy.flops import dense_flops, reduced_flops
 from trbert_deploy.modeling.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from trbert_deploy.modeling.walk import begin, first_segment
-from trbert_deploy.training.stages.guide import answers, make_guide
+from trbert_deploy.training.stages.guide import make_guide
 from trbert_deploy.training.validation import Validator
 
 
@@ -56,8 +56,7 @@ def setting_in(path: Path) -> Setting:
 
 def validator_in(path: Path) -> Validator:
     setting = setting_in(path)
-    told = answers(setting.load_teacher(""), setting.validation_rows, 512, CPU, lambda *_: None)
-    return replace(setting.validator(setting.validation_rows, 512), teacher=told)
+    return setting.answered_validator(setting.validation_rows, 512)
 
 
 def run(workplace: Path, *options: str) -> tuple[int, str]:
