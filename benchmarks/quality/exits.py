@@ -22,11 +22,13 @@ from setting import Setting, set_up_torch, teacher_in
 
 from trbert_deploy import console
 from trbert_deploy.errors import ConfigError, TrbertError
+from trbert_deploy.evaluation.metrics import paired_change
 from trbert_deploy.files import write_json
 from trbert_deploy.flops import REACHED
 from trbert_deploy.modeling.checkpoints.checkpoint import load_checkpoint
 from trbert_deploy.modeling.model import ReducedModel
 from trbert_deploy.selection.exits import ExitRule
+from trbert_deploy.training.data import targets_of
 from trbert_deploy.training.validation import (
     PassedRows,
     ValidatedPoint,
@@ -79,6 +81,7 @@ class Row:
         chosen: the pair.
         test: what that comes to on the test texts.
         change: there, in points under or over the teacher.
+        interval: its 95 % interval, by paired bootstrap over the texts.
     """
 
     checkpoint: str
@@ -87,6 +90,7 @@ class Row:
     chosen: Pair
     test: ValidatedPoint
     change: float
+    interval: tuple[float, float]
 
 
 def pairs_of(
@@ -160,15 +164,17 @@ def main(
         sys.exit(f"error: {problem}")
     print(
         "| checkpoint | saved by | allowed | threshold, confidence | left at the cuts "
-        "| change, points | times fewer FLOPs |"
+        "| change, points | 95 % | times fewer FLOPs |"
     )
-    print("| --- | --- | ---: | --- | --- | ---: | ---: |")
+    print("| --- | --- | ---: | --- | --- | ---: | --- | ---: |")
     for row in rows:
         sure = "-" if row.chosen.confidence is None else f"{row.chosen.confidence:g}"
         left = ", ".join(f"{share:.0%}" for share in row.test.left) or "-"
+        low, high = row.interval
         print(
             f"| {row.checkpoint} | {row.kind} | {row.drop:g} | {row.chosen.threshold:.3f}, {sure} "
-            f"| {left} | {row.change:+.2f} | {row.test.flops_speedup:.2f} |"
+            f"| {left} | {row.change:+.2f} | [{low:+.2f}, {high:+.2f}] "
+            f"| {row.test.flops_speedup:.2f} |"
         )
     if json_path is not None:
         write_json(json_path, [asdict(row) for row in rows])
@@ -190,10 +196,17 @@ def compare(
         ConfigError: a checkpoint has no name, or no cuts.
     """
     setting = Setting(teacher_in(teacher), validation, validation, max_length=max_length)
-    chosen_by = setting.validator(setting.validation_rows, BATCH_TOKENS)
-    told_by = setting.validator(setting.read(test), BATCH_TOKENS)
-    dense = setting.load_teacher("")
-    wanted, known = (100.0 * each.dense(dense).score for each in (chosen_by, told_by))
+    chosen_by, told_by = (
+        setting.answered_validator(texts, BATCH_TOKENS)
+        for texts in (setting.validation_rows, setting.read(test))
+    )
+    task, targets = setting.task, targets_of(setting.task, told_by.rows)
+    assert chosen_by.teacher is not None and told_by.teacher is not None
+    wanted = 100.0 * task.measured(
+        task.statistics(chosen_by.teacher, targets_of(task, chosen_by.rows))
+    )
+    dense = task.statistics(told_by.teacher, targets)
+    known = 100.0 * task.measured(dense)
     console.notes.print(f"teacher: {wanted:.2f} on the validation texts, {known:.2f} on the others")
     rows = []
     for named in checkpoints:
@@ -216,9 +229,14 @@ def compare(
                     judge = replace(told_by, progress=progress)
                     if pair.threshold not in passed:
                         passed[pair.threshold] = judge.passed(model)
-                    found = judge.left_by(model, passed[pair.threshold], pair.rule)
-                    change = 100.0 * found.score - known
-                    rows.append(Row(name, kind, drop, pair, found, change))
+                    here = passed[pair.threshold]
+                    found = judge.left_by(model, here, pair.rule)
+                    answers, _ = here.left_by(pair.rule, task)
+                    change = paired_change(task.measured, dense, task.statistics(answers, targets))
+                    points = [100.0 * each for each in (change.value, *change.interval)]
+                    rows.append(
+                        Row(name, kind, drop, pair, found, points[0], (points[1], points[2]))
+                    )
     return rows
 
 
