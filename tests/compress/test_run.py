@@ -305,8 +305,10 @@ def test_texts_leave_early_by_default_where_that_pays(workplace: Path, here: Pat
     assert run_module._recipe(None, numbers) == Recipe()
     with pytest.raises(ConfigError, match="do not tell how sure they are"):
         run_module._recipe("exits", numbers)
-    for task, labels in (("token-classification", ("O", "B-X")), ("text-ranking", ("LABEL_0",))):
-        other = tiny_spec(task=task, labels=labels)
+    several = tiny_spec(answers={"problem": "multi_label_classification"})
+    tags = tiny_spec(task="token-classification", labels=("O", "B-X"))
+    scores = tiny_spec(task="text-ranking", labels=("LABEL_0",))
+    for other in (several, tags, scores):
         assert run_module._recipe(None, other) == Recipe()
         assert run_module._recipe("exits", other) == Recipe.named("exits")
 

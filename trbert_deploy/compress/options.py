@@ -25,8 +25,8 @@ class CompressOptions:
         min_agreement: least agreement with the model's own answers on held-out texts, in percent.
         max_drop: most points that the task's measure may fall by on them; all must have labels.
         max_length: most tokens of a text; the model's positions where None.
-        recipe: of training: a name or a file; where None ``exits`` for a classifier, ``gates`` for
-            all others.
+        recipe: of training: a name or a file; where None ``exits`` for a classifier of one
+            label, ``gates`` for all others.
         names: columns that the user named.
         task: what the model is asked for; its own where None.
 

@@ -53,6 +53,7 @@ from trbert_deploy.runtime.loading import load
 from trbert_deploy.runtime.reading.examples import read_examples
 from trbert_deploy.runtime.tokenizing import TruncationWarning
 from trbert_deploy.tasks.examples import Example
+from trbert_deploy.tasks.multi_label import MultiLabelClassification
 from trbert_deploy.tasks.registry import task_of
 from trbert_deploy.tasks.task import Task
 from trbert_deploy.tasks.text_classification import TextClassification
@@ -147,14 +148,17 @@ def _spec(model: str, asked: str | None) -> EncoderSpec:
 
 def _recipe(asked: str | None, spec: EncoderSpec) -> Recipe:
     """How to train a model of this shape: by default so that texts leave early where that was
-    measured to pay, which is with labels (docs/results.md: little with scores, nothing with tags).
+    measured to pay, which is with one label (docs/results.md: little with scores, nothing with
+    several labels or tags).
 
     Raises:
         ConfigError: there is no such recipe, or it asks for exits where no text could leave.
     """
     if asked is None:
-        labels = isinstance(task_of(spec), TextClassification)
-        pays = labels and reason_against_exits(spec) is None
+        task = task_of(spec)
+        several = isinstance(task, MultiLabelClassification)
+        one = isinstance(task, TextClassification) and not several
+        pays = one and reason_against_exits(spec) is None
         return Recipe.named("exits") if pays else Recipe()
     recipe = Recipe.found(asked)
     if EXITS in recipe.stages:
