@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+#: Ray Serve kills a proxy that takes longer to begin; on a busy machine it takes longer than its 5.
+PROXY_SECONDS = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+
 
 @contextmanager
 def local_cluster() -> Iterator[None]:
     """A cluster of two processors in processes of this machine."""
     import ray  # where it is not installed, tests that need it are skipped
 
+    os.environ.setdefault(PROXY_SECONDS, "50")  # all processes of the cluster inherit it
     ray.init(
         "local",
         num_cpus=2,
