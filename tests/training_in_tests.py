@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from commands_in_tests import write
 from conftest import make_texts, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertModel
@@ -27,8 +27,7 @@ def make_workplace(path: Path, tokenizer_dir: Path, **changes: object) -> Path:
     """Put an encoder, an already fine-tuned model, and data into a directory."""
     path.mkdir(exist_ok=True)
     for name, count, seed in (("train", 160, 0), ("validation", 32, 1)):
-        rows = make_texts(count, seed)
-        (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(path / f"{name}.jsonl", make_texts(count, seed))
     model = tiny_model("none", **changes)
     save_checkpoint(Checkpoint(model, tokenizer_dir, 64), path / "fine-tuned")
     reference = AutoModelForSequenceClassification.from_pretrained(path / "fine-tuned")

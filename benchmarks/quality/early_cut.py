@@ -30,8 +30,9 @@ import click
 import numpy as np
 import torch
 from distilling import BATCH_TOKENS, distill_once
+from number_lists import numbers
 from numpy.typing import NDArray
-from setting import Setting, set_up_torch, teacher_in
+from setting import Setting, set_up_torch, teacher_in, teacher_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, gelu
 
@@ -413,15 +414,7 @@ def open_trial(run: Path, setting: Setting, texts: int, epochs: int, seen: bool)
     return Trial(model, behind, rows, held_out, scores, seen)
 
 
-def shares(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
-    """Shares between 0 and 1 with commas between them."""
-    try:
-        found = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        found = (-1.0,)
-    if not all(0 < share < 1 for share in found):
-        raise click.BadParameter(f"{value!r}: expected shares between 0 and 1, such as 0.25,0.5")
-    return found
+shares = numbers("shares between 0 and 1, such as 0.25,0.5", lambda share: 0 < share < 1)
 
 
 @click.command(help=__doc__)
@@ -474,8 +467,7 @@ def main(
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
     validator = setting.answered_validator(setting.validation_rows[:judged], BATCH_TOKENS)
-    dense = setting.load_teacher("")
-    print(f"teacher: {validator.dense(dense).score:.2%} on {len(validator.rows)} texts\n")
+    print(f"teacher: {teacher_score(validator):.2%} on {len(validator.rows)} texts\n")
     figures: dict[str, object] = {}
 
     print("| score | kept: AUC | precision | salient: AUC | precision | FLOPs a token |")

@@ -127,15 +127,14 @@ def pass_texts(model: ReducedModel, validator: Validator) -> Texts:
 
     def leaving(confidence: float) -> Leaving:
         outputs, lengths = passed.left_by(ExitRule(confidence), task)
-        pairs = zip(outputs, passed.answers[-1], strict=True)
         return Leaving(
             confidence,
             task.statistics(outputs, targets),
-            np.array([not task.same_answer(*pair) for pair in pairs]),
+            passed.changed(outputs, task),
             reduced_flops(model.spec, model.reduction, np.array(lengths).T).astype(np.float64),
         )
 
-    confidences = sorted(passed.confidences(CONFIDENCES, task), reverse=True)
+    confidences = reversed(passed.confidences(CONFIDENCES, task))
     whole = np.array([len(row) for row in validator.rows])
     dense = dense_flops(model.spec, whole).astype(np.float64)
     return Texts(task.measured, leaving(1.0), [leaving(each) for each in confidences], dense)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
-from setting import Setting, set_up_torch, teacher_in
+from setting import Setting, set_up_torch, teacher_in, teacher_score
 
 from trbert_deploy import console
 from trbert_deploy.errors import ConfigError, TrbertError
@@ -110,7 +110,7 @@ def pairs_of(
             rule = ExitRule(confidence)
             point = validator.left_by(model, passed, rule)
             answers, _ = passed.left_by(rule, validator.task)
-            changed = 100.0 * passed.changed(answers, validator.task)
+            changed = 100.0 * float(passed.changed(answers, validator.task).mean())
             yield Pair(threshold, confidence, point, changed)
 
 
@@ -201,12 +201,9 @@ def compare(
         for texts in (setting.validation_rows, setting.read(test))
     )
     task, targets = setting.task, targets_of(setting.task, told_by.rows)
-    assert chosen_by.teacher is not None and told_by.teacher is not None
-    wanted = 100.0 * task.measured(
-        task.statistics(chosen_by.teacher, targets_of(task, chosen_by.rows))
-    )
+    wanted, known = (100.0 * teacher_score(each) for each in (chosen_by, told_by))
+    assert told_by.teacher is not None
     dense = task.statistics(told_by.teacher, targets)
-    known = 100.0 * task.measured(dense)
     console.notes.print(f"teacher: {wanted:.2f} on the validation texts, {known:.2f} on the others")
     rows = []
     for named in checkpoints:
@@ -233,10 +230,9 @@ def compare(
                     found = judge.left_by(model, here, pair.rule)
                     answers, _ = here.left_by(pair.rule, task)
                     change = paired_change(task.measured, dense, task.statistics(answers, targets))
-                    points = [100.0 * each for each in (change.value, *change.interval)]
-                    rows.append(
-                        Row(name, kind, drop, pair, found, points[0], (points[1], points[2]))
-                    )
+                    low, high = (100.0 * end for end in change.interval)
+                    points = 100.0 * change.value
+                    rows.append(Row(name, kind, drop, pair, found, points, (low, high)))
     return rows
 
 

@@ -210,6 +210,12 @@ class Setting:
         return model
 
 
+def teacher_score(validator: Validator) -> float:
+    """The score of the teacher's answers, which the validator knows."""
+    assert validator.teacher is not None
+    return validator.judged(validator.teacher).score
+
+
 def set_up_torch(threads: int | None) -> None:
     """Settle what PyTorch takes of the machine; to be called before it computes anything."""
     # oneDNN keeps a primitive for every shape that it meets: gigabytes, as rows vary in length.

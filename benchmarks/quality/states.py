@@ -22,7 +22,8 @@ from pathlib import Path
 import click
 import torch
 from distilling import BATCH_TOKENS, distill_once
-from setting import Setting, set_up_torch, teacher_in
+from number_lists import numbers
+from setting import Setting, set_up_torch, teacher_in, teacher_score
 from torch import Tensor
 
 from trbert_deploy.errors import ConfigError, TrbertError
@@ -109,15 +110,7 @@ def learn(
     distill_once(model, body, losses_of, rows, learning_rate=LEARNING_RATE, device=setting.device)
 
 
-def weights(context: click.Context, option: click.Parameter, value: str) -> tuple[float, ...]:
-    """Numbers from 0 with commas between them."""
-    try:
-        found = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        found = (-1.0,)
-    if min(found) < 0:
-        raise click.BadParameter(f"{value!r}: expected numbers from 0 on, such as 0,0.3,1")
-    return found
+weights = numbers("numbers from 0 on, such as 0,0.3,1", lambda weight: weight >= 0)
 
 
 @click.command(help=__doc__)
@@ -160,7 +153,7 @@ def main(
         ]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")
-    told = [f"{each.dense(dense).score:.2%} of {len(each.rows)}" for each in validators]
+    told = [f"{teacher_score(each):.2%} of {len(each.rows)}" for each in validators]
     print(f"teacher: {told[0]} validation texts, {told[1]} test texts\n")
     print("| weight | validation: right | divergence | FLOPs | test: right | divergence | FLOPs |")
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")

@@ -10,6 +10,7 @@ import exits
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands_in_tests import write
 from conftest import make_texts, tiny_model
 from exit_rules import Leaving, Texts, compare
 
@@ -64,8 +65,7 @@ def test_what_a_rule_comes_to_is_told_of_other_texts() -> None:
 def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
     """A checkpoint with exits, the model it is of, and texts."""
     path = tmp_path_factory.mktemp("rules")
-    lines = [json.dumps(row) + "\n" for row in make_texts(60)]
-    (path / "texts.jsonl").write_text("".join(lines))
+    write(path / "texts.jsonl", make_texts(60))
     model = tiny_model("0.5,2")
     save_checkpoint(Checkpoint(model, tokenizer_dir, 64), path / "without")
     save_checkpoint(Checkpoint(tiny_model(""), tokenizer_dir, 64), path / "teacher")

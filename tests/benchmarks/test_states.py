@@ -11,6 +11,7 @@ import pytest
 import states
 import torch
 from click.testing import CliRunner
+from commands_in_tests import write
 from conftest import make_texts, tiny_model
 from setting import Setting
 
@@ -28,8 +29,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> 
     """A teacher, a chain, and data."""
     path = tmp_path_factory.mktemp("states")
     for name, count, seed in (("train", 40, 0), ("validation", 16, 1)):
-        lines = [json.dumps(row) + "\n" for row in make_texts(count, seed)]
-        (path / f"{name}.jsonl").write_text("".join(lines))
+        write(path / f"{name}.jsonl", make_texts(count, seed))
     for name, cuts in (("teacher", ""), ("chain", "0.5,2")):
         save_checkpoint(Checkpoint(tiny_model(cuts), tokenizer_dir, 64), path / name)
     return path

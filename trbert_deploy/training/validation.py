@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from trbert_deploy.flops import REACHED, speedup
 from trbert_deploy.modeling.heads.head import Outputs
@@ -148,10 +149,10 @@ class PassedRows:
             lengths.append([*own[:passed], *[0] * (len(own) - passed)])
         return RowOutputs(tuple(outputs)), lengths
 
-    def changed(self, answers: RowOutputs, task: Task) -> float:
-        """Share of some answers to all rows that are others than those at the end."""
+    def changed(self, answers: RowOutputs, task: Task) -> NDArray[np.bool_]:
+        """Which of some answers to all rows are others than those at the end: [N]."""
         pairs = zip(answers, self.answers[-1], strict=True)
-        return float(np.mean([not task.same_answer(*pair) for pair in pairs]))
+        return np.array([not task.same_answer(*pair) for pair in pairs])
 
     def confidences(self, count: int, task: Task) -> list[float]:
         """Confidences to try, ascending: so many at most, in equal steps of how many of the exits'
@@ -231,7 +232,7 @@ class Validator:
         with evaluating(model), autocast(self.device):
             for batch in self._batches(self.rows, "validation, dense"):
                 answers += row_answers(self.task, dense_outputs(model, batch), batch)
-        return self._judged(RowOutputs.gathered(answers))
+        return self.judged(RowOutputs.gathered(answers))
 
     def chain(self, model: ReducedModel) -> ValidatedPoint:
         """The chain at its own rules."""
@@ -240,7 +241,7 @@ class Validator:
     def exits(self, model: ReducedModel) -> float:
         """The mean rank of what the exits and the end say, each of all rows."""
         answers = self.passed(model).answers
-        return float(np.mean([self.rank(self._judged(outputs)) for outputs in answers]))
+        return float(np.mean([self.rank(self.judged(outputs)) for outputs in answers]))
 
     def calibrate_exits(self, model: ReducedModel, passed: PassedRows, most_drop: float) -> None:
         """Set the confidence from which rows leave, the lowest that changes few answers.
@@ -254,11 +255,12 @@ class Validator:
                 From the highest confidence down the first one that costs more ends the search, so
                 that no lucky value far below is taken.
         """
-        last, found = self._judged(passed.answers[-1]).score, 1.0
+        last, found = self.judged(passed.answers[-1]).score, 1.0
         for confidence in reversed(passed.confidences(CALIBRATED_CONFIDENCES, self.task)):
             outputs, _ = passed.left_by(ExitRule(confidence), self.task)
-            lost = last - self._judged(outputs).score
-            if 100.0 * max(lost, passed.changed(outputs, self.task)) > most_drop:
+            lost = last - self.judged(outputs).score
+            changed = float(passed.changed(outputs, self.task).mean())
+            if 100.0 * max(lost, changed) > most_drop:
                 break
             found = confidence
         model.set_reduction(model.reduction.with_exits(ExitRule(found)))
@@ -287,7 +289,7 @@ class Validator:
     ) -> ValidatedPoint:
         """The chain where rows leave by a rule."""
         outputs, lengths = passed.left_by(rule, self.task)
-        return _point(model, self._judged(outputs), lengths, rule)
+        return _point(model, self.judged(outputs), lengths, rule)
 
     def points(self, model: ReducedModel, passed: PassedRows) -> list[ValidatedPoint]:
         """The chain at its own rules; before it, where it has exits, as it is when no row leaves.
@@ -301,7 +303,8 @@ class Validator:
             return [own]
         return [self.left_by(model, passed, ExitRule(1.0)), own]
 
-    def _judged(self, outputs: RowOutputs) -> Quality:
+    def judged(self, outputs: RowOutputs) -> Quality:
+        """How good answers to all rows are."""
         teacher = self.teacher or ()
         divergence = None
         if teacher:
