@@ -8,7 +8,7 @@ MODEL is a reduced checkpoint, whose chain is judged, or with --dense a fine-tun
 teacher of a run. A block sees itself and its two neighbours; [CLS] and the first tokens see all,
 and all see them. Nothing is trained for it; with --learn the model then learns its own answers
 without windows again, once over so many texts. Every row is compared with the model without
-windows on the same texts. How fast such attention is, benchmarks/windowed_attention.py tells.
+windows on the same texts. How fast such attention is, benchmarks/attention_cost.py tells.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Times the attention of one layer: over the row, within windows, and where few tokens ask.
 
-    python benchmarks/windowed_attention.py --lengths 512,2048 --windows 64,128,256 --asking 0.5
+    python benchmarks/attention_cost.py --lengths 512,2048 --windows 64,128,256 --asking 0.5
 
 One graph with attention, its four products and its normalization, in the sizes of MiniLM with
 random weights, on ONNX Runtime in float32 (with its own operator) and on OpenVINO in bfloat16,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-import windowed_attention
+import attention_cost
 from click.testing import CliRunner
-from windowed_attention import MINILM, AskingAttention, OneAttention
+from attention_cost import MINILM, AskingAttention, OneAttention
 from windows import WindowedAttention
 
 from trbert_deploy.modeling.blocks.attention import Attention
@@ -41,7 +41,7 @@ def test_those_that_ask_get_what_full_attention_gives_them() -> None:
 
 @pytest.mark.slow
 def test_graphs_compute_what_pytorch_does() -> None:
-    timings = windowed_attention.measure(64, (8, 32), 2, (0.5,), rounds=1)
+    timings = attention_cost.measure(64, (8, 32), 2, (0.5,), rounds=1)
     assert {each.form for each in timings} == {"full", "blocks of 8", "50% ask"}
     for each in timings:
         assert each.change < (1e-4 if each.runtime.endswith("fp32") else 0.05)
@@ -49,7 +49,7 @@ def test_graphs_compute_what_pytorch_does() -> None:
 
 
 def test_rows_are_made_of_whole_blocks() -> None:
-    done = CliRunner().invoke(windowed_attention.main, ["--lengths", "65", "--windows", "8"])
+    done = CliRunner().invoke(attention_cost.main, ["--lengths", "65", "--windows", "8"])
     assert done.exit_code == 1
     assert done.output == (
         "error: windows of 8 on 65 tokens, of which 4 see all: expected whole blocks, longer than "
