@@ -1,15 +1,19 @@
-"""Times the attention of one layer: over the row, within windows, and where few tokens ask.
+"""Times the attention of one layer: over the row, within windows, where few ask, in 8 bits.
 
     python benchmarks/attention_cost.py --lengths 512,2048 --windows 64,128,256 --asking 0.5
+    python benchmarks/attention_cost.py --lengths 128,512,2048 --eight-bits
 
 One graph with attention, its four products and its normalization, in the sizes of MiniLM with
-random weights, on ONNX Runtime in float32 (with its own operator) and on OpenVINO in bfloat16,
-where the processor computes in it, one thread. All graphs run in turns.
+random weights, on ONNX Runtime in float32 (with its own operator) and on OpenVINO in float32 and in
+bfloat16, where the processor computes in it, one thread. All graphs run in turns.
 
 Windows: a block sees itself, its two neighbours, and the first tokens, which see all, as the mask
 of benchmarks/quality/windows.py says. There is no mask here: blocks lie beside each other as rows
 of a batch, each with the keys that it sees. Where a share of the tokens asks, all have keys and
 values, and only these have queries and new states (benchmarks/quality/early_cut.py --seen).
+
+In 8 bits: both sides of both products, queries with keys and weights with values, are rounded, as
+runtimes want it that multiply in 8 bits. Ranges are those of the row that is timed.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from random import Random
 
@@ -31,7 +36,7 @@ import onnxruntime
 import openvino
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fake_quantize_per_tensor_affine, nn
 
 from trbert_deploy.bounds import MOST_TOKENS
 from trbert_deploy.commands.numbers import Wholes
@@ -42,7 +47,7 @@ from trbert_deploy.exporters.onnx.trace import OPSET
 from trbert_deploy.files import write_json
 from trbert_deploy.machine import describe_machine
 from trbert_deploy.modeling.blocks.attention import Attention
-from trbert_deploy.modeling.layouts.layout import ScoreBias, attend_within
+from trbert_deploy.modeling.layouts.layout import ScoreBias, attend_within, heads_of
 from trbert_deploy.modeling.layouts.padded import PaddedLayout
 
 MINILM = EncoderSpec(
@@ -80,6 +85,44 @@ def attend_in_onnxruntime(query: Tensor, key: Tensor, value: Tensor, heads: int,
         version=1,
     )
     return attended
+
+
+class EightBitProducts:
+    """Attention, as ``attend_within``, that rounds what it multiplies to 8 bits.
+
+    A tensor has one range. Queries, keys and values have as much of it on either side of nothing;
+    weights are never below it.
+
+    Args:
+        query, key, value: largest absolute values, queries divided as attention divides them.
+        weights: the largest value.
+    """
+
+    def __init__(self, query: float, key: float, value: float, weights: float) -> None:
+        self.query, self.key, self.value, self.weights = query, key, value, weights
+
+    @classmethod
+    def of(cls, attention: Attention, hidden: Tensor) -> EightBitProducts:
+        """With the ranges that there are over these states, [1, S, H]."""
+        query, key, value = (
+            heads_of(product(hidden), attention.num_heads)
+            for product in (attention.query, attention.key, attention.value)
+        )
+        query = query / sqrt(query.shape[-1])
+        weights = (query @ key.transpose(-1, -2)).softmax(-1)
+        return cls(*(float(each.abs().max()) for each in (query, key, value, weights)))
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, heads: int, _: None) -> Tensor:
+        query, key, value = (heads_of(states, heads) for states in (query, key, value))
+        query = _of_either_sign(query / sqrt(query.shape[-1]), self.query)
+        scores = query @ _of_either_sign(key, self.key).transpose(-1, -2)
+        weights = fake_quantize_per_tensor_affine(scores.softmax(-1), self.weights / 255, 0, 0, 255)
+        return (weights @ _of_either_sign(value, self.value)).transpose(1, 2).flatten(2)
+
+
+def _of_either_sign(states: Tensor, largest: float) -> Tensor:
+    """Rounded to 8 bits without a sign, the kind that all processors multiply fast."""
+    return fake_quantize_per_tensor_affine(states, largest / 127, 128, 0, 255)
 
 
 class WindowedLayout(PaddedLayout):
@@ -235,7 +278,10 @@ class Runtime:
 
 def runtimes() -> dict[str, Runtime]:
     """Those that there are here."""
-    found = {"ONNX Runtime fp32": Runtime(attend_in_onnxruntime, in_onnxruntime)}
+    found = {
+        "ONNX Runtime fp32": Runtime(attend_in_onnxruntime, in_onnxruntime),
+        "OpenVINO fp32": Runtime(attend_within, partial(in_openvino, precision="f32")),
+    }
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found["OpenVINO bf16"] = Runtime(attend_within, partial(in_openvino, precision="bf16"))
     return found
@@ -248,7 +294,7 @@ class Timing:
     Attributes:
         form: of attention.
         milliseconds: median.
-        change: largest difference to what PyTorch computes.
+        change: largest difference to what PyTorch computes of the same form.
     """
 
     runtime: str
@@ -263,13 +309,19 @@ Form = Callable[[Attend], nn.Module]
 
 
 def forms(
-    attention: Attention, length: int, windows: Sequence[int], first: int, asking: Sequence[float]
+    hidden: Tensor,
+    windows: Sequence[int],
+    first: int,
+    asking: Sequence[float],
+    eight_bits: bool = False,
 ) -> dict[str, Form]:
-    """Full attention, the windows that a row has more than three of, and those where few ask.
+    """Full attention, the windows that a row has more than three of, those where few ask, and that
+    of 8 bits, all with the same random weights, for the states of one row [1, S, H].
 
     Raises:
         ConfigError: a row is not made of whole blocks, or the first tokens fill one.
     """
+    attention, length = Attention(MINILM).eval(), hidden.shape[1]
     found: dict[str, Form] = {FULL: partial(OneAttention, attention, None, first)}
     for width in windows:
         if length % width or first >= width:
@@ -281,11 +333,19 @@ def forms(
             found[f"blocks of {width}"] = partial(OneAttention, attention, width, first)
     for share in asking:
         found[f"{share:.0%} ask"] = partial(AskingAttention, attention, round(share * length))
+    if eight_bits:
+        rounded = OneAttention(attention, None, first, EightBitProducts.of(attention, hidden))
+        found["8 bits"] = lambda _: rounded
     return found
 
 
 def measure(
-    length: int, windows: Sequence[int], first: int, asking: Sequence[float], rounds: int
+    length: int,
+    windows: Sequence[int],
+    first: int,
+    asking: Sequence[float],
+    eight_bits: bool,
+    rounds: int,
 ) -> list[Timing]:
     """Time all forms of attention, in turns.
 
@@ -297,7 +357,9 @@ def measure(
     given = hidden.numpy()
     graphs: dict[tuple[str, str], Graph] = {}
     changes = {}
-    for form, make in forms(Attention(MINILM), length, windows, first, asking).items():
+    with torch.no_grad():
+        found = forms(hidden, windows, first, asking, eight_bits)
+    for form, make in found.items():
         with torch.no_grad():
             expected = make(attend_within).eval()(hidden).numpy()
         for name, runtime in runtimes().items():
@@ -324,6 +386,7 @@ def measure(
 @click.option(
     "--asking", multiple=True, type=click.FloatRange(0, 1, min_open=True), help="A share; several."
 )
+@click.option("--eight-bits", is_flag=True, help="Products of 8 bits, too.")
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True)
 @json_option
 def main(
@@ -331,13 +394,16 @@ def main(
     windows: tuple[int, ...],
     first: int,
     asking: tuple[float, ...],
+    eight_bits: bool,
     rounds: int,
     json_path: Path | None,
 ) -> None:
     torch.set_num_threads(1)
     try:
         timings = [
-            each for length in lengths for each in measure(length, windows, first, asking, rounds)
+            each
+            for length in lengths
+            for each in measure(length, windows, first, asking, eight_bits, rounds)
         ]
     except TrbertError as problem:
         sys.exit(f"error: {problem}")

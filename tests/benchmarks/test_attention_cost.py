@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import attention_cost
 import numpy as np
 import pytest
 import torch
-import attention_cost
+from attention_cost import MINILM, AskingAttention, EightBitProducts, OneAttention
 from click.testing import CliRunner
-from attention_cost import MINILM, AskingAttention, OneAttention
 from windows import WindowedAttention
 
 from trbert_deploy.modeling.blocks.attention import Attention
@@ -39,12 +39,28 @@ def test_those_that_ask_get_what_full_attention_gives_them() -> None:
     torch.testing.assert_close(asking, full[:, :7])
 
 
+def test_8_bits_are_close_to_full_attention_and_not_it() -> None:
+    torch.manual_seed(0)
+    attention = Attention(MINILM).eval()
+    hidden = torch.randn(1, 24, MINILM.hidden_size)
+    with torch.no_grad():
+        products = EightBitProducts.of(attention, hidden)
+        rounded = OneAttention(attention, None, 0, products)(hidden)
+        products.value /= 2  # the largest become less
+        clipped = OneAttention(attention, None, 0, products)(hidden)
+        full = OneAttention(attention, None, 0)(hidden)
+    assert 0 < (rounded - full).abs().max() < 0.005
+    assert (clipped - full).abs().max() > 2 * (rounded - full).abs().max()
+
+
 @pytest.mark.slow
 def test_graphs_compute_what_pytorch_does() -> None:
-    timings = attention_cost.measure(64, (8, 32), 2, (0.5,), rounds=1)
-    assert {each.form for each in timings} == {"full", "blocks of 8", "50% ask"}
+    timings = attention_cost.measure(64, (8, 32), 2, (0.5,), eight_bits=True, rounds=1)
+    assert {each.form for each in timings} == {"full", "blocks of 8", "50% ask", "8 bits"}
     for each in timings:
-        assert each.change < (1e-4 if each.runtime.endswith("fp32") else 0.05)
+        # A value half-way between two of 8 bits may become either.
+        exact = 1e-3 if each.form == "8 bits" else 1e-4
+        assert each.change < (exact if each.runtime.endswith("fp32") else 0.05)
         assert each.milliseconds > 0.0
 
 
