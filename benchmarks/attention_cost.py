@@ -1,7 +1,7 @@
 """Times the attention of one layer: over the row, within windows, where few ask, in 8 bits.
 
     python benchmarks/attention_cost.py --lengths 512,2048 --windows 64,128,256 --asking 0.5
-    python benchmarks/attention_cost.py --lengths 128,512,2048 --eight-bits
+    python benchmarks/attention_cost.py --lengths 128,512,2048 --windows 128 --eight-bits
 
 One graph with attention, its four products and its normalization, in the sizes of MiniLM with
 random weights, on ONNX Runtime in float32 (with its own operator) and on OpenVINO in float32 and in
@@ -313,7 +313,7 @@ def forms(
     windows: Sequence[int],
     first: int,
     asking: Sequence[float],
-    eight_bits: bool = False,
+    eight_bits: bool,
 ) -> dict[str, Form]:
     """Full attention, the windows that a row has more than three of, those where few ask, and that
     of 8 bits, all with the same random weights, for the states of one row [1, S, H].
@@ -339,6 +339,7 @@ def forms(
     return found
 
 
+@torch.no_grad()
 def measure(
     length: int,
     windows: Sequence[int],
@@ -357,11 +358,8 @@ def measure(
     given = hidden.numpy()
     graphs: dict[tuple[str, str], Graph] = {}
     changes = {}
-    with torch.no_grad():
-        found = forms(hidden, windows, first, asking, eight_bits)
-    for form, make in found.items():
-        with torch.no_grad():
-            expected = make(attend_within).eval()(hidden).numpy()
+    for form, make in forms(hidden, windows, first, asking, eight_bits).items():
+        expected = make(attend_within).eval()(hidden).numpy()
         for name, runtime in runtimes().items():
             graph = graphs[name, form] = runtime.opened(traced(make(runtime.attend), length))
             changes[name, form] = float(np.abs(graph(given) - expected).max())
